@@ -1,0 +1,269 @@
+"""The command line: `python train.py fit --config ...`, and `mmbert` as the same."""
+
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenised in the loader's own processes
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from mmbert.config_files import with_bases
+from mmbert.configuration import KEYS, MMBertConfig
+from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.errors import DataError, UsageError, did_you_mean
+from mmbert.evaluation import EvaluationOptions
+from mmbert.initialization import ModelOptions, build_model
+from mmbert.processing import MMBertProcessor, PictureSettings, load_tokenizer
+from mmbert.training import run
+from mmbert.training.hardware import best_precision
+from mmbert.training.optim import OptimOptions
+from mmbert.training.pretraining import PretrainingModule
+
+log = logging.getLogger("mmbert")
+
+
+@dataclass(kw_only=True)
+class CheckpointOptions:
+    """What is kept of a run."""
+
+    monitor: str = "val/itm_auroc"
+    """The validation result that chooses the best checkpoint."""
+    mode: str = "max"
+    """Whether more (max) or less (min) of it is better."""
+
+
+class Parser(LightningArgumentParser):
+    """Says what a misspelt option could have meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # pyright: ignore
+        """Prints one sentence and exits with 2."""
+        raise UsageError(explain(message, self)) from ex
+
+
+class MMBertCLI(LightningCLI):
+    """LightningCLI whose sections are our option classes: model, data, optim, evaluation, trainer."""
+
+    def __init__(self, arguments: list[str], *, preparation_seconds: float = 0.0):
+        self.preparation_seconds = preparation_seconds
+        self.folder = Path()
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=arguments,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What can be done; predict comes with the tasks that predict something."""
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
+        return {"fit": skipped, "validate": skipped, "test": skipped}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The sections."""
+        parser.add_argument("--name", type=str, default="run", help="The run's folder below trainer.default_root_dir.")
+        parser.add_argument("--base", type=str | list[str] | None, help="YAML files that a YAML file builds on.")
+        parser.add_class_arguments(ModelOptions, "model")
+        parser.add_class_arguments(DataOptions, "data")
+        parser.add_class_arguments(OptimOptions, "optim")
+        parser.add_class_arguments(EvaluationOptions, "evaluation")
+        parser.add_class_arguments(CheckpointOptions, "checkpoint")
+        parser.add_lightning_class_args(L.Trainer, "trainer")
+        parser.set_defaults(
+            {"trainer.default_root_dir": "runs", "trainer.log_every_n_steps": 10, "trainer.num_sanity_val_steps": 0}
+        )
+
+    def instantiate_classes(self) -> None:
+        """Builds everything, cheapest first, so that a mistake is told before a weight or a picture is read."""
+        config = self.config[self.subcommand]
+        self.config_init = self.parser.instantiate_classes(self.config)
+        chosen = self.config_init[self.subcommand]
+        model_options: ModelOptions = chosen.model
+        data_options: DataOptions = chosen.data
+        chosen.optim.check()
+        chosen.evaluation.check()
+        checkpoint = config.get("ckpt_path")
+        if checkpoint not in (None, "best", "last", "hpc", "registry") and not Path(checkpoint).is_file():
+            raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
+        MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
+        source = data_options.tokenizer or model_options.text_pretrained
+        if source is None:
+            raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
+        tokenizer = load_tokenizer(source)
+        if model_options.text_pretrained is None:
+            model_options.vocab_size, model_options.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+        seed = int(config.seed_everything)
+        L.seed_everything(seed, verbose=False)
+        model = build_model(model_options)
+        settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, model_options.image_size)
+        self.processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
+        self.datamodule = PairsDataModule(data_options, self.processor, seed=seed)
+        model.mmbert.text_encoder.freeze(chosen.optim.freeze_text)
+        model.mmbert.image_encoder.freeze(chosen.optim.freeze_image)
+        if chosen.optim.activation_checkpointing:
+            model.gradient_checkpointing_enable()
+        if chosen.optim.compile:
+            model.compile(dynamic=True)
+        self.model = PretrainingModule(
+            model, self.datamodule, optim=chosen.optim, evaluation=chosen.evaluation, seed=seed
+        )
+        self.trainer = self._trainer(config, chosen)
+        self._announce(config)
+
+    def _trainer(self, config: Any, chosen: Any) -> L.Trainer:
+        options = dict(chosen.trainer)
+        self.precision_reason = "as asked"
+        if options["precision"] is None:
+            options["precision"], self.precision_reason = best_precision()
+        first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        self.dry = bool(options["fast_dev_run"])
+        self.folder = run.new_run_folder(options["default_root_dir"], config.name, create=first and not self.dry)
+        checkpoint: CheckpointOptions = chosen.checkpoint
+        callbacks = list(options.pop("callbacks") or [])
+        self.best = ModelCheckpoint(
+            dirpath=self.folder / "checkpoints",
+            filename="best-{step}",
+            monitor=checkpoint.monitor if self.datamodule.val_pairs is not None else None,
+            mode=checkpoint.mode,
+            save_last=True,
+            enable_version_counter=False,
+        )
+        loggers = []
+        if not self.dry:
+            if options["enable_checkpointing"] is not False:
+                callbacks.append(self.best)
+            loggers = [
+                CSVLogger(self.folder, name="", version=""),
+                TensorBoardLogger(self.folder, name="", version="", sub_dir="tensorboard"),
+            ]
+            if first:
+                (self.folder / "config.yaml").write_text(self._resolved(config))
+        options.update(callbacks=callbacks, logger=loggers, use_distributed_sampler=False)
+        return L.Trainer(**options)
+
+    def _resolved(self, config: Any) -> str:
+        """The configuration with every default, ready to be run again."""
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        content = yaml.safe_load(text)
+        for key in ("base", "config", "ckpt_path"):
+            content.pop(key, None)
+        return yaml.safe_dump(content, sort_keys=False)
+
+    def _announce(self, config: Any) -> None:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        sizes = ", ".join(f"{count:,} {split}" for split, count in self.datamodule.sizes().items())
+        log.info(
+            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s | %s",
+            config.model.fusion, parameters / 1e6, trainable / 1e6, sizes, self.trainer.precision,
+            self.precision_reason, "dry run, nothing is written" if self.dry else f"output in {self.folder}",
+        )  # fmt: skip
+
+    def after_fit(self) -> None:
+        """Tests the best checkpoint once and leaves results, curves and the model to share."""
+        trainer = self.trainer
+        if trainer.fast_dev_run:  # pyright: ignore
+            return
+        val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        best = self.best.best_model_path
+        if best:
+            checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(checkpoint["state_dict"])
+            log.info("best checkpoint on validation: %s, %s = %s", best, self.best.monitor, self.best.best_model_score)
+            trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        test = {}
+        if self.datamodule.test_splits:
+            trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            test = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test")}
+        if trainer.is_global_zero:
+            self.model.model.save_pretrained(self.folder / "model")
+            self.processor.save_pretrained(self.folder / "model")
+            self._report({**val, **test})
+
+    def after_validate(self) -> None:
+        """Writes and prints the results."""
+        self._report({k: float(v) for k, v in self.trainer.callback_metrics.items()})
+
+    def after_test(self) -> None:
+        """Writes and prints the results."""
+        self._report({k: float(v) for k, v in self.trainer.callback_metrics.items()})
+
+    def _report(self, metrics: dict[str, Any]) -> None:
+        if self.dry or not self.trainer.is_global_zero:
+            return
+        scorer = self.config[self.subcommand].evaluation.scorer
+        facts: dict[str, Any] = {
+            "run/seed": self.model.seed,
+            "run/fusion": self.config[self.subcommand].model.fusion,
+            "run/parameters": sum(p.numel() for p in self.model.parameters()),
+            "run/samples": self.model.samples_seen,
+            "run/steps": self.trainer.global_step,
+            "run/retrieval_scorer": scorer if scorer != "auto" else self.model.model.scorer,
+            "run/precision": str(self.trainer.precision),
+            "run/peak_memory_bytes": run.peak_memory_bytes(),
+            **run.versions(),
+        }
+        if self.model.training_seconds:
+            facts["run/samples_per_second"] = self.model.samples_seen / self.model.training_seconds
+        run.plot_curves(self.folder)
+        facts["run/wall_seconds"] = run.seconds_since_start() - self.preparation_seconds
+        run.write_metrics(self.folder, {**metrics, **facts})
+        run.print_results(metrics, folder=self.folder)
+
+
+def explain(message: str, parser: Parser) -> str:
+    """Adds to jsonargparse's message what a misspelt key could have meant."""
+    import re
+
+    known = [action.dest for action in parser._actions]
+    found = re.search(r"(?:option|key|argument)s?:? ['\"]?-{0,2}([\w.]+)", message)
+    return message + (did_you_mean(found.group(1), known) if found else "")
+
+
+def main(
+    arguments: list[str] | None = None, *, default: list[str] | None = None, preparation_seconds: float = 0.0
+) -> None:
+    """Runs the command line.
+
+    Args:
+        arguments: Command line; None takes that of the process.
+        default: Command line to use where none is given; None prints help.
+        preparation_seconds: Time spent on data before, left out of `run/wall_seconds`.
+    """
+    logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        arguments = default or ["--help"]
+    sys.argv = [sys.argv[0]]  # LightningCLI warns if it finds both
+    try:
+        MMBertCLI(with_bases(arguments), preparation_seconds=preparation_seconds)
+    except UsageError as error:
+        fail(error, 2)
+    except DataError as error:
+        fail(error, 1)
+
+
+def fail(error: Exception, code: int) -> None:
+    """Prints one sentence, without a traceback, and exits."""
+    text = str(error)
+    if "Original Traceback" in text:  # a loader's process wraps its error
+        text = text.strip().splitlines()[-1].split(": ", 1)[-1]
+    print(f"mmbert: error: {text}", file=sys.stderr)
+    raise SystemExit(code)

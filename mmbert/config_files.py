@@ -1,0 +1,56 @@
+"""YAML files that build on each other: `base: [other.yaml]` names what a file differs from."""
+
+from pathlib import Path
+
+import yaml
+
+from mmbert.errors import DataError, UsageError
+
+OPTIONS = ("--config", "-c")
+
+
+def with_bases(arguments: list[str]) -> list[str]:
+    """Puts the files that a configuration builds on before it on the command line.
+
+    Args:
+        arguments: The command line; `--config FILE`, `-c FILE` and `--config=FILE` are looked at.
+
+    Raises:
+        UsageError: A file that is not there, or files that build on each other in a circle.
+        DataError: A file that is no YAML mapping.
+    """
+    out: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if option not in OPTIONS:
+            out.append(argument)
+            continue
+        file = value if equals else next(rest, None)
+        if file is None:
+            out.append(argument)
+            continue
+        for path in _chain(Path(file), ()):
+            out += ["--config", str(path)]
+    return out
+
+
+def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
+    """The file preceded by everything it builds on."""
+    if file.resolve() in above:
+        raise UsageError(f"{file} builds on itself: {' -> '.join(str(p) for p in (*above, file))}.")
+    if not file.is_file():
+        asked = f", which {above[-1]} builds on" if above else ""
+        raise UsageError(f"--config {file}: there is no such file{asked}.")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
+        raise DataError(place, getattr(error, "problem", None) or "no text in UTF-8", "YAML") from error
+    if content is not None and not isinstance(content, dict):
+        raise DataError(str(file), f"a {type(content).__name__}", "a YAML mapping of options")
+    bases = (content or {}).get("base") or []
+    bases = [bases] if isinstance(bases, str) else bases
+    before = [path for base in bases for path in _chain(file.parent / base, (*above, file.resolve()))]
+    return [*before, file]

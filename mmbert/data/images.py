@@ -1,0 +1,210 @@
+"""Load a picture from anything a user may have, as upright 8-bit RGB, or say in one line why not."""
+
+import os
+import stat
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageFile
+
+# Importing the plugins registers them; Pillow would otherwise import all its formats at the first TIFF.
+from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  # isort: skip
+from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # isort: skip
+
+from mmbert.data.sniff import gif_metadata_bytes, guess_content
+from mmbert.errors import DataError, printable
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 64_000_000
+MAX_FILE_BYTES = 1 << 28
+MAX_GIF_METADATA = 1 << 20
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the picture upright."""
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+"""What `load_image` takes."""
+
+
+class BadImageError(DataError):
+    """A picture cannot be used.
+
+    Args:
+        path: the file, or "<bytes>", "<PIL image>", "<array>".
+        reason: why, in a few words.
+    """
+
+    def __init__(self, path: str, reason: str = "") -> None:
+        super().__init__(path, reason)
+        # Only these two, so that pickling and DataLoader workers can make the error again.
+        self.args = (path, reason)
+        self.path = path
+        self.reason = reason
+
+
+def load_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """Load one picture as 8-bit RGB.
+
+    EXIF orientation is applied, transparent parts show `background`, 16-bit grey keeps its high byte,
+    floating-point values in [0, 1] are scaled to 0-255, animations and multi-page files give their first
+    frame. Colour profiles are ignored. The result carries no metadata.
+
+    Args:
+        source: path, file content, Pillow image, or array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
+            bool, uint8, uint16 or of floats in [0, 1].
+        max_pixels: largest width x height; checked on the header, before any pixel is decoded.
+        background: RGB colour behind transparent parts.
+
+    Raises:
+        BadImageError: it is no regular file, no picture in one of `FORMATS`, too large, truncated, or of a
+            kind of pixel with no sure meaning as RGB.
+        TypeError: `source` is something else.
+    """
+    if isinstance(source, np.ndarray):
+        name, pixels = "<array>", _from_array
+    elif isinstance(source, Image.Image):
+        name, pixels = "<PIL image>", _from_pillow
+    elif isinstance(source, bytes):
+        name, pixels = "<bytes>", _from_bytes
+    elif isinstance(source, (str, os.PathLike)):
+        name, pixels = os.fspath(source), _from_file
+    else:
+        raise TypeError(f"source is a {type(source).__name__}; expected a path, bytes, Pillow image or array")
+    try:
+        return pixels(source, max_pixels, background)  # type: ignore[arg-type]
+    except _Unusable as error:
+        raise BadImageError(name, str(error)) from error.__cause__
+
+
+class _Unusable(ValueError):
+    """Why a picture is refused; `load_image` adds the name."""
+
+
+def _from_file(path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise _Unusable("no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the name
+        raise _Unusable(f"cannot be opened ({printable(getattr(error, 'strerror', None) or str(error))})") from None
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise _Unusable("not a regular file")
+        if info.st_size > MAX_FILE_BYTES:
+            raise _Unusable(f"{info.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        try:
+            content = file.read()
+        except OSError as error:
+            raise _Unusable(f"cannot be read ({error.strerror})") from error
+    return _from_bytes(content, max_pixels, background)
+
+
+def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
+    if content[:4] == b"GIF8" and gif_metadata_bytes(content) > MAX_GIF_METADATA:
+        # Pillow joins comment blocks in quadratic time: ten megabytes of them take minutes.
+        raise _Unusable(f"more than {MAX_GIF_METADATA:,} bytes before the first frame of a GIF")
+    try:
+        image = Image.open(BytesIO(content), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise _Unusable(guess_content(content, FORMATS)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _Unusable(f"too large: {error} (at most {max_pixels:,} pixels are read)") from None
+    except Exception as error:
+        # The decoders raise nearly anything on damaged data; whatever it is, the picture is at fault.
+        raise _Unusable(f"truncated or damaged ({_short(error)})") from error
+    with image:
+        return _from_pillow(image, max_pixels, background)
+
+
+def _from_pillow(image: Image.Image, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _Unusable(f"too large: {width}x{height} pixels, at most {max_pixels:,} are read; make it smaller")
+    if width < 1 or height < 1:
+        raise _Unusable(f"no pixels ({width}x{height})")
+    try:
+        image.load()
+    except Exception as error:  # as above: the picture is at fault
+        raise _Unusable(f"truncated or damaged {image.format or 'picture'} ({_short(error)})") from error
+    rgb = _to_rgb(image, background)
+    turn = UPRIGHT.get(_orientation(image))
+    rgb = rgb.transpose(turn) if turn is not None else rgb
+    if rgb is image or isinstance(rgb, ImageFile.ImageFile):
+        rgb = rgb.copy()  # never the caller's own image, and no open file
+    rgb.info = {}  # or a later exif_transpose would turn the picture once more
+    return rgb
+
+
+def _from_array(array: np.ndarray, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
+    shape = "x".join(map(str, array.shape))
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise _Unusable(f"an array of shape {shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise _Unusable(f"too large: an array of {shape}, at most {max_pixels:,} pixels are read")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif np.issubdtype(array.dtype, np.floating):
+        array = _scale_unit(array)
+    elif array.dtype != np.uint8:
+        raise _Unusable(f"an array of {array.dtype}; expected bool, uint8, uint16 or floats in [0, 1]")
+    return _from_pillow(Image.fromarray(np.ascontiguousarray(array)), max_pixels, background)
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Convert a loaded image of any mode."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        # convert("RGB") would clip at 255 and give a white picture.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if mode == "F":
+        return Image.fromarray(_scale_unit(np.asarray(image))).convert("RGB")
+    if mode == "I":
+        raise _Unusable("32-bit whole-number pixels, whose range is unknown; save it with 8 or 16 bits")
+    try:
+        if mode in ("La", "RGBa"):
+            image, mode = image.convert(mode[:-1] + "A"), mode[:-1] + "A"
+        if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            alpha = rgba.getchannel("A")
+            if alpha.getextrema() != (255, 255):
+                canvas = Image.new("RGB", rgba.size, background)
+                canvas.paste(rgba, mask=alpha)
+                return canvas
+            image = rgba
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except (ValueError, KeyError, OSError) as error:
+        raise _Unusable(f"pixels of mode {mode}, which cannot be made RGB ({_short(error)})") from error
+
+
+def _scale_unit(values: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1] to uint8; any other range could mean anything."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 1):  # also false for NaN
+        raise _Unusable(f"floating-point pixels from {low:g} to {high:g}; only [0, 1] has a sure meaning")
+    return np.rint(values * 255).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(0x0112)
+    except Exception:  # damaged EXIF raises nearly anything; the pixels are good all the same
+        return None
+
+
+def _short(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {error}"[:120])

@@ -1,0 +1,60 @@
+"""Which tokens masked language modelling hides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmbert.tokens import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Masking:
+    """The rule of BERT (arXiv:1810.04805, Sec. 3.1): 15 % of tokens, of these 80/10/10 mask/random/unchanged."""
+
+    mask_token_id: int
+    ordinary_ids: np.ndarray
+    """Ids that may replace a token: the vocabulary without special tokens, (V',) int64."""
+    special_ids: frozenset[int]
+    probability: float = 0.15
+    """Fraction of tokens (or of words, with `whole_word`) to predict."""
+    whole_word: bool = False
+    """All pieces of a word are predicted together."""
+
+    def __call__(
+        self, ids: Sequence[int], continues: Sequence[bool], rng: np.random.Generator
+    ) -> tuple[list[int], list[int]]:
+        """Masks one text.
+
+        At least one token is predicted unless all are special. The number of units is drawn so that its mean is
+        exact for texts of at least 1 / probability units.
+
+        Args:
+            ids: Token ids incl. special ones.
+            continues: True where a token continues the word of the token before it; read for `whole_word` only.
+            rng: The sample's generator.
+
+        Returns:
+            Ids with some replaced, and labels: the original id where predicted, else `IGNORE_INDEX`.
+        """
+        units: list[list[int]] = []
+        for position, token in enumerate(ids):
+            if token in self.special_ids:
+                continue
+            if self.whole_word and continues[position] and units and units[-1][-1] == position - 1:
+                units[-1].append(position)
+            else:
+                units.append([position])
+        masked, labels = list(ids), [IGNORE_INDEX] * len(ids)
+        if not units:
+            return masked, labels
+        count = max(1, int(self.probability * len(units) + rng.random()))
+        for unit in rng.choice(len(units), size=min(count, len(units)), replace=False):
+            for position in units[unit]:
+                labels[position] = ids[position]
+                kind = rng.random()
+                if kind < 0.8:
+                    masked[position] = self.mask_token_id
+                elif kind < 0.9:
+                    masked[position] = int(rng.choice(self.ordinary_ids))
+        return masked, labels

@@ -1,0 +1,194 @@
+"""Examples to samples to batches: caption choice, masks and augmentation follow from (seed, epoch, sample)."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as transforms
+
+from mmbert.data.examples import Example
+from mmbert.data.masking import Masking
+from mmbert.data.sampling import Index
+from mmbert.processing import MMBertProcessor, pad
+from mmbert.randomness import mix, numpy_generator, permutation
+from mmbert.tokens import IGNORE_INDEX, NO_TEXT
+
+SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+class Augmentation(NamedTuple):
+    """Random changes to training pictures."""
+
+    crop: float = 1.0
+    """Smallest fraction of the area that a random crop keeps; 1 = no crop."""
+    flip: bool = False
+    """Mirrors half of the pictures, never one whose caption says left or right."""
+
+
+class Sample(NamedTuple):
+    """One pair, ready to be collated."""
+
+    index: int
+    input_ids: list[int]
+    mlm_input_ids: list[int]
+    mlm_labels: list[int]
+    picture: Tensor  # (3, S, S) uint8
+    wrong_picture: Tensor | None  # (3, S, S) uint8, evaluation only
+    image_key: int
+    text_key: int
+    image_text_keys: tuple[int, ...]
+
+
+def text_key(text: str) -> int:
+    """63-bit hash of a caption; captions that differ in case or spaces only are equal."""
+    normal = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
+
+
+class Pairs(Dataset[Sample]):
+    """Image-caption pairs of one split.
+
+    Args:
+        examples: What a reader found.
+        processor: Tokenizer and picture settings.
+        masking: The MLM rule.
+        seed: The run's seed.
+        augmentation: Changes to the pictures; None for evaluation, which takes the first caption of each image, the
+            same masks in every epoch, and adds a wrong picture (see `wrong_pictures`).
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        processor: MMBertProcessor,
+        masking: Masking,
+        *,
+        seed: int,
+        augmentation: Augmentation | None,
+    ):
+        self.examples, self.processor, self.masking, self.seed = examples, processor, masking, seed
+        self.augmentation = augmentation
+        self.captions_each = np.array([len(e.captions) for e in examples], dtype=np.int64)
+        self.image_keys = [text_key(e.image_id) for e in examples]
+        self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
+        self.wrong = None if augmentation is not None else wrong_pictures(self.text_keys, self.image_keys, seed)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def caption_numbers(self, epoch: int) -> np.ndarray:
+        """(N,) which caption each image shows in an epoch: every image goes through all of its captions in turn."""
+        if self.augmentation is None:
+            return np.zeros(len(self), dtype=np.int64)
+        start = mix(self.seed, "caption", np.arange(len(self)))
+        return ((start + np.uint64(epoch)) % self.captions_each.astype(np.uint64)).astype(np.int64)
+
+    def text_lengths(self, epoch: int) -> np.ndarray:
+        """(N,) characters of the captions shown in an epoch; close enough to tokens for grouping."""
+        shown = self.caption_numbers(epoch)
+        return np.array([len(e.captions[i]) for e, i in zip(self.examples, shown, strict=True)])
+
+    def __getitem__(self, index: Index | int) -> Sample:
+        epoch, i = index if isinstance(index, tuple) else (0, index)
+        example = self.examples[i]
+        number = self._caption_number(epoch, i)
+        caption = example.captions[number]
+        training = self.augmentation is not None
+        purpose = "train" if training else "evaluate"
+        ids = self.processor.encode(caption)
+        pieces = self.processor.tokenizer.convert_ids_to_tokens(ids)
+        continues = [str(piece).startswith("##") for piece in pieces]
+        masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
+        picture = self.processor.picture(example.image) if not training else self._augmented(epoch, i, caption)
+        wrong = None if self.wrong is None else self.processor.picture(self.examples[self.wrong[i]].image)
+        return Sample(
+            i, ids, masked, labels, picture, wrong, self.image_keys[i], self.text_keys[i][number], self.text_keys[i]
+        )
+
+    def _caption_number(self, epoch: int, i: int) -> int:
+        if self.augmentation is None:
+            return 0
+        return (int(mix(self.seed, "caption", i)) + epoch) % (1 << 64) % int(self.captions_each[i])
+
+    def _augmented(self, epoch: int, i: int, caption: str) -> Tensor:
+        settings, augmentation = self.processor.pictures, self.augmentation
+        assert augmentation is not None
+        if augmentation == Augmentation():
+            return self.processor.picture(self.examples[i].image)
+        rng = numpy_generator(self.seed, "augment", epoch, i)
+        picture = self.processor.load(self.examples[i].image)
+        if augmentation.crop < 1:
+            height, width = picture.shape[-2:]
+            side = rng.uniform(augmentation.crop, 1) ** 0.5
+            h, w = max(1, round(height * side)), max(1, round(width * side))
+            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+            picture = picture[:, top : top + h, left : left + w]
+        picture = settings.resize(picture)
+        if augmentation.flip and rng.random() < 0.5 and not SIDES.search(caption):
+            picture = transforms.horizontal_flip(picture)
+        return picture
+
+
+def wrong_pictures(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int], seed: int) -> np.ndarray:
+    """Gives every example the picture of another one that does not carry its first caption.
+
+    A derangement where one exists: each picture serves as the wrong one for exactly one text. An example for which no
+    valid picture is left after repair keeps its own number and is left out of ITM by the evaluation.
+
+    Returns:
+        (N,) int64 positions.
+    """
+    count = len(text_keys)
+    carried = [set(keys) for keys in text_keys]
+
+    def valid(text: int, image: int) -> bool:
+        return image_keys[text] != image_keys[image] and text_keys[text][0] not in carried[image]
+
+    cycle = permutation(seed, "wrong picture", 0, count)
+    wrong = np.empty(count, dtype=np.int64)
+    wrong[cycle] = np.roll(cycle, -1)
+    rng = numpy_generator(seed, "repair")
+    for text in [t for t in range(count) if not valid(t, int(wrong[t]))]:
+        for other in rng.permutation(count)[:1000]:
+            if valid(text, int(wrong[other])) and valid(int(other), int(wrong[text])):
+                wrong[text], wrong[other] = wrong[other], wrong[text]
+                break
+        else:
+            wrong[text] = next((i for i in rng.permutation(count) if valid(text, int(i))), text)
+    return wrong
+
+
+class Collate:
+    """Samples to the batch that `MMBertForPreTraining` and the evaluation take.
+
+    Keys: `index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64; `pixel_values` and,
+    in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`, `text_key` (B,) and
+    `image_text_keys` (B, C) int64 hashes.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
+        """Pads and stacks."""
+        input_ids, attention_mask = pad([s.input_ids for s in samples], self.pad_token_id)
+        batch = {
+            "index": torch.tensor([s.index for s in samples]),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "mlm_input_ids": pad([s.mlm_input_ids for s in samples], self.pad_token_id)[0],
+            "mlm_labels": pad([s.mlm_labels for s in samples], IGNORE_INDEX)[0],
+            "pixel_values": torch.stack([s.picture for s in samples]),
+            "image_key": torch.tensor([s.image_key for s in samples]),
+            "text_key": torch.tensor([s.text_key for s in samples]),
+            "image_text_keys": pad([s.image_text_keys for s in samples], NO_TEXT)[0],
+        }
+        wrong = [s.wrong_picture for s in samples if s.wrong_picture is not None]
+        if wrong:
+            batch["wrong_pixel_values"] = torch.stack(wrong)
+        return batch

@@ -1,0 +1,212 @@
+"""What every annotation reader shares: the example it makes, the list of problems, the picture folder."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
+
+from mmbert.errors import DataError, describe, quote
+
+logger = logging.getLogger("mmbert")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One picture with its captions, as an annotation file gives it."""
+
+    image: Path
+    """Picture file: links resolved, inside the image root, known to exist."""
+    captions: tuple[str, ...]
+    """At least one; none empty, no white space at the ends."""
+    image_id: str
+    """Unique in its split."""
+    split: str
+    """train, val, test, or another name the file gives, such as test_seen."""
+    place: str
+    """Where the file says so, "FILE:RECORD", for messages."""
+
+
+class Problems:
+    """Collects what is wrong with an annotation file, so that one run reports many mistakes.
+
+    A `DataError` raised inside `with problems:` is noted, and reading goes on behind the block.
+
+    Args:
+        limit: problems listed in the final error; the rest is only counted.
+    """
+
+    def __init__(self, limit: int = 10) -> None:
+        self.limit = limit
+        self.listed: list[tuple[str, str, str]] = []
+        self.total = 0
+        self.notes: dict[str, tuple[int, str]] = {}
+        """What was dropped without being an error: kind -> (how many, first place)."""
+
+    def add(self, place: str, found: str, expected: str) -> None:
+        """Note one problem; the arguments are those of `DataError`."""
+        self.total += 1
+        if len(self.listed) < self.limit:
+            self.listed.append((place, found, expected))
+
+    def note(self, kind: str, place: str) -> None:
+        """Count something dropped that is no error, such as an empty caption among good ones."""
+        count, first = self.notes.get(kind, (0, place))
+        self.notes[kind] = (count + 1, first)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, DataError):
+            self.add(error.place, error.found, error.expected)
+            return True
+        return False
+
+    def raise_if_any(self) -> None:
+        """Raise the one `DataError` that lists the problems.
+
+        Raises:
+            DataError: at least one problem was noted.
+        """
+        if not self.listed:
+            return
+        others = [describe(*problem) for problem in self.listed[1:]]
+        if self.total > len(self.listed):
+            others.append(f"... and {self.total - len(self.listed):,} more problems")
+        raise DataError(*self.listed[0], others=tuple(others))
+
+    def log_notes(self) -> None:
+        """Log one warning line for each kind of thing that was dropped."""
+        for kind, (count, first) in self.notes.items():
+            logger.warning("%s: %s (first: %s)", kind, f"{count:,}", first)
+
+
+class ImageFolder:
+    """Turns the picture names of an annotation file into files that exist inside one folder.
+
+    Every folder is listed once, so 120,000 names cost a few folder scans and no call per picture.
+
+    Args:
+        root: the folder; no picture may lie outside it, not even through a link.
+
+    Raises:
+        DataError: `root` is not a folder.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.realpath(root)
+        if not os.path.isdir(self.root):
+            raise DataError(
+                os.fspath(root), "no such folder", "the folder with the pictures; check the images option"
+            )
+        self._folders: dict[str, tuple[Path, dict[str, os.DirEntry[str]]]] = {}
+        self._hints_left = 20
+
+    def find(self, name: str, place: str) -> tuple[Path, str]:
+        """Return the picture file called `name`, and its name in plain form ("a.jpg" for "./a.jpg").
+
+        Args:
+            name: path relative to the root, with forward slashes.
+            place: record that names the picture, for the message.
+
+        Raises:
+            DataError: the name leaves the root, or there is no such file.
+        """
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise DataError(
+                place, f"the picture name {quote(name)}", f"a relative path without '..' inside {self.root}"
+            )
+        folder, entries = self._list(str(path.parent), name, place)
+        entry = entries.get(path.name)
+        if entry is None:
+            hint = self._other_spelling(path, entries)
+            raise DataError(place, f"no picture file {quote(name)}", f"it inside {self.root}.{hint}")
+        file = folder / path.name
+        if entry.is_symlink():
+            file = self._inside(str(file), name, place)
+        if not _is_file(entry):
+            raise DataError(place, f"{quote(name)} is not a file", "a picture file")
+        return file, str(path)
+
+    def _list(self, parent: str, name: str, place: str) -> tuple[Path, dict[str, os.DirEntry[str]]]:
+        if parent not in self._folders:
+            try:
+                folder = self._inside(os.path.join(self.root, parent), name, place)
+                with os.scandir(folder) as entries:
+                    self._folders[parent] = folder, {entry.name: entry for entry in entries}
+            except PermissionError:
+                raise DataError(
+                    place, f"no permission to list the folder of {quote(name)}", "a readable folder"
+                ) from None
+            except (OSError, ValueError):  # ValueError: NUL or a lone surrogate in the name
+                # Not remembered: a wrong folder name is rare, and a typo may be in every record.
+                raise DataError(
+                    place, f"no picture file {quote(name)}", f"its folder inside {self.root}"
+                ) from None
+        return self._folders[parent]
+
+    def _inside(self, path: str, name: str, place: str) -> Path:
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, self.root]) != self.root:
+            raise DataError(
+                place,
+                f"the picture {quote(name)} is a link to {real}",
+                f"a file inside {self.root}; copy it there, or give the folder that holds both",
+            )
+        return Path(real)
+
+    def _other_spelling(self, path: PurePosixPath, entries: dict[str, os.DirEntry[str]]) -> str:
+        """Find a file that differs only in case or suffix; a few times only, since it reads the whole list."""
+        if self._hints_left == 0:
+            return ""
+        self._hints_left -= 1
+        stem = path.stem.lower()
+        match = next((name for name in entries if name.rpartition(".")[0].lower() == stem), None)
+        return f" There is {str(path.with_name(match))!r}." if match else ""
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a loop of links
+        return False
+
+
+def clean_caption(text: object, place: str) -> str:
+    """Return the caption without white space at its ends; empty if there is nothing else.
+
+    Raises:
+        DataError: it is not text, or not valid Unicode (which a tokenizer cannot read).
+    """
+    if not isinstance(text, str):
+        raise DataError(place, f"the caption is {json_type(text)}", "a string")
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            place, f"half a surrogate pair at character {error.start} of the caption", "valid Unicode"
+        ) from None
+    return text.strip()
+
+
+def json_type(value: object) -> str:
+    """Name a value the way JSON does, with the value itself when it is short: "the number 3", "null"."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return f"the string {quote(value, 40)}"
+        case list():
+            return f"a list of {len(value)}"
+        case dict():
+            return "an object with " + (", ".join(quote(key, 20) for key in list(value)[:4]) or "no keys")
+    return f"a {type(value).__name__}"

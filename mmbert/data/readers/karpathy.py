@@ -1,0 +1,61 @@
+"""Karpathy's JSON (dataset_coco.json, dataset_flickr30k.json): each image carries its split and sentences."""
+
+from pathlib import Path
+
+from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption
+from mmbert.data.readers.strict import expect, field, load_json, missing_key
+from mmbert.errors import DataError, UsageError, did_you_mean, quote
+
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def read_karpathy(
+    path: Path, images: ImageFolder, problems: Problems, *, split: str | None = None
+) -> list[Example]:
+    """Read a file with all splits; `restval` counts as train, as in the papers.
+
+    Args:
+        path: the annotation file.
+        images: folder that holds `filename`, or `filepath`/`filename` where a `filepath` is given.
+        problems: receives what is wrong.
+        split: not allowed, since the file names its splits.
+
+    Raises:
+        DataError: the file as a whole cannot be read.
+        UsageError: `split` is given.
+    """
+    if split is not None:
+        raise UsageError(f"annotations: a split {split!r} for {path}; a karpathy file names its own splits")
+    top = expect(load_json(path), dict, "the file", str(path))
+    examples = []
+    seen: dict[Path, str] = {}
+    for index, record in enumerate(field(top, "images", list, str(path))):
+        place = f"{path}:images[{index}]"
+        with problems:
+            record = expect(record, dict, "the image", place)
+            name = field(record, "split", str, place)
+            if name not in SPLITS:
+                raise DataError(
+                    place, f"the split {quote(name)}", f"{', '.join(SPLITS)}.{did_you_mean(name, SPLITS)}"
+                )
+            filename = field(record, "filename", str, place)
+            if record.get("filepath"):
+                filename = f"{field(record, 'filepath', str, place)}/{filename}"
+            file, image_id = images.find(filename, place)
+            if file in seen:
+                raise DataError(place, f"the picture of {seen[file]} again", "each picture in one record")
+            seen[file] = place
+            captions = []
+            for number, sentence in enumerate(field(record, "sentences", list, place)):
+                where = f"{place}.sentences[{number}]"
+                sentence = expect(sentence, dict, "the sentence", where)
+                if "raw" not in sentence:
+                    raise missing_key("raw", sentence, where)
+                if caption := clean_caption(sentence["raw"], where):
+                    captions.append(caption)
+                else:
+                    problems.note("empty captions dropped", where)
+            if not captions:
+                raise DataError(place, "no sentence with text", "at least one caption")
+            examples.append(Example(file, tuple(captions), image_id, SPLITS[name], place))
+    return examples

@@ -1,0 +1,240 @@
+"""What a pretrained model can do: masked words with the right and a wrong picture, matching, retrieval.
+
+Results are kept per pair and put in the order of the data set before they are summed, so they do not depend on batch
+size, order or number of processes.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmbert.distributed import world_size
+from mmbert.errors import UsageError
+from mmbert.metrics.ranking import auroc
+from mmbert.metrics.retrieval import recall_at_k
+from mmbert.modeling import MMBertForPreTraining
+from mmbert.objectives.base import no_autocast
+from mmbert.tokens import IGNORE_INDEX, Tokens
+
+SCORERS = ("auto", "itc", "itm")
+
+
+@dataclass(kw_only=True)
+class EvaluationOptions:
+    """How a pretrained model is judged."""
+
+    scorer: str = "auto"
+    """What ranks images and captions: itc (contrastive), itm (matching head on every pair), or auto: itc where the
+    model has it. To compare strategies use itm for all."""
+    val_images: int = 200
+    """Images, with one caption each, that are ranked in validation: a fixed sample."""
+    test_images: int = 1000
+    """The same for the final test."""
+
+    def check(self) -> None:
+        """Refuses what can't be meant.
+
+        Raises:
+            UsageError: An unknown scorer.
+        """
+        if self.scorer not in SCORERS:
+            raise UsageError(f"evaluation.scorer='{self.scorer}'; allowed are {', '.join(SCORERS)}.")
+
+
+class PairResult(NamedTuple):
+    """What is known of one pair after one step."""
+
+    index: int
+    masked: int
+    right_hits: int
+    wrong_hits: int | None  # None: no picture is a valid wrong one
+    mlm_loss: float
+    right_score: float
+    wrong_score: float | None
+
+
+class Encoded(NamedTuple):
+    """One pair of the retrieval sample, on the CPU: vectors for itc, tokens for itm."""
+
+    index: int
+    text: Tensor  # (E,) or (T, D)
+    image: Tensor  # (E,) or (P, D)
+    text_key: int
+    image_text_keys: frozenset[int]
+    image_key: int
+
+
+@dataclass
+class PairEvaluation:
+    """Collects the results of one split.
+
+    Args:
+        model: The model, in evaluation mode.
+        retrieval_indices: Pairs whose images and captions are ranked against each other.
+        scorer: "itc", "itm", or "auto": itc where the model has it.
+    """
+
+    model: MMBertForPreTraining
+    retrieval_indices: frozenset[int]
+    scorer: str = "auto"
+    results: list[PairResult] = field(default_factory=list)
+    encoded: list[Encoded] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Chooses the scorer."""
+        if self.scorer == "auto":
+            self.scorer = self.model.scorer
+        if self.scorer not in self.model.objectives:
+            self.retrieval_indices = frozenset()
+
+    @torch.no_grad()
+    def step(self, batch: dict[str, Tensor]) -> None:
+        """Evaluates one batch that holds `wrong_pixel_values`; a row is without a wrong picture where the two agree."""
+        model = self.model.mmbert
+        image, wrong = model.encode_image(batch["pixel_values"]), model.encode_image(batch["wrong_pixel_values"])
+        has_wrong = (batch["pixel_values"] != batch["wrong_pixel_values"]).flatten(1).any(dim=1).tolist()
+        size = len(has_wrong)
+        masked, right_hits, wrong_hits, loss = [0] * size, [0] * size, [0] * size, [0.0] * size
+        if "mlm" in self.model.objectives:
+            text = model.encode_text(batch["mlm_input_ids"], batch["attention_mask"])
+            masked, right_hits, loss = self._mlm(text, image, batch["mlm_labels"])
+            _, wrong_hits, _ = self._mlm(text, wrong, batch["mlm_labels"])
+        right_score, wrong_score = [0.0] * size, [0.0] * size
+        text = model.encode_text(batch["input_ids"], batch["attention_mask"])
+        if "itm" in self.model.objectives:
+            head = self.model.objectives["itm"]
+            right_score = head.score(model.fuse(text, image).pooled).tolist()  # pyright: ignore
+            wrong_score = head.score(model.fuse(text, wrong).pooled).tolist()  # pyright: ignore
+        for row, index in enumerate(batch["index"].tolist()):
+            valid = has_wrong[row]
+            self.results.append(
+                PairResult(
+                    index, masked[row], right_hits[row], wrong_hits[row] if valid else None, loss[row],
+                    right_score[row], wrong_score[row] if valid else None,
+                )
+            )  # fmt: skip
+        self._keep_for_retrieval(batch, text, image)
+
+    def _mlm(self, text: Tokens, image: Tokens, labels: Tensor) -> tuple[list[int], list[int], list[float]]:
+        """(B,) lists: masked positions, hits among them, summed loss."""
+        objective = self.model.objectives["mlm"]
+        positions = labels != IGNORE_INDEX
+        states = self.model.mmbert.fuse(text, image).text.hidden_states[positions]
+        logits = objective.logits(states, self.model.mmbert.word_embeddings)  # pyright: ignore
+        with no_autocast(logits):
+            losses = F.cross_entropy(logits, labels[positions], reduction="none")
+        hits = logits.argmax(dim=-1) == labels[positions]
+        row = positions.nonzero()[:, 0]
+        zeros = torch.zeros(len(labels), dtype=torch.float64, device=row.device)
+        counted = [zeros.index_add(0, row, x.double()) for x in (torch.ones_like(losses), hits, losses)]
+        return counted[0].int().tolist(), counted[1].int().tolist(), counted[2].tolist()
+
+    def _keep_for_retrieval(self, batch: dict[str, Tensor], text: Tokens, image: Tokens) -> None:
+        chosen = [row for row, index in enumerate(batch["index"].tolist()) if index in self.retrieval_indices]
+        if not chosen:
+            return
+        if self.scorer == "itc":
+            head = self.model.objectives["itc"]
+            texts = head.embed_text(text).cpu()  # pyright: ignore
+            images = head.embed_image(image).cpu()  # pyright: ignore
+        else:
+            texts, images = text.hidden_states.cpu(), image.hidden_states.cpu()
+        lengths = text.mask.sum(dim=1).tolist()
+        for row in chosen:
+            carried = frozenset(k for k in batch["image_text_keys"][row].tolist() if k >= 0)
+            own = texts[row] if self.scorer == "itc" else texts[row, : lengths[row]].clone()
+            self.encoded.append(
+                Encoded(
+                    int(batch["index"][row]), own, images[row].clone(), int(batch["text_key"][row]), carried,
+                    int(batch["image_key"][row]),
+                )
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """The flat results of the split; fractions, nats for losses."""
+        results = sorted({r.index: r for r in _everywhere(self.results)}.values())
+        encoded = sorted({e.index: e for e in _everywhere(self.encoded)}.values(), key=lambda e: e.index)
+        out: dict[str, float] = {}
+        masked = sum(r.masked for r in results)
+        if masked:
+            out["mlm_loss"] = sum(r.mlm_loss for r in results) / masked
+            out["mlm_accuracy"] = sum(r.right_hits for r in results) / masked
+            both = [r for r in results if r.wrong_hits is not None]
+            shuffled = sum(r.masked for r in both)
+            if shuffled:
+                wrong = sum(r.wrong_hits or 0 for r in both) / shuffled
+                out["mlm_accuracy_shuffled"] = wrong
+                out["mlm_image_gain"] = sum(r.right_hits for r in both) / shuffled - wrong
+        pairs = [(r.right_score, r.wrong_score) for r in results if r.wrong_score is not None]
+        if "itm" in self.model.objectives and pairs:
+            right, wrong_scores = torch.tensor(pairs, dtype=torch.float64).T
+            out["itm_loss"] = float((F.softplus(-right) + F.softplus(wrong_scores)).mean() / 2)
+            out["itm_accuracy"] = float(((right > 0).double() + (wrong_scores <= 0).double()).mean() / 2)
+            labels = torch.cat([torch.ones_like(right), torch.zeros_like(wrong_scores)])
+            out["itm_auroc"] = auroc(torch.cat([right, wrong_scores]), labels)
+            out["itm_left_out"] = float(len(results) - len(pairs))
+        if len(encoded) > 1:
+            out |= self._retrieval(encoded)
+        return out
+
+    def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:
+        relevant = torch.tensor(
+            [[t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded] for i in encoded]
+        )
+        if self.scorer == "itc":
+            scores = torch.stack([e.image for e in encoded]) @ torch.stack([e.text for e in encoded]).T
+        else:
+            scores = itm_scores(self.model, [e.image for e in encoded], [e.text for e in encoded])
+        out = recall_at_k(scores, torch.arange(len(encoded)), relevant=relevant)
+        chance = float(relevant.double().mean())
+        return {**out, "retrieval_images": float(len(encoded)), "retrieval_chance_R@1": chance}
+
+
+def itm_scores(
+    model: MMBertForPreTraining, images: list[Tensor], texts: list[Tensor], *, pairs_at_once: int = 512
+) -> Tensor:
+    """Matching score of every image with every text: all pairs are fused, nothing is encoded again.
+
+    Args:
+        model: With the objective itm.
+        images: (P, D) encoded tokens each.
+        texts: (T, D) encoded tokens each, without padding.
+        pairs_at_once: Bound on the memory of one fusion, in pairs.
+
+    Returns:
+        (images, texts) fp32 on the CPU.
+    """
+    device = model.mmbert.word_embeddings.device
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    every_image = torch.stack(images)
+    scores = torch.empty(len(images), len(texts))
+    step = max(1, min(32, pairs_at_once))
+    for first in range(0, len(texts), step):
+        chosen = by_length[first : first + step]
+        lengths = torch.tensor([len(texts[i]) for i in chosen])
+        states = torch.nn.utils.rnn.pad_sequence([texts[i] for i in chosen], batch_first=True).to(device)
+        mask = (torch.arange(states.shape[1]) < lengths[:, None]).to(device)
+        height = max(1, pairs_at_once // len(chosen))
+        for top in range(0, len(images), height):
+            block = every_image[top : top + height].to(device)
+            image = Tokens(block, block.new_ones(block.shape[:2], dtype=torch.bool))
+            rows = torch.arange(len(block), device=device).repeat_interleave(len(chosen))
+            columns = torch.arange(len(chosen), device=device).repeat(len(block))
+            fused = model.mmbert.fuse(Tokens(states, mask).rows(columns), image.rows(rows))
+            block_scores = model.objectives["itm"].score(fused.pooled)  # pyright: ignore
+            scores[top : top + height, chosen] = block_scores.float().view(len(block), len(chosen)).cpu()
+    return scores
+
+
+def _everywhere(rows: list) -> list:
+    """The rows of all processes."""
+    if world_size() == 1:
+        return rows
+    parts: list[list] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

@@ -1,0 +1,28 @@
+"""The fusion strategies. A new one is one file beside this, one line in the table, one YAML in `configs/fusion/`."""
+
+from mmbert.configuration import MMBertConfig
+from mmbert.errors import UsageError, did_you_mean
+from mmbert.fusion.base import Fusion
+from mmbert.fusion.early import EarlyFusion
+from mmbert.fusion.hybrid import HybridFusion
+from mmbert.fusion.late import LateFusion
+
+FUSIONS: dict[str, type[Fusion]] = {
+    "early": EarlyFusion,
+    "late": LateFusion,
+    "hybrid": HybridFusion,
+}
+
+
+def build_fusion(config: MMBertConfig) -> Fusion:
+    """Builds the strategy that `config.fusion` names.
+
+    Raises:
+        UsageError: An unknown strategy.
+    """
+    if config.fusion not in FUSIONS:
+        raise UsageError(
+            f"fusion='{config.fusion}' is no fusion strategy; allowed are {', '.join(FUSIONS)}."
+            f"{did_you_mean(config.fusion, FUSIONS)}"
+        )
+    return FUSIONS[config.fusion](config)

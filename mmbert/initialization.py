@@ -1,0 +1,155 @@
+"""From names to a model: architecture, then the pretrained weights of BERT and of the ViT."""
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from mmbert.configuration import KEYS, Architecture, MMBertConfig
+from mmbert.encoders import create_vit
+from mmbert.errors import UsageError
+from mmbert.modeling import MMBertForPreTraining
+
+log = logging.getLogger("mmbert")
+
+
+@dataclass(kw_only=True)
+class ModelOptions(Architecture):
+    """What a model is, and where its first weights come from."""
+
+    text_pretrained: str | None = None
+    """Pretrained BERT: a name on the hub ("bert-base-uncased") or a local folder. None: from scratch."""
+    image_pretrained: str | None = None
+    """Pretrained ViT: a timm name on the hub ("vit_base_patch16_224.augreg_in21k") or a local folder with config.json
+    and model.safetensors. None: from scratch."""
+
+
+def build_model(options: ModelOptions) -> MMBertForPreTraining:
+    """Builds the model that `options` describe and loads the pretrained encoders they name.
+
+    The weights are loaded after construction, because transformers redraws foreign weights during it.
+
+    Raises:
+        UsageError: A width, depth or name that does not fit the pretrained encoder.
+    """
+    text = None if options.text_pretrained is None else load_bert(options.text_pretrained)
+    vit: Any = None
+    architecture = {name: getattr(options, name) for name in KEYS}
+    if text is not None:
+        _fill_from_bert(architecture, text.config, options.text_pretrained)
+    if options.image_pretrained is not None:
+        architecture["image_model"] = timm_name(options.image_pretrained)
+        vit = create_vit(timm_source(options.image_pretrained), pretrained=True, img_size=options.image_size)
+        _refuse_other_sizes(options, vit)
+    model = MMBertForPreTraining(MMBertConfig(**architecture))
+    if text is not None:
+        load_layers(model.mmbert.text_encoder.bert, text.state_dict(), unused="encoder.layer", source="text_pretrained")
+    if vit is not None:
+        own = model.mmbert.image_encoder.vit
+        load_layers(own, vit.state_dict(), unused="blocks", source="image_pretrained")
+        own.pretrained_cfg = vit.pretrained_cfg  # mean, std and interpolation that these weights were trained with
+    return model
+
+
+def load_bert(source: str) -> BertModel:
+    """Loads a pretrained BERT without its pooler, in fp32, from the hub or a folder.
+
+    Raises:
+        UsageError: Nothing there, or another kind of model.
+    """
+    try:
+        config = BertConfig.from_pretrained(source)
+        if config.model_type != "bert":
+            raise UsageError(f"text_pretrained='{source}' is a {config.model_type}; mmbert takes a BERT.")
+        return BertModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"text_pretrained='{source}' is no BERT on the hub and no folder with one: {reason}") from error
+
+
+def timm_source(source: str) -> str:
+    """What `timm.create_model` understands: a folder gets timm's prefix, a hub name stays."""
+    path = Path(source.removeprefix("local-dir:"))
+    return f"local-dir:{path}" if source.startswith("local-dir:") or path.is_dir() else source
+
+
+def timm_name(source: str) -> str:
+    """The architecture of a pretrained ViT: from the folder's config.json, or the name itself.
+
+    Raises:
+        UsageError: A folder without a readable config.json.
+    """
+    resolved = timm_source(source)
+    if not resolved.startswith("local-dir:"):
+        if source.startswith((".", "/", "~")):
+            raise UsageError(f"image_pretrained='{source}' is no folder; give one with config.json and model.safetensors.")
+        return source
+    file = Path(resolved.removeprefix("local-dir:")) / "config.json"
+    try:
+        return json.loads(file.read_text())["architecture"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"image_pretrained='{source}': {file} does not name a timm 'architecture' ({error!r}).") from error
+
+
+def load_layers(module: nn.Module, state: dict[str, Tensor], *, unused: str, source: str) -> None:
+    """Copies pretrained weights into `module`, which may have fewer layers but lacks nothing.
+
+    Args:
+        module: The encoder.
+        state: Weights of the pretrained encoder.
+        unused: Prefix of the layers that may be left over.
+        source: Name of the option, for messages.
+
+    Raises:
+        UsageError: A weight is missing or has another shape, or one that is no surplus layer is left over.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    shapes = [name for name in own if name in state and state[name].shape != own[name].shape]
+    surplus = [name for name in state if name not in own and not name.startswith(f"{unused}.")]
+    surplus = [name for name in surplus if not name.startswith(("pooler.", "embeddings.position_ids"))]
+    if missing or shapes or surplus:
+        raise UsageError(
+            f"{source}: the pretrained weights do not fit; missing {missing[:3]} ({len(missing)}), other shape "
+            f"{shapes[:3]} ({len(shapes)}), unknown {surplus[:3]} ({len(surplus)}). More layers than the pretrained "
+            "encoder has, or another width?"
+        )
+    module.load_state_dict({name: state[name] for name in own}, strict=True)
+    left = len({name.removeprefix(f"{unused}.").split(".")[0] for name in state if name not in own and name.startswith(unused)})
+    log.info("%s: %d tensors loaded%s", source, len(own), f", the last {left} layers left out" if left else "")
+
+
+def _fill_from_bert(architecture: dict, bert: BertConfig, source: str | None) -> None:
+    if architecture["text_layers"] > bert.num_hidden_layers:
+        raise UsageError(
+            f"text_layers={architecture['text_layers']}, but text_pretrained='{source}' has {bert.num_hidden_layers}."
+        )
+    facts = {
+        "text_hidden_size": bert.hidden_size,
+        "text_num_attention_heads": bert.num_attention_heads,
+        "text_intermediate_size": bert.intermediate_size,
+    }
+    for name, fact in facts.items():
+        if architecture[name] not in (None, fact):
+            raise UsageError(f"{name}={architecture[name]}, but text_pretrained='{source}' has {fact}; leave it out.")
+    architecture.update(facts)
+    for name in ("vocab_size", "max_position_embeddings", "layer_norm_eps", "pad_token_id"):
+        architecture[name] = getattr(bert, name)
+
+
+def _refuse_other_sizes(options: ModelOptions, vit: nn.Module) -> None:
+    facts = {
+        "image_layers": len(vit.blocks),  # pyright: ignore[reportArgumentType]
+        "image_hidden_size": vit.num_features,
+        "patch_size": vit.patch_embed.patch_size[0],  # pyright: ignore
+    }
+    for name, fact in facts.items():
+        given = getattr(options, name)
+        if given is not None and (given > fact if name == "image_layers" else given != fact):  # type: ignore[operator]
+            raise UsageError(f"{name}={given}, but image_pretrained='{options.image_pretrained}' has {fact}.")

@@ -1,0 +1,47 @@
+"""The pretraining objectives. A new one is one file beside this and one line in the table."""
+
+import inspect
+
+from mmbert.configuration import MMBertConfig
+from mmbert.errors import UsageError, did_you_mean
+from mmbert.objectives.base import EncodedBatch, Objective, ObjectiveOutput
+from mmbert.objectives.itc import ImageTextContrast
+from mmbert.objectives.itm import ImageTextMatching
+from mmbert.objectives.mlm import MaskedLanguageModeling
+
+__all__ = ["OBJECTIVES", "EncodedBatch", "Objective", "ObjectiveOutput", "build_objectives"]
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "mlm": MaskedLanguageModeling,
+    "itm": ImageTextMatching,
+    "itc": ImageTextContrast,
+}
+
+
+def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
+    """Builds the objectives that `config.objectives` names, with their options.
+
+    Raises:
+        UsageError: An unknown objective or option, a weight that is no number, or no objective at all.
+    """
+    built = {}
+    for name, options in config.objective_options().items():
+        if name not in OBJECTIVES:
+            raise UsageError(
+                f"objectives: '{name}' is no objective; allowed are {', '.join(OBJECTIVES)}."
+                f"{did_you_mean(name, OBJECTIVES)}"
+            )
+        weight = options.pop("weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise UsageError(f"objectives.{name}: weight {weight!r} is not a number of 0 or more.")
+        allowed = list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
+        for option in options:
+            if option not in allowed:
+                raise UsageError(
+                    f"objectives.{name}: no option '{option}'; allowed are {', '.join(['weight', *allowed])}."
+                    f"{did_you_mean(option, ['weight', *allowed])}"
+                )
+        built[name] = OBJECTIVES[name](config, **options)
+    if not built:
+        raise UsageError(f"objectives={config.objectives}: at least one needs a weight above 0.")
+    return built

@@ -1,0 +1,171 @@
+"""`MMBertProcessor`: texts to token ids and pictures to pixel values, with everything a shared model folder needs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mmbert.data.images import Picture, load_image
+from mmbert.errors import UsageError
+
+SETTINGS_FILE = "picture_settings.json"
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How a picture becomes numbers: what timm states for the encoder."""
+
+    image_size: int
+    """Side of the square that the whole picture is resized to, in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+
+    @classmethod
+    def of_timm(cls, pretrained_cfg: dict[str, Any], image_size: int) -> "PictureSettings":
+        """Reads timm's statement about a model; see `timm.data.resolve_data_config`."""
+        facts = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+        return cls(image_size, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"])
+
+    def resize(self, picture: Tensor) -> Tensor:
+        """(3, H, W) uint8 to (3, S, S) uint8. The aspect ratio is not kept: captions speak of the edges too."""
+        side = self.image_size
+        if picture.shape[-2:] == (side, side):
+            return picture
+        return transforms.resize(
+            picture, [side, side], interpolation=InterpolationMode(self.interpolation), antialias=True
+        )
+
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 to float, with the encoder's mean and standard deviation."""
+        return transforms.normalize(transforms.to_dtype(pictures, torch.float32, scale=True), self.mean, self.std)
+
+
+class MMBertProcessor:
+    """Tokenizer and picture settings of one model.
+
+    `processor(text=..., images=...)` gives what the models take: `input_ids`, `attention_mask`, `pixel_values`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pictures: PictureSettings, *, max_text_length: int = 64):
+        """Bundles the parts.
+
+        Args:
+            tokenizer: A BERT-like tokenizer with [CLS], [SEP], [MASK] and [PAD].
+            pictures: How pictures are resized and normalised.
+            max_text_length: Longer texts are cut, in tokens incl. [CLS] and [SEP].
+
+        Raises:
+            UsageError: The tokenizer lacks one of the special tokens.
+        """
+        lacking = [n for n in ("cls_token", "sep_token", "mask_token", "pad_token") if getattr(tokenizer, n) is None]
+        if lacking:
+            raise UsageError(f"tokenizer '{tokenizer.name_or_path}' has no {', '.join(lacking)}; mmbert needs BERT's.")
+        self.tokenizer, self.pictures, self.max_text_length = tokenizer, pictures, max_text_length
+
+    def __call__(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        images: Picture | Sequence[Picture] | None = None,
+        return_tensors: str = "pt",
+    ) -> dict[str, Tensor]:
+        """Prepares texts, pictures or both.
+
+        Args:
+            text: One text or several.
+            images: One picture or several: path, bytes, PIL image or array.
+            return_tensors: Only "pt".
+
+        Returns:
+            `input_ids` and `attention_mask` (B, T) int64 for texts; `pixel_values` (B, 3, S, S) float for pictures.
+
+        Raises:
+            UsageError: Another kind of tensors than "pt".
+            BadImageError: A picture that can't be read.
+        """
+        if return_tensors != "pt":
+            raise UsageError(f"return_tensors='{return_tensors}'; only 'pt' is there.")
+        out: dict[str, Tensor] = {}
+        if text is not None:
+            rows = [self.encode(t) for t in ([text] if isinstance(text, str) else text)]
+            out["input_ids"], out["attention_mask"] = pad(rows, self.pad_token_id)
+        if images is not None:
+            several = images if isinstance(images, list | tuple) else [images]
+            out["pixel_values"] = self.pictures.normalize(torch.stack([self.picture(p) for p in several]))
+        return out
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id of [PAD]."""
+        return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with [CLS] and [SEP], cut to `max_text_length`. "[MASK]" in a text is text, no special token."""
+        return self.tokenizer(text, truncation=True, max_length=self.max_text_length, split_special_tokens=True)[
+            "input_ids"
+        ]  # pyright: ignore[reportReturnType]
+
+    def picture(self, source: Picture) -> Tensor:
+        """(3, S, S) uint8, resized but not normalised."""
+        return self.pictures.resize(self.load(source))
+
+    @staticmethod
+    def load(source: Picture) -> Tensor:
+        """(3, H, W) uint8 in the picture's own size."""
+        return transforms.pil_to_tensor(load_image(source))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the tokenizer's files and `picture_settings.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        settings = {**asdict(self.pictures), "max_text_length": self.max_text_length}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "MMBertProcessor":
+        """Reads what `save_pretrained` wrote.
+
+        Raises:
+            UsageError: The folder holds no such files.
+        """
+        file = Path(folder) / SETTINGS_FILE
+        if not file.is_file():
+            raise UsageError(f"'{folder}' is no mmbert model folder: {SETTINGS_FILE} is missing.")
+        settings = json.loads(file.read_text())
+        length = settings.pop("max_text_length")
+        settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
+        return cls(load_tokenizer(str(folder)), PictureSettings(**settings), max_text_length=length)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer from the hub or a folder; never runs code that comes with it.
+
+    Raises:
+        UsageError: Nothing there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"tokenizer '{source}' is neither on the hub nor a folder with one: {reason}") from error
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Pads lists of ids to the longest: (B, T) int64 ids and (B, T) int64 attention mask."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), longest), value, dtype=torch.int64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[i, : len(row)] = 1
+    return ids, mask

@@ -1,0 +1,18 @@
+"""What the machine is good at."""
+
+import torch
+
+
+def best_precision() -> tuple[str, str]:
+    """Lightning's precision for this machine, and why.
+
+    Linear layers run several times faster in bf16 where a CPU has AMX or a GPU has bf16 units; elsewhere bf16 is no
+    faster or slower.
+    """
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "the GPU computes in bf16"
+        return "32-true", "the GPU does not compute in bf16"
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16-mixed", "the CPU has AMX"
+    return "32-true", "the CPU has no AMX"

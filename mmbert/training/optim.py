@@ -1,0 +1,104 @@
+"""AdamW with parameter groups, and the learning rate schedule."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mmbert.errors import UsageError
+from mmbert.modeling import MMBertForPreTraining
+
+
+@dataclass(kw_only=True)
+class OptimOptions:
+    """How the weights are moved."""
+
+    lr: float = 1e-4
+    """Peak learning rate; each part's is this times its factor."""
+    text_lr_factor: float = 1.0
+    """Factor on `lr` for the text encoder."""
+    image_lr_factor: float = 1.0
+    """Factor on `lr` for the image encoder."""
+    fusion_lr_factor: float = 1.0
+    """Factor on `lr` for the fusion part and the projections into it."""
+    head_lr_factor: float = 1.0
+    """Factor on `lr` for the objectives' heads."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; none on biases, norms and other vectors."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's averaging coefficients."""
+    warmup: float = 0.1
+    """Linear warm-up, as a fraction of all optimizer steps."""
+    schedule: str = "cosine"
+    """What follows the warm-up: cosine, linear or constant."""
+    final_lr: float = 0.0
+    """Learning rate at the last step, as a fraction of the peak."""
+    freeze_text: str | int = "none"
+    """What of the text encoder stays as it is: none, all, or n for the embeddings and the first n layers."""
+    freeze_image: str | int = "none"
+    """The same for the image encoder."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+
+    def check(self) -> None:
+        """Refuses what can't be meant.
+
+        Raises:
+            UsageError: A value out of range.
+        """
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.")
+        if not self.lr > 0:
+            raise UsageError(f"optim.lr={self.lr}: must be above 0.")
+        for name in ("warmup", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"optim.{name}={getattr(self, name)}: a fraction from 0 to 1.")
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
+}
+
+
+def parameter_groups(model: MMBertForPreTraining, options: OptimOptions) -> list[dict]:
+    """Puts every trainable parameter into exactly one group: its part's learning rate, decayed or not."""
+    parts: dict[str, tuple[nn.Module, ...]] = {
+        "text": (model.mmbert.text_encoder,),
+        "image": (model.mmbert.image_encoder,),
+        "fusion": (model.mmbert.fusion, model.mmbert.text_projection, model.mmbert.image_projection),
+        "head": (model.objectives,),
+    }
+    groups = []
+    for part, modules in parts.items():
+        trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+        lr = options.lr * getattr(options, f"{part}_lr_factor")
+        # Matrices are decayed; biases, norms, type vectors and temperatures are vectors.
+        for decay, chosen in (
+            (options.weight_decay, [p for p in trainable if p.ndim > 1]),
+            (0.0, [p for p in trainable if p.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": f"{part}/{decay:g}"})
+    return groups
+
+
+def build_optimizer(model: MMBertForPreTraining, options: OptimOptions, total_steps: int, *, fused: bool = True) -> tuple:
+    """AdamW and its schedule over `total_steps` optimizer steps."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=options.betas, fused=fused)
+    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
+
+
+def lr_factor(step: int, total_steps: int, options: OptimOptions) -> float:
+    """Learning rate at an optimizer step, counted from 0, as a fraction of the peak."""
+    warmup = math.ceil(options.warmup * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return options.final_lr + (1 - options.final_lr) * SCHEDULES[options.schedule](progress)

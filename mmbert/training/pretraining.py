@@ -1,0 +1,160 @@
+"""`PretrainingModule`: moves batches through the model, logs, and steps the optimizer. No maths of its own."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.distributed import world_size
+from mmbert.errors import UsageError
+from mmbert.evaluation import EvaluationOptions, PairEvaluation
+from mmbert.modeling import MMBertForPreTraining, PreTrainingOutput
+from mmbert.objectives import ObjectiveOutput
+from mmbert.randomness import permutation, torch_generator, torch_seed
+from mmbert.training.optim import OptimOptions, build_optimizer
+
+
+class PretrainingModule(L.LightningModule):
+    """Pretrains an `MMBertForPreTraining`.
+
+    Args:
+        model: The model.
+        data: Tells sizes and names of splits.
+        optim: How the weights are moved.
+        evaluation: How the model is judged.
+        seed: Everything random follows from it and the step.
+    """
+
+    def __init__(
+        self,
+        model: MMBertForPreTraining,
+        data: PairsDataModule,
+        *,
+        optim: OptimOptions,
+        evaluation: EvaluationOptions,
+        seed: int,
+    ):
+        super().__init__()
+        self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
+        self._data = data
+        self._evaluations: list[PairEvaluation] = []
+        self.samples_seen, self.training_seconds = 0, 0.0
+        self._batch_started = 0.0
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with groups and a schedule over all optimizer steps."""
+        # fp16's gradient scaler and a fused step would both unscale the gradients.
+        fused = not str(self.trainer.precision).startswith("16")
+        optimizer, schedule = build_optimizer(self.model, self.optim_options, self.total_steps(), fused=fused)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips to a global norm and logs what the norm was; Lightning's own refuses fused optimizers."""
+        if gradient_clip_algorithm == "value":
+            raise UsageError("trainer.gradient_clip_algorithm=value; mmbert clips by norm only.")
+        limit = torch.inf if not gradient_clip_val else float(gradient_clip_val)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        self.log("train/grad_norm", norm)
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, from the data rather than from Lightning's loaders.
+
+        `trainer.estimated_stepping_batches` would make Lightning forget a resumed position.
+        """
+        trainer = self.trainer
+        limit = trainer.limit_train_batches
+        batches = self._data.steps_per_epoch()
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        per_epoch = -(-batches // trainer.accumulate_grad_batches)
+        epochs = trainer.max_epochs
+        by_epochs = per_epoch * epochs if epochs is not None and epochs >= 0 else None
+        by_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+        known = [n for n in (by_epochs, by_steps) if n is not None]
+        return max(1, min(known, default=1000 * per_epoch))
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Ties dropout to the step, so that it does not depend on what happened before."""
+        torch.manual_seed(torch_seed(self.seed, "dropout", self._batch_number(), self.global_rank))
+        self._batch_started = time.perf_counter()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Computes the weighted loss of one batch."""
+        generator = torch_generator(self.seed, "negatives", self._batch_number())
+        output: PreTrainingOutput = self.model(batch, generator=generator)
+        assert output.loss is not None and output.objectives is not None
+        self.log("train/loss", output.loss, prog_bar=True)
+        for name, objective in output.objectives.items():
+            self._log_objective(name, objective)
+        return output.loss
+
+    def _log_objective(self, name: str, output: ObjectiveOutput) -> None:
+        self.log(f"train/{name}_loss", output.loss)
+        if len(output.targets):
+            self.log(f"train/{name}_accuracy", (output.logits.argmax(dim=-1) == output.targets).float().mean())
+        if name != "itc":
+            self.log(f"train/{name}_left_out", output.left_out.float(), on_step=True, reduce_fx="sum")
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Counts samples and time spent on them, validation left out."""
+        seconds = time.perf_counter() - self._batch_started
+        samples = len(batch["index"]) * world_size()
+        self.samples_seen += samples
+        self.training_seconds += seconds
+        self.log("samples/s", samples / seconds, prog_bar=True)
+        optimizer = self.optimizers()
+        self.log("train/lr", optimizer.param_groups[0]["lr"])  # pyright: ignore
+
+    def _batch_number(self) -> int:
+        """Batches since the start of the run, over all epochs."""
+        return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts a fresh evaluation of the validation pairs."""
+        pairs = self._data.val_pairs
+        sizes = [] if pairs is None else [len(pairs)]
+        self._start_evaluations(sizes, self.evaluation_options.val_images, self.evaluation_options.scorer)
+
+    def on_test_epoch_start(self) -> None:
+        """Starts a fresh evaluation of every test split."""
+        sizes = [len(pairs) for pairs in self._data.test_pairs.values()]
+        self._start_evaluations(sizes, self.evaluation_options.test_images, self.evaluation_options.scorer)
+
+    def _start_evaluations(self, sizes: list[int], images: int, scorer: str) -> None:
+        self._evaluations = [
+            PairEvaluation(
+                self.model,
+                frozenset(permutation(self.seed, "retrieval sample", 0, size)[:images].tolist()),
+                scorer=scorer,
+            )
+            for size in sizes
+        ]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collects results."""
+        self._evaluations[dataloader_idx].step(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collects results."""
+        self._evaluations[dataloader_idx].step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/...`."""
+        self._log_evaluations(["val"])
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/...` and the other test splits under their own names."""
+        self._log_evaluations(self._data.test_splits)
+
+    def _log_evaluations(self, names: list[str]) -> None:
+        for name, evaluation in zip(names, self._evaluations, strict=False):
+            metrics = {f"{name}/{key}": value for key, value in evaluation.metrics().items()}
+            self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
+        self._evaluations = []

@@ -1,0 +1,139 @@
+"""A run's folder and what lies in it at the end: metrics.json, curves.png, the table, the model to share."""
+
+import csv
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+import mmbert
+
+log = logging.getLogger("mmbert")
+_IMPORTED = time.time()
+
+
+def new_run_folder(root: str | Path, name: str, *, create: bool = True) -> Path:
+    """`root/name`, or `root/name-2`, `-3` ... where that is taken. Only the first process creates it."""
+    folder, number = Path(root) / name, 1
+    while create:
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+            folder = Path(root) / f"{name}-{number}"
+    return folder
+
+
+def process_start() -> float:
+    """When this process started, in seconds since 1970; on systems without /proc when mmbert was imported."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        boot = next(int(line.split()[1]) for line in Path("/proc/stat").open() if line.startswith("btime"))
+        return boot + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, StopIteration):
+        return _IMPORTED
+
+
+def seconds_since_start() -> float:
+    """Seconds that this process has lived."""
+    return time.time() - process_start()
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory so far: of the GPU where there is one, else of this process and its finished workers."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
+
+
+def versions() -> dict[str, str]:
+    """Versions of what produced a result, under `run/version/...`."""
+    modules = {"mmbert": mmbert, "torch": torch, "transformers": transformers, "timm": timm, "lightning": lightning}
+    found = {f"run/version/{name}": str(module.__version__) for name, module in modules.items()}
+    return {"run/version/python": platform.python_version(), **found}
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """Writes the flat `metrics.json`; a value that is not finite becomes null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in sorted(metrics.items())}
+    file = folder / "metrics.json"
+    file.write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n")
+    return file
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(optimizer step, value) of everything in the run's metrics.csv."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return curves
+    with file.open(newline="") as rows:
+        for row in csv.DictReader(rows):
+            step = int(float(row["step"]))
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value:
+                    curves.setdefault(name, []).append((step, float(value)))
+    return curves
+
+
+def plot_curves(folder: Path) -> Path | None:
+    """Draws losses and validation curves to curves.png; None if nothing was logged."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    curves = read_curves(folder)
+    panels = {
+        "training loss": [n for n in curves if n.startswith("train/") and n.endswith("loss")],
+        "validation loss": [n for n in curves if n.startswith("val/") and n.endswith("loss")],
+        "matching (chance 0.5)": [n for n in curves if n in ("val/itm_accuracy", "val/itm_auroc")],
+        "masked words": [n for n in curves if n.startswith("val/mlm_") and "loss" not in n],
+        "retrieval": [n for n in curves if n.startswith("val/") and n.rsplit("/", 1)[-1] in ("R@1", "R@5", "R@10")],
+    }
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained")
+    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
+        for name in sorted(names):
+            steps, values = zip(*curves[name], strict=True)
+            label = name.split("/", 1)[1].replace("image_to_text", "I→T").replace("text_to_image", "T→I")
+            axis.plot(steps, values, label=label, marker="." if len(steps) < 40 else None, linewidth=1.4)
+        axis.set(title=title, xlabel="optimizer steps")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False)
+    file = folder / "curves.png"
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+    return file
+
+
+def print_results(metrics: Mapping[str, Any], *, folder: Path) -> None:
+    """Prints the end table: one row a metric, one column a split."""
+    splits = sorted({name.split("/")[0] for name in metrics} - {"run", "train"}, key=lambda s: (s != "val", s))
+    names = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/")[0] in splits))
+    table = Table(title=f"results in {folder}", title_justify="left")
+    table.add_column("metric")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name in sorted(names):
+        values = [metrics.get(f"{split}/{name}") for split in splits]
+        table.add_row(name, *[v if isinstance(v, str) else "" if v is None else f"{v:.4g}" for v in values])
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
