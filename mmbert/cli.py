@@ -18,11 +18,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from mmbert.command_line import explain
 from mmbert.config_files import with_bases
 from mmbert.configuration import KEYS, MMBertConfig
 from mmbert.data.datamodule import DataOptions, PairsDataModule
 from mmbert.errors import DataError, UsageError, did_you_mean
-from mmbert.evaluation import EvaluationOptions
+from mmbert.evaluation import EvaluationOptions, metric_names
 from mmbert.initialization import ModelOptions, build_model
 from mmbert.processing import MMBertProcessor, PictureSettings, load_tokenizer
 from mmbert.training import run
@@ -46,9 +47,16 @@ class CheckpointOptions:
 class Parser(LightningArgumentParser):
     """Says what a misspelt option could have meant."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)  # a shortened option is a misspelt one
+
     def error(self, message: str, ex: Exception | None = None) -> None:  # pyright: ignore
         """Prints one sentence and exits with 2."""
-        raise UsageError(explain(message, self)) from ex
+        known = [action.dest for action in self._actions]
+        subcommands = next((list(a.choices) for a in self._actions if isinstance(a.choices, dict)), [])
+        for parser in self._subcommands_action.choices.values() if subcommands else ():
+            known += [action.dest for action in parser._actions]
+        raise UsageError(explain(message, known, subcommands)) from ex
 
 
 class MMBertCLI(LightningCLI):
@@ -69,13 +77,24 @@ class MMBertCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """What can be done; predict comes with the tasks that predict something."""
-        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
+        skipped = {
+            "model",
+            "train_dataloaders",
+            "val_dataloaders",
+            "dataloaders",
+            "datamodule",
+            "weights_only",
+        }
         return {"fit": skipped, "validate": skipped, "test": skipped}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections."""
-        parser.add_argument("--name", type=str, default="run", help="The run's folder below trainer.default_root_dir.")
-        parser.add_argument("--base", type=str | list[str] | None, help="YAML files that a YAML file builds on.")
+        parser.add_argument(
+            "--name", type=str, default="run", help="The run's folder below trainer.default_root_dir."
+        )
+        parser.add_argument(
+            "--base", type=str | list[str] | None, help="YAML files that a YAML file builds on."
+        )
         parser.add_class_arguments(ModelOptions, "model")
         parser.add_class_arguments(DataOptions, "data")
         parser.add_class_arguments(OptimOptions, "optim")
@@ -83,7 +102,12 @@ class MMBertCLI(LightningCLI):
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
         parser.add_lightning_class_args(L.Trainer, "trainer")
         parser.set_defaults(
-            {"trainer.default_root_dir": "runs", "trainer.log_every_n_steps": 10, "trainer.num_sanity_val_steps": 0}
+            {
+                "trainer.default_root_dir": "runs",
+                "trainer.log_every_n_steps": 10,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_model_summary": False,
+            }
         )
 
     def instantiate_classes(self) -> None:
@@ -101,14 +125,24 @@ class MMBertCLI(LightningCLI):
         MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
         source = data_options.tokenizer or model_options.text_pretrained
         if source is None:
-            raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
+            raise UsageError(
+                "data.tokenizer is missing: name one, or a text encoder by model.text_pretrained."
+            )
         tokenizer = load_tokenizer(source)
         if model_options.text_pretrained is None:
             model_options.vocab_size, model_options.pad_token_id = len(tokenizer), tokenizer.pad_token_id
         seed = int(config.seed_everything)
         L.seed_everything(seed, verbose=False)
         model = build_model(model_options)
-        settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, model_options.image_size)
+        known = [f"val/{name}" for name in metric_names(model.objectives)]
+        if chosen.checkpoint.monitor not in known:
+            raise UsageError(
+                f"checkpoint.monitor='{chosen.checkpoint.monitor}' is no validation result of these objectives; allowed "
+                f"are {', '.join(known)}.{did_you_mean(chosen.checkpoint.monitor, known)}"
+            )
+        settings = PictureSettings.of_timm(
+            model.mmbert.image_encoder.vit.pretrained_cfg, model_options.image_size
+        )
         self.processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
         self.datamodule = PairsDataModule(data_options, self.processor, seed=seed)
         model.mmbert.text_encoder.freeze(chosen.optim.freeze_text)
@@ -130,7 +164,9 @@ class MMBertCLI(LightningCLI):
             options["precision"], self.precision_reason = best_precision()
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         self.dry = bool(options["fast_dev_run"])
-        self.folder = run.new_run_folder(options["default_root_dir"], config.name, create=first and not self.dry)
+        self.folder = run.new_run_folder(
+            options["default_root_dir"], config.name, create=first and not self.dry
+        )
         checkpoint: CheckpointOptions = chosen.checkpoint
         callbacks = list(options.pop("callbacks") or [])
         self.best = ModelCheckpoint(
@@ -177,12 +213,14 @@ class MMBertCLI(LightningCLI):
         trainer = self.trainer
         if trainer.fast_dev_run:  # pyright: ignore
             return
-        val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         best = self.best.best_model_path
         if best:
             checkpoint = torch.load(best, map_location="cpu", weights_only=True)
             self.model.load_state_dict(checkpoint["state_dict"])
-            log.info("best checkpoint on validation: %s, %s = %s", best, self.best.monitor, self.best.best_model_score)
+            score = float(self.best.best_model_score)  # pyright: ignore[reportArgumentType]
+            log.info("best checkpoint on validation: %s, %s = %.4g", best, self.best.monitor, score)
+        val = {}
+        if self.datamodule.val_pairs is not None:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         test = {}
@@ -225,15 +263,6 @@ class MMBertCLI(LightningCLI):
         run.print_results(metrics, folder=self.folder)
 
 
-def explain(message: str, parser: Parser) -> str:
-    """Adds to jsonargparse's message what a misspelt key could have meant."""
-    import re
-
-    known = [action.dest for action in parser._actions]
-    found = re.search(r"(?:option|key|argument)s?:? ['\"]?-{0,2}([\w.]+)", message)
-    return message + (did_you_mean(found.group(1), known) if found else "")
-
-
 def main(
     arguments: list[str] | None = None, *, default: list[str] | None = None, preparation_seconds: float = 0.0
 ) -> None:
@@ -246,7 +275,16 @@ def main(
     """
     logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
     log.setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for noisy in (
+        "lightning.pytorch",
+        "lightning.fabric",
+    ):  # tips, devices, seeds: our own line tells what matters
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*isinstance.treespec.*",
+                    ".*not supported by the model summary.*", ".*in eval mode at the start of training.*",
+                    ".*smaller than the logging interval.*", ".*could not find the monitored key.*",
+                    ".*The dirpath has changed.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", message=message)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:

@@ -76,14 +76,23 @@ class Architecture:
         for name in ("text_layers", "image_layers", "fusion_layers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: a number of layers is 0 or more.")
-        for name in ("hidden_size", "num_attention_heads", "vocab_size", "image_size", "max_position_embeddings"):
+        for name in (
+            "hidden_size",
+            "num_attention_heads",
+            "vocab_size",
+            "image_size",
+            "max_position_embeddings",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be 1 or more.")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: a fraction from 0 to below 1.")
         for prefix in ("", "text_", "image_"):
-            width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
+            width, heads = (
+                getattr(self, f"{prefix}hidden_size"),
+                getattr(self, f"{prefix}num_attention_heads"),
+            )
             if width is not None and heads is not None and width % heads:
                 raise UsageError(
                     f"{prefix}num_attention_heads={heads} does not divide {prefix}hidden_size={width}; "
@@ -130,4 +139,11 @@ class MMBertConfig(Architecture, PreTrainedConfig):
 
 KEYS = tuple(f.name for f in dataclasses.fields(Architecture))
 # What transformers itself passes around in configurations, on top of its declared fields.
-INHERITED_KEYS = {"name_or_path", "attn_implementation", "output_attentions", "torch_dtype", "model_type", "num_labels"}
+INHERITED_KEYS = {
+    "name_or_path",
+    "attn_implementation",
+    "output_attentions",
+    "torch_dtype",
+    "model_type",
+    "num_labels",
+}

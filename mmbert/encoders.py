@@ -20,8 +20,8 @@ class Encoder(nn.Module):
     width: int
     """Features of a token."""
 
-    def blocks(self) -> tuple[nn.Module, nn.ModuleList | nn.Sequential]:
-        """The embeddings and the list of layers."""
+    def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
+        """The modules of the embedding stage, and the list of layers."""
         raise NotImplementedError
 
     def freeze(self, what: str | int) -> None:
@@ -35,11 +35,13 @@ class Encoder(nn.Module):
         """
         embeddings, layers = self.blocks()
         if what not in ("none", "all") and not (isinstance(what, int) and 0 < what <= len(layers)):
-            raise UsageError(f"freeze={what!r}: allowed are none, all, or a number of layers from 1 to {len(layers)}.")
+            raise UsageError(
+                f"freeze={what!r}: allowed are none, all, or a number of layers from 1 to {len(layers)}."
+            )
         if what == "all":
             self._frozen = [self]
         else:
-            self._frozen = [] if what == "none" else [embeddings, *layers[: int(what)]]
+            self._frozen = [] if what == "none" else [*embeddings, *layers[: int(what)]]
         for parameter in self.parameters():
             parameter.requires_grad_(True)
         for module in self._frozen:
@@ -85,11 +87,13 @@ class TextEncoder(Encoder):
             add_pooling_layer=False,
         )
 
-    def blocks(self) -> tuple[nn.Module, nn.ModuleList | nn.Sequential]:
+    def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
         """The embeddings and the list of layers."""
-        return self.bert.embeddings, self.bert.encoder.layer
+        return (self.bert.embeddings,), self.bert.encoder.layer
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, layers: Sequence[int] = ()) -> Tokens:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, layers: Sequence[int] = ()
+    ) -> Tokens:
         """Encodes (B, T) token ids.
 
         Args:
@@ -130,14 +134,17 @@ class ImageEncoder(Encoder):
             "embed_dim": config.image_hidden_size,
             "num_heads": config.image_num_attention_heads,
         }
-        self.vit: Any = create_vit(config.image_model, **{k: v for k, v in overrides.items() if v is not None})
+        self.vit: Any = create_vit(
+            config.image_model, **{k: v for k, v in overrides.items() if v is not None}
+        )
         self.width = self.vit.num_features
         self.has_class_token = getattr(self.vit, "cls_token", None) is not None
         use_fused_attention(self.vit, fused_attention_is_faster(torch.device("cpu")))
 
-    def blocks(self) -> tuple[nn.Module, nn.ModuleList | nn.Sequential]:
-        """The patch embedding and the list of layers."""
-        return self.vit.patch_embed, self.vit.blocks
+    def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
+        """The patch embedding with the norm that CLIP's ViTs have behind it, and the list of layers."""
+        norm = getattr(self.vit, "norm_pre", None)
+        return (self.vit.patch_embed, *([] if norm is None else [norm])), self.vit.blocks
 
     def _freeze_loose_parameters(self, *, frozen: bool) -> None:
         for parameter in self.vit.parameters(recurse=False):  # position table, class and register tokens
@@ -164,12 +171,16 @@ class ImageEncoder(Encoder):
             hidden_states, found = self.vit.forward_intermediates(
                 pixel_values, indices=[i - 1 for i in layers], output_fmt="NLC", return_prefix_tokens=True
             )
+            if self.vit.num_prefix_tokens:  # timm hands out (patches, prefix)
+                found = [torch.cat([prefix, patches], dim=1) for patches, prefix in found]
             by_layer = dict(zip(sorted(set(layers)), found, strict=True))
-            intermediate = tuple(self._with_first(torch.cat(by_layer[i][::-1], dim=1)) for i in layers)
+            intermediate = tuple(self._with_first(by_layer[i]) for i in layers)
         else:
             hidden_states, intermediate = self.vit.forward_features(pixel_values), ()
         hidden_states = self._with_first(hidden_states)
-        return Tokens(hidden_states, hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool), intermediate)
+        return Tokens(
+            hidden_states, hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool), intermediate
+        )
 
     def _with_first(self, hidden_states: Tensor) -> Tensor:
         if self.has_class_token:
@@ -192,7 +203,9 @@ def create_vit(name: str, *, pretrained: bool = False, **overrides: Any) -> nn.M
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise UsageError(f"timm can't build image_model='{name}' with {overrides}: {error}") from error
     if not hasattr(vit, "blocks") or not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):
-        raise UsageError(f"image_model='{name}' is no ViT of timm: it has no patch_embed, blocks and prefix tokens.")
+        raise UsageError(
+            f"image_model='{name}' is no ViT of timm: it has no patch_embed, blocks and prefix tokens."
+        )
     size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
     if size is not None and size[0] % patch[0]:
         raise UsageError(

@@ -4,6 +4,7 @@ Results are kept per pair and put in the order of the data set before they are s
 size, order or number of processes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,6 +44,22 @@ class EvaluationOptions:
         """
         if self.scorer not in SCORERS:
             raise UsageError(f"evaluation.scorer='{self.scorer}'; allowed are {', '.join(SCORERS)}.")
+
+
+def metric_names(objectives: Iterable[str]) -> list[str]:
+    """What `PairEvaluation.metrics` can give for a model with these objectives."""
+    by_objective = {
+        "mlm": ["mlm_loss", "mlm_accuracy", "mlm_accuracy_shuffled", "mlm_image_gain"],
+        "itm": ["itm_loss", "itm_accuracy", "itm_auroc"],
+    }
+    names = [name for objective in objectives for name in by_objective.get(objective, [])]
+    if {"itm", "itc"} & set(objectives):
+        ranks = [f"R@{k}" for k in (1, 5, 10)]
+        names += [
+            f"{way}/{rank}" for way in ("image_to_text", "text_to_image") for rank in [*ranks, "median_rank"]
+        ]
+        names.append("rsum")
+    return names
 
 
 class PairResult(NamedTuple):
@@ -95,7 +112,10 @@ class PairEvaluation:
     def step(self, batch: dict[str, Tensor]) -> None:
         """Evaluates one batch that holds `wrong_pixel_values`; a row is without a wrong picture where the two agree."""
         model = self.model.mmbert
-        image, wrong = model.encode_image(batch["pixel_values"]), model.encode_image(batch["wrong_pixel_values"])
+        image, wrong = (
+            model.encode_image(batch["pixel_values"]),
+            model.encode_image(batch["wrong_pixel_values"]),
+        )
         has_wrong = (batch["pixel_values"] != batch["wrong_pixel_values"]).flatten(1).any(dim=1).tolist()
         size = len(has_wrong)
         masked, right_hits, wrong_hits, loss = [0] * size, [0] * size, [0] * size, [0.0] * size
@@ -184,7 +204,10 @@ class PairEvaluation:
 
     def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:
         relevant = torch.tensor(
-            [[t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded] for i in encoded]
+            [
+                [t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded]
+                for i in encoded
+            ]
         )
         if self.scorer == "itc":
             scores = torch.stack([e.image for e in encoded]) @ torch.stack([e.text for e in encoded]).T

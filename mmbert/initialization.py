@@ -49,11 +49,18 @@ def build_model(options: ModelOptions) -> MMBertForPreTraining:
         _refuse_other_sizes(options, vit)
     model = MMBertForPreTraining(MMBertConfig(**architecture))
     if text is not None:
-        load_layers(model.mmbert.text_encoder.bert, text.state_dict(), unused="encoder.layer", source="text_pretrained")
+        load_layers(
+            model.mmbert.text_encoder.bert,
+            text.state_dict(),
+            unused="encoder.layer",
+            source="text_pretrained",
+        )
     if vit is not None:
         own = model.mmbert.image_encoder.vit
         load_layers(own, vit.state_dict(), unused="blocks", source="image_pretrained")
-        own.pretrained_cfg = vit.pretrained_cfg  # mean, std and interpolation that these weights were trained with
+        own.pretrained_cfg = (
+            vit.pretrained_cfg
+        )  # mean, std and interpolation that these weights were trained with
     return model
 
 
@@ -70,7 +77,9 @@ def load_bert(source: str) -> BertModel:
         return BertModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False)
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"text_pretrained='{source}' is no BERT on the hub and no folder with one: {reason}") from error
+        raise UsageError(
+            f"text_pretrained='{source}' is no BERT on the hub and no folder with one: {reason}"
+        ) from error
 
 
 def timm_source(source: str) -> str:
@@ -88,13 +97,17 @@ def timm_name(source: str) -> str:
     resolved = timm_source(source)
     if not resolved.startswith("local-dir:"):
         if source.startswith((".", "/", "~")):
-            raise UsageError(f"image_pretrained='{source}' is no folder; give one with config.json and model.safetensors.")
+            raise UsageError(
+                f"image_pretrained='{source}' is no folder; give one with config.json and model.safetensors."
+            )
         return source
     file = Path(resolved.removeprefix("local-dir:")) / "config.json"
     try:
         return json.loads(file.read_text())["architecture"]
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"image_pretrained='{source}': {file} does not name a timm 'architecture' ({error!r}).") from error
+        raise UsageError(
+            f"image_pretrained='{source}': {file} does not name a timm 'architecture' ({error!r})."
+        ) from error
 
 
 def load_layers(module: nn.Module, state: dict[str, Tensor], *, unused: str, source: str) -> None:
@@ -121,8 +134,16 @@ def load_layers(module: nn.Module, state: dict[str, Tensor], *, unused: str, sou
             "encoder has, or another width?"
         )
     module.load_state_dict({name: state[name] for name in own}, strict=True)
-    left = len({name.removeprefix(f"{unused}.").split(".")[0] for name in state if name not in own and name.startswith(unused)})
-    log.info("%s: %d tensors loaded%s", source, len(own), f", the last {left} layers left out" if left else "")
+    left = len(
+        {
+            name.removeprefix(f"{unused}.").split(".")[0]
+            for name in state
+            if name not in own and name.startswith(unused)
+        }
+    )
+    log.info(
+        "%s: %d tensors loaded%s", source, len(own), f", the last {left} layers left out" if left else ""
+    )
 
 
 def _fill_from_bert(architecture: dict, bert: BertConfig, source: str | None) -> None:
@@ -137,7 +158,9 @@ def _fill_from_bert(architecture: dict, bert: BertConfig, source: str | None) ->
     }
     for name, fact in facts.items():
         if architecture[name] not in (None, fact):
-            raise UsageError(f"{name}={architecture[name]}, but text_pretrained='{source}' has {fact}; leave it out.")
+            raise UsageError(
+                f"{name}={architecture[name]}, but text_pretrained='{source}' has {fact}; leave it out."
+            )
     architecture.update(facts)
     for name in ("vocab_size", "max_position_embeddings", "layer_norm_eps", "pad_token_id"):
         architecture[name] = getattr(bert, name)

@@ -1,10 +1,12 @@
 """The models: encoders, fusion and heads in transformers' clothes (save, load, Auto classes)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -42,15 +44,14 @@ class MMBertPreTrainedModel(PreTrainedModel):
             return
         super()._init_weights(module)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
-        del gradient_checkpointing_func  # each part below brings its own, all non-reentrant
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        super()._set_gradient_checkpointing(
+            enable, gradient_checkpointing_func, every_n_layers
+        )  # BERT's layers
         for module in self.modules():
-            if isinstance(module, TextEncoder):
-                if enable:
-                    module.bert.gradient_checkpointing_enable({"use_reentrant": False})
-                else:
-                    module.bert.gradient_checkpointing_disable()
-            elif isinstance(module, ImageEncoder):
+            if isinstance(module, ImageEncoder):
                 module.vit.set_grad_checkpointing(enable)
             elif isinstance(module, FusionLayer):
                 module.checkpointing = enable
@@ -120,7 +121,9 @@ class MMBertModel(MMBertPreTrainedModel):
         if input_ids is None and pixel_values is None:
             raise UsageError("MMBertModel got neither input_ids nor pixel_values; give at least one.")
         if input_ids is not None and pixel_values is not None and len(input_ids) != len(pixel_values):
-            raise UsageError(f"{len(input_ids)} texts and {len(pixel_values)} pictures: the batch sizes must agree.")
+            raise UsageError(
+                f"{len(input_ids)} texts and {len(pixel_values)} pictures: the batch sizes must agree."
+            )
         width = self.config.hidden_size
         text = None if input_ids is None else self.encode_text(input_ids, attention_mask)
         image = None if pixel_values is None else self.encode_image(pixel_values)
@@ -147,7 +150,9 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
         self.objectives = nn.ModuleDict(build_objectives(config))
-        self.weights = {name: float(options["weight"]) for name, options in config.objective_options().items()}
+        self.weights = {
+            name: float(options["weight"]) for name, options in config.objective_options().items()
+        }
         self.post_init()
 
     @property
@@ -161,7 +166,9 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         similarity = None if contrast is None else contrast.similarity
         return EncodedBatch(self.mmbert, batch, generator=generator, similarity=similarity)
 
-    def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
+    def forward(
+        self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None
+    ) -> PreTrainingOutput:
         """Computes every objective on one batch.
 
         Args:

@@ -91,9 +91,18 @@ class PairsDataModule(L.LightningDataModule):
             whole_word=options.whole_word,
         )
         self.train_pairs = self._pairs("train", Augmentation(options.crop, options.flip))
+        self._refuse_oversized_batch()
         self.val_pairs = self._pairs("val", None, options.val_size) if self.examples.get("val") else None
         self.test_splits = sorted(name for name in self.examples if name.startswith("test"))
         self.test_pairs = {name: self._pairs(name, None) for name in self.test_splits}
+
+    def _refuse_oversized_batch(self) -> None:
+        if self.steps_per_epoch() == 0:
+            pairs, processes = len(self.train_pairs), world_size()
+            raise UsageError(
+                f"data.batch_size={self.options.batch_size} times {processes} processes is more than the "
+                f"{pairs} training pairs; choose at most {pairs // processes}."
+            )
 
     def _pairs(self, split: str, augmentation: Augmentation | None, size: int | None = None) -> Pairs:
         examples: Sequence[Example] = self.examples[split]
@@ -118,11 +127,7 @@ class PairsDataModule(L.LightningDataModule):
             UsageError: Fewer pairs than fill one batch of all processes.
         """
         options, pairs = self.options, self.train_pairs
-        if self.steps_per_epoch() == 0:
-            raise UsageError(
-                f"data.batch_size={options.batch_size} times {world_size()} processes is more than the "
-                f"{len(pairs)} training pairs; choose at most {len(pairs) // world_size()}."
-            )
+        self._refuse_oversized_batch()
         batches = TrainBatches(
             pairs.text_lengths,
             len(pairs),
@@ -145,7 +150,9 @@ class PairsDataModule(L.LightningDataModule):
     def _evaluation(self, pairs: Pairs) -> DataLoader:
         by_length = np.argsort(pairs.text_lengths(0), kind="stable")[rank() :: world_size()].tolist()
         size = self.options.eval_batch_size
-        return self._loader(pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)])
+        return self._loader(
+            pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)]
+        )
 
     def _loader(self, pairs: Pairs, *, batch_sampler: TrainBatches | list[list[int]]) -> DataLoader:
         workers = self.options.num_workers
@@ -173,7 +180,9 @@ def _check(options: DataOptions) -> None:
     if options.num_workers < 0:
         raise UsageError(f"data.num_workers={options.num_workers}: must be 0 or more.")
     if options.max_text_length < 3:
-        raise UsageError(f"data.max_text_length={options.max_text_length}: [CLS], one token and [SEP] need 3.")
+        raise UsageError(
+            f"data.max_text_length={options.max_text_length}: [CLS], one token and [SEP] need 3."
+        )
     for name in ("mlm_probability", "crop"):
         if not 0 < getattr(options, name) <= 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: a fraction above 0, up to 1.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmbert.data.readers import FORMATS
 from mmbert.data.readers.base import Example, ImageFolder, Problems
-from mmbert.errors import DataError, UsageError, did_you_mean
+from mmbert.errors import UsageError, did_you_mean
 
 __all__ = ["Example", "Problems", "read_examples"]
 
@@ -45,14 +45,18 @@ def read_examples(
         UsageError: the format or a key is unknown, or keys contradict each other.
     """
     if format not in FORMATS:
-        raise UsageError(f"format is {format!r}; expected {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
+        raise UsageError(
+            f"format is {format!r}; expected {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
+        )
     reader = FORMATS[format]
     own = inspect.signature(reader).parameters.values()
     allowed = [option.name for option in own if option.kind is option.KEYWORD_ONLY and option.name != "split"]
     for key in keys:
         if key not in allowed:
             known = ", ".join(allowed) or "no options"
-            raise UsageError(f"format {format} has no option {key!r}; expected {known}.{did_you_mean(key, allowed)}")
+            raise UsageError(
+                f"format {format} has no option {key!r}; expected {known}.{did_you_mean(key, allowed)}"
+            )
     problems = Problems() if problems is None else problems
 
     splits: dict[str, list[Example]] = {}
@@ -64,7 +68,9 @@ def read_examples(
                 problems.add(str(file), "no examples", "at least one picture with a caption")
             for example in examples:
                 splits.setdefault(example.split, []).append(example)
-                if owner.setdefault(example.image, example).split != example.split:
+                first = owner.setdefault(example.image, example).split
+                # A test set may be cut in parts that are reported apart; training or choosing on it is another thing.
+                if first != example.split and {first, example.split} & {"train", "val"}:
                     problems.note(f"pictures in {example.split} and another split", example.place)
     problems.raise_if_any()
     problems.log_notes()
@@ -78,7 +84,9 @@ def _files(
     """List (split or None, annotation file, picture folder)."""
     if not isinstance(annotations, Mapping):
         if isinstance(images, Mapping):
-            raise UsageError("images gives a folder per split; expected one folder, since annotations is one file")
+            raise UsageError(
+                "images gives a folder per split; expected one folder, since annotations is one file"
+            )
         return [(None, Path(annotations), ImageFolder(images))]
     if not annotations:
         raise UsageError("annotations is empty; expected a file, or a file for each split")
@@ -86,5 +94,7 @@ def _files(
         folder = ImageFolder(images)
         return [(split, Path(file), folder) for split, file in annotations.items()]
     if missing := [split for split in annotations if split not in images]:
-        raise UsageError(f"images has no folder for the split {missing[0]!r}; expected one for each annotation file")
+        raise UsageError(
+            f"images has no folder for the split {missing[0]!r}; expected one for each annotation file"
+        )
     return [(split, Path(file), ImageFolder(images[split])) for split, file in annotations.items()]

@@ -89,24 +89,30 @@ class _Unusable(ValueError):
     """Why a picture is refused; `load_image` adds the name."""
 
 
-def _from_file(path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
+def _from_file(
+    path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]
+) -> Image.Image:
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise _Unusable("no such file") from None
     except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the name
-        raise _Unusable(f"cannot be opened ({printable(getattr(error, 'strerror', None) or str(error))})") from None
-    with os.fdopen(handle, "rb", buffering=0) as file:
+        raise _Unusable(
+            f"cannot be opened ({printable(getattr(error, 'strerror', None) or str(error))})"
+        ) from None
+    try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
             raise _Unusable("not a regular file")
         if info.st_size > MAX_FILE_BYTES:
             raise _Unusable(f"{info.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-        try:
+        with open(handle, "rb", closefd=False) as file:
             content = file.read()
-        except OSError as error:
-            raise _Unusable(f"cannot be read ({error.strerror})") from error
+    except OSError as error:
+        raise _Unusable(f"cannot be read ({error.strerror})") from error
+    finally:
+        os.close(handle)
     return _from_bytes(content, max_pixels, background)
 
 
@@ -130,7 +136,9 @@ def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int
 def _from_pillow(image: Image.Image, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
-        raise _Unusable(f"too large: {width}x{height} pixels, at most {max_pixels:,} are read; make it smaller")
+        raise _Unusable(
+            f"too large: {width}x{height} pixels, at most {max_pixels:,} are read; make it smaller"
+        )
     if width < 1 or height < 1:
         raise _Unusable(f"no pixels ({width}x{height})")
     try:
@@ -179,7 +187,8 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
         if mode in ("La", "RGBa"):
             image, mode = image.convert(mode[:-1] + "A"), mode[:-1] + "A"
         if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
+            # Without the test, a large picture would be held three times.
+            rgba = image if mode == "RGBA" else image.convert("RGBA")
             alpha = rgba.getchannel("A")
             if alpha.getextrema() != (255, 255):
                 canvas = Image.new("RGB", rgba.size, background)
@@ -199,11 +208,11 @@ def _scale_unit(values: np.ndarray) -> np.ndarray:
     return np.rint(values * 255).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(0x0112)
+        return image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF raises nearly anything; the pixels are good all the same
-        return None
+        return 1
 
 
 def _short(error: Exception) -> str:

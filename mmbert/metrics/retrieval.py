@@ -80,9 +80,7 @@ def recall_at_k(
     return result
 
 
-def equal_text_relevance(
-    texts: Sequence[Hashable], image_of_text: Sequence[int], num_images: int
-) -> Tensor:
+def equal_text_relevance(texts: Sequence[Hashable], image_of_text: Sequence[int], num_images: int) -> Tensor:
     """Relevance that counts equal texts as right: (images, texts) bool for `recall_at_k(relevant=)`.
 
     A text is right for every image that carries an equal text. Needed where captions repeat, as in

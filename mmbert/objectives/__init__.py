@@ -1,6 +1,7 @@
 """The pretraining objectives. A new one is one file beside this and one line in the table."""
 
 import inspect
+import math
 
 from mmbert.configuration import MMBertConfig
 from mmbert.errors import UsageError, did_you_mean
@@ -32,7 +33,7 @@ def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
                 f"{did_you_mean(name, OBJECTIVES)}"
             )
         weight = options.pop("weight")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise UsageError(f"objectives.{name}: weight {weight!r} is not a number of 0 or more.")
         allowed = list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
         for option in options:

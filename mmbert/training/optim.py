@@ -36,9 +36,9 @@ class OptimOptions:
     """What follows the warm-up: cosine, linear or constant."""
     final_lr: float = 0.0
     """Learning rate at the last step, as a fraction of the peak."""
-    freeze_text: str | int = "none"
+    freeze_text: int | str = "none"
     """What of the text encoder stays as it is: none, all, or n for the embeddings and the first n layers."""
-    freeze_image: str | int = "none"
+    freeze_image: int | str = "none"
     """The same for the image encoder."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -60,7 +60,9 @@ class OptimOptions:
                 raise UsageError(f"optim.{name}={getattr(self, name)}: a fraction from 0 to 1.")
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
+SCHEDULES: dict[
+    str, Callable[[float], float]
+] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
     "constant": lambda progress: 1.0,
@@ -85,11 +87,15 @@ def parameter_groups(model: MMBertForPreTraining, options: OptimOptions) -> list
             (0.0, [p for p in trainable if p.ndim <= 1]),
         ):
             if chosen:
-                groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": f"{part}/{decay:g}"})
+                groups.append(
+                    {"params": chosen, "lr": lr, "weight_decay": decay, "name": f"{part}/{decay:g}"}
+                )
     return groups
 
 
-def build_optimizer(model: MMBertForPreTraining, options: OptimOptions, total_steps: int, *, fused: bool = True) -> tuple:
+def build_optimizer(
+    model: MMBertForPreTraining, options: OptimOptions, total_steps: int, *, fused: bool = True
+) -> tuple:
     """AdamW and its schedule over `total_steps` optimizer steps."""
     optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=options.betas, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))

@@ -42,7 +42,7 @@ class PretrainingModule(L.LightningModule):
         self._data = data
         self._evaluations: list[PairEvaluation] = []
         self.samples_seen, self.training_seconds = 0, 0.0
-        self._batch_started = 0.0
+        self._clock = 0.0
 
     def configure_optimizers(self) -> Any:
         """AdamW with groups and a schedule over all optimizer steps."""
@@ -83,7 +83,6 @@ class PretrainingModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Ties dropout to the step, so that it does not depend on what happened before."""
         torch.manual_seed(torch_seed(self.seed, "dropout", self._batch_number(), self.global_rank))
-        self._batch_started = time.perf_counter()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Computes the weighted loss of one batch."""
@@ -98,13 +97,16 @@ class PretrainingModule(L.LightningModule):
     def _log_objective(self, name: str, output: ObjectiveOutput) -> None:
         self.log(f"train/{name}_loss", output.loss)
         if len(output.targets):
-            self.log(f"train/{name}_accuracy", (output.logits.argmax(dim=-1) == output.targets).float().mean())
+            self.log(
+                f"train/{name}_accuracy", (output.logits.argmax(dim=-1) == output.targets).float().mean()
+            )
         if name != "itc":
             self.log(f"train/{name}_left_out", output.left_out.float(), on_step=True, reduce_fx="sum")
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Counts samples and time spent on them, validation left out."""
-        seconds = time.perf_counter() - self._batch_started
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
         samples = len(batch["index"]) * world_size()
         self.samples_seen += samples
         self.training_seconds += seconds
@@ -115,6 +117,14 @@ class PretrainingModule(L.LightningModule):
     def _batch_number(self) -> int:
         """Batches since the start of the run, over all epochs."""
         return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the clock; it measures batch end to batch end, so waiting for data counts."""
+        self._clock = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Leaves the time of validation out."""
+        self._clock = time.perf_counter()
 
     def on_validation_epoch_start(self) -> None:
         """Starts a fresh evaluation of the validation pairs."""

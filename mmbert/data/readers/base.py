@@ -161,7 +161,7 @@ class ImageFolder:
         return Path(real)
 
     def _other_spelling(self, path: PurePosixPath, entries: dict[str, os.DirEntry[str]]) -> str:
-        """Find a file that differs only in case or suffix; a few times only, since it reads the whole list."""
+        """Find a file that differs only in case or suffix; a few times only, as it reads the whole list."""
         if self._hints_left == 0:
             return ""
         self._hints_left -= 1
@@ -186,7 +186,8 @@ def clean_caption(text: object, place: str) -> str:
     if not isinstance(text, str):
         raise DataError(place, f"the caption is {json_type(text)}", "a string")
     try:
-        text.isascii() or text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
             place, f"half a surrogate pair at character {error.start} of the caption", "valid Unicode"

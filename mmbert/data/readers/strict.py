@@ -1,4 +1,4 @@
-"""Strict reading of JSON, JSON lines and text files: whatever is wrong becomes one `DataError` with its place."""
+"""Strict reading of JSON, JSON lines and text: whatever is wrong becomes a `DataError` with its place."""
 
 import json
 import os
@@ -109,21 +109,22 @@ def missing_key(key: str, record: dict[str, Any], place: str) -> DataError:
 def _open(path: Path) -> BinaryIO:
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
-        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise DataError(str(path), "no such file", "an annotation file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(str(path), f"cannot be opened ({reason})", "a readable annotation file") from None
-    info = os.fstat(file.fileno())
-    if stat.S_ISREG(info.st_mode) and info.st_size <= MAX_FILE_BYTES:
-        return file
-    file.close()
-    if stat.S_ISREG(info.st_mode):
-        raise DataError(
-            str(path), f"{info.st_size:,} bytes", f"at most {MAX_FILE_BYTES:,}; use JSON lines in several files"
-        )
-    raise DataError(str(path), "not a regular file", "an annotation file")
+    info = os.fstat(handle)
+    regular = stat.S_ISREG(info.st_mode)
+    if regular and info.st_size <= MAX_FILE_BYTES:
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if not regular:
+        raise DataError(str(path), "not a regular file", "an annotation file")
+    raise DataError(
+        str(path), f"{info.st_size:,} bytes", f"at most {MAX_FILE_BYTES:,}; use JSON lines in several files"
+    )
 
 
 def _decode(data: bytes, place: str, offset: int = 0) -> str:
@@ -177,9 +178,7 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_short_int
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_short_int)
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|-?Infinity|NaN|-?[\d.eE+-]+')
 
 

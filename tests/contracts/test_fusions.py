@@ -1,0 +1,398 @@
+"""What every fusion strategy promises; a new entry of `FUSIONS` is tested by being there."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import difference, inputs, random_tokens, randomize, tiny_batch, tiny_config
+from torch import Tensor, nn
+from transformers import BertModel
+
+from mmbert.fusion import FUSIONS, build_fusion
+from mmbert.fusion.base import Fusion
+from mmbert.modeling import MMBertForPreTraining, MMBertModel
+from mmbert.tokens import Fused, Tokens
+
+SEES_PICTURE = {"early": True, "late": False, "hybrid": True}
+# Parameters that a batch with text and picture in every row does not train, by design.
+UNUSED = ("fusion.absent_text", "fusion.absent_image")
+# Without layers early fusion pools [CLS] as it came, so nothing trains what prepares the picture for the joint sequence.
+UNUSED_WITHOUT_LAYERS = {"early": ("fusion.image_type", "fusion.image_norm.weight", "fusion.image_norm.bias")}
+EXACT = 1e-9  # float64; float32 would need a tolerance that hides small leaks
+
+every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
+
+
+def double_model(fusion: str, **overrides: object) -> MMBertModel:
+    """A random model in float64 and evaluation mode."""
+    torch.manual_seed(0)
+    model = MMBertModel(tiny_config(fusion=fusion, **overrides)).double().eval()
+    randomize(model)
+    return model
+
+
+def outputs(fused: Fused) -> dict[str, Tensor]:
+    """What a caller can see: states of real tokens, masks, pooled vector."""
+    return {
+        "text": fused.text.hidden_states * fused.text.mask.unsqueeze(-1),
+        "image": fused.image.hidden_states * fused.image.mask.unsqueeze(-1),
+        "text_mask": fused.text.mask.double(),
+        "image_mask": fused.image.mask.double(),
+        "pooled": fused.pooled,
+    }
+
+
+def assert_equal_outputs(a: Fused, b: Fused, tolerance: float = EXACT) -> None:
+    """Every visible output agrees."""
+    for (name, x), y in zip(outputs(a).items(), outputs(b).values(), strict=True):
+        assert difference(x, y) < tolerance, name
+
+
+def rows(fused: Fused, index: Tensor) -> Fused:
+    """Picks samples of an output."""
+    return Fused(fused.text.rows(index), fused.image.rows(index), fused.pooled[index])
+
+
+def grow(tokens: Tokens, by: int, scale: float = 1e3) -> Tokens:
+    """Appends `by` padding tokens full of garbage."""
+    batch, _, width = tokens.hidden_states.shape
+    garbage = torch.randn(batch, by, width, dtype=tokens.hidden_states.dtype) * scale
+    return Tokens(
+        torch.cat([tokens.hidden_states, garbage], dim=1),
+        torch.cat([tokens.mask, tokens.mask.new_zeros(batch, by)], dim=1),
+    )
+
+
+def test_fusions_are_all_described_here() -> None:
+    assert set(FUSIONS) == set(SEES_PICTURE), (
+        "a new strategy: say in SEES_PICTURE whether its text sees the picture"
+    )
+
+
+@every_fusion
+@pytest.mark.parametrize("layers", [0, 2])
+def test_fusion_keeps_shapes_and_masks(fusion: str, layers: int) -> None:
+    module = build_fusion(tiny_config(fusion=fusion, fusion_layers=layers)).double()
+    text = random_tokens([[1] * 7, [1] * 3 + [0] * 4], 32)
+    image = random_tokens([[1] * 4, [1] * 4], 32)
+    fused = module(text, image)
+    assert fused.text.hidden_states.shape == (2, 7, 32)
+    assert fused.image.hidden_states.shape == (2, 4, 32)
+    assert fused.pooled.shape == (2, 32)
+    assert torch.equal(fused.text.mask, text.mask) and torch.equal(fused.image.mask, image.mask)
+
+
+@every_fusion
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
+    model = MMBertForPreTraining(
+        tiny_config(fusion=fusion, fusion_layers=layers, text_hidden_size=16)
+    ).double()
+    randomize(model)
+    loss = model(tiny_batch(dtype=torch.float64), generator=torch.Generator().manual_seed(0)).loss
+    loss.backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    # A key's bias shifts all scores of a query alike, which softmax does not see: its gradient is rounding noise.
+    without = {n for n in without if not n.endswith("key.bias")}
+    declared = UNUSED + (UNUSED_WITHOUT_LAYERS.get(fusion, ()) if layers == 0 else ())
+    assert without == {n for n, _ in model.named_parameters() if n.endswith(declared)}
+
+
+@every_fusion
+def test_absent_vectors_get_a_gradient_where_a_side_is_absent(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    picture_only = model(pixel_values=batch.pop("pixel_values")).pooled.sum()
+    (picture_only + model(**batch).pooled.sum()).backward()
+    declared = [p for n, p in model.named_parameters() if n.endswith(UNUSED)]
+    assert declared and all(p.grad is not None and p.grad.any() for p in declared)
+
+
+@every_fusion
+def test_fusion_ignores_text_padding(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    expected = model(**batch)
+    padding = batch["attention_mask"] == 0
+    garbage = dict(batch, input_ids=torch.where(padding, 17, batch["input_ids"]))
+    assert_equal_outputs(model(**garbage), expected)
+    longer = dict(
+        batch,
+        input_ids=torch.cat([batch["input_ids"], torch.full((4, 3), 21)], dim=1),
+        attention_mask=torch.cat([batch["attention_mask"], torch.zeros(4, 3, dtype=torch.int64)], dim=1),
+    )
+    got = model(**longer)
+    assert not got.text.mask[:, 8:].any()
+    text = Tokens(got.text.hidden_states[:, :8], got.text.mask[:, :8])
+    assert_equal_outputs(got._replace(text=text), expected)
+
+
+@every_fusion
+def test_fusion_ignores_padded_states_of_either_side(fusion: str) -> None:
+    module = double_model(fusion, fusion_layers=2).fusion
+    text, image = random_tokens([[1, 1, 1], [1, 1, 0]], 32), random_tokens([[1, 1], [1, 0]], 32, seed=1)
+    expected = module(text, image)
+    got = module(grow(text, 2), grow(image, 3))
+    short = Fused(
+        Tokens(got.text.hidden_states[:, :3], got.text.mask[:, :3]),
+        Tokens(got.image.hidden_states[:, :2], got.image.mask[:, :2]),
+        got.pooled,
+    )
+    assert_equal_outputs(short, expected)
+    moved = [
+        x._replace(hidden_states=torch.where(x.mask[..., None], x.hidden_states, 1e3)) for x in (text, image)
+    ]
+    assert_equal_outputs(module(*moved), expected)
+
+
+@every_fusion
+def test_a_sample_alone_equals_the_sample_in_a_batch(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    together = model(**batch)
+    for i in range(4):
+        length = int(batch["attention_mask"][i].sum())
+        alone = model(
+            input_ids=batch["input_ids"][i : i + 1, :length],
+            attention_mask=batch["attention_mask"][i : i + 1, :length],
+            pixel_values=batch["pixel_values"][i : i + 1],
+        )
+        row = rows(together, torch.tensor([i]))
+        text = Tokens(row.text.hidden_states[:, :length], row.text.mask[:, :length])
+        assert_equal_outputs(alone, row._replace(text=text))
+
+
+@every_fusion
+def test_batch_order_does_not_matter(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    order = torch.tensor([2, 0, 3, 1])
+    assert_equal_outputs(model(**{k: v[order] for k, v in batch.items()}), rows(model(**batch), order))
+
+
+@every_fusion
+def test_saving_and_loading_is_bit_exact(fusion: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = MMBertForPreTraining(tiny_config(fusion=fusion)).eval()
+    randomize(model)
+    batch = tiny_batch()
+    first = model(batch, generator=torch.Generator().manual_seed(0)).loss
+    model.save_pretrained(tmp_path)
+    loaded = MMBertForPreTraining.from_pretrained(tmp_path).eval()
+    assert loaded.config.to_dict()["fusion"] == fusion
+    own, other = model.state_dict(), loaded.state_dict()
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+    for _ in range(2):  # twice: buffers that no file holds are computed lazily in some ViTs
+        assert torch.equal(loaded(batch, generator=torch.Generator().manual_seed(0)).loss, first)
+    assert torch.equal(
+        MMBertModel.from_pretrained(tmp_path).eval()(**inputs(batch)).pooled,
+        model.mmbert(**inputs(batch)).pooled,
+    )
+
+
+@every_fusion
+def test_either_modality_may_be_absent(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    text_only = model(batch["input_ids"], batch["attention_mask"])
+    assert text_only.text.hidden_states.shape == (4, 8, 32) and text_only.image.hidden_states.shape == (
+        4,
+        0,
+        32,
+    )
+    image_only = model(pixel_values=batch["pixel_values"])
+    assert image_only.text.hidden_states.shape == (4, 0, 32) and image_only.image.hidden_states.shape == (
+        4,
+        5,
+        32,
+    )
+    for fused in (text_only, image_only, model(**batch)):
+        assert fused.pooled.shape == (4, 32) and all(x.isfinite().all() for x in outputs(fused).values())
+    with pytest.raises(ValueError, match="neither input_ids nor pixel_values"):
+        model()
+    with pytest.raises(ValueError, match="4 texts and 3 pictures"):
+        model(**dict(batch, pixel_values=batch["pixel_values"][:3]))
+
+
+@every_fusion
+def test_no_tokens_equals_all_masked_tokens(fusion: str) -> None:
+    module = double_model(fusion, fusion_layers=2).fusion
+    text, image = random_tokens([[1, 1, 1], [1, 1, 0]], 32), random_tokens([[1, 1], [1, 1]], 32, seed=1)
+    none = Tokens.absent(2, 32, like=text.hidden_states)
+
+    def hidden(tokens: Tokens) -> Tokens:
+        return tokens._replace(mask=torch.zeros_like(tokens.mask))
+
+    for absent, masked in (
+        (module(text, none), module(text, hidden(image))),
+        (module(none, image), module(hidden(text), image)),
+    ):
+        assert difference(absent.pooled, masked.pooled) < EXACT
+        for a, b in ((absent.text, masked.text), (absent.image, masked.image)):
+            if a.mask.shape[1]:
+                real = a.mask[..., None]
+                assert difference(a.hidden_states * real, b.hidden_states * real) < EXACT
+
+
+@every_fusion
+@pytest.mark.parametrize("text_rows", ["all", "some", "none"])
+@pytest.mark.parametrize("image_rows", ["all", "some", "none"])
+def test_fully_masked_rows_stay_finite_and_alone(fusion: str, text_rows: str, image_rows: str) -> None:
+    """Rows of one batch may lack a side; each gives what it gives alone, without NaN in outputs or gradients."""
+    module = double_model(fusion, fusion_layers=2).fusion
+    masks = {"all": [[1, 1], [1, 1], [1, 0]], "some": [[1, 1], [0, 0], [1, 0]], "none": [[0, 0]] * 3}
+    text, image = random_tokens(masks[text_rows], 32), random_tokens(masks[image_rows][::-1], 32, seed=1)
+    text.hidden_states.requires_grad_()
+    image.hidden_states.requires_grad_()
+    fused = module(text, image)
+    states = (fused.text.hidden_states, fused.image.hidden_states, fused.pooled)
+    assert all(x.isfinite().all() for x in states)
+    gradients = torch.autograd.grad(
+        sum(x.sin().sum() for x in states),
+        [text.hidden_states, image.hidden_states, *module.parameters()],
+        allow_unused=True,
+    )
+    assert all(g.isfinite().all() for g in gradients if g is not None)
+    for i in range(3):
+        one = torch.tensor([i])
+        assert_equal_outputs(module(text.rows(one), image.rows(one)), rows(fused, one))
+
+
+@every_fusion
+def test_text_only_without_fusion_layers_is_bert(fusion: str) -> None:
+    torch.manual_seed(0)
+    model = MMBertModel(tiny_config(fusion=fusion, fusion_layers=0, text_layers=2)).eval()
+    randomize(model)
+    oracle = BertModel(model.text_encoder.bert.config, add_pooling_layer=False).eval()
+    oracle.load_state_dict(model.text_encoder.bert.state_dict())
+    batch = tiny_batch()
+    got = model(batch["input_ids"], batch["attention_mask"]).text.hidden_states
+    expected = oracle(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    real = batch["attention_mask"].bool()
+    assert difference(got[real], expected[real]) < 1e-5
+
+
+@every_fusion
+def test_evaluation_is_deterministic_and_training_is_not(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    assert torch.equal(model(**batch).pooled, model(**batch).pooled)
+    model.train()
+    assert not torch.equal(model(**batch).pooled, model(**batch).pooled)  # dropout is there
+
+
+@every_fusion
+def test_text_sees_the_picture_where_the_strategy_says_so(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    own = model(**batch)
+    other = model(**dict(batch, pixel_values=batch["pixel_values"].roll(1, 0)))
+    moved = (own.text.hidden_states - other.text.hidden_states).abs().amax(dim=(1, 2))  # (B,)
+    if SEES_PICTURE[fusion]:
+        assert moved.min() > 1e-4
+    else:
+        assert moved.max() == 0
+    assert (own.pooled - other.pooled).abs().amax(dim=1).min() > 1e-4
+
+
+@every_fusion
+def test_gradients_equal_finite_differences(fusion: str) -> None:
+    config = tiny_config(fusion=fusion, hidden_size=6, num_attention_heads=2, intermediate_size=8)
+    module = build_fusion(config).double().eval()
+    randomize(module)
+    names = [n for n, _ in module.named_parameters() if n in ("absent_text", "absent_image", "image_type")]
+    text, image = random_tokens([[1, 1, 0], [0, 0, 0]], 6), random_tokens([[0, 0], [1, 1]], 6, seed=1)
+    learned = [module.get_parameter(n).detach().requires_grad_() for n in names]
+
+    def run(text_states: Tensor, image_states: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        arguments = (Tokens(text_states, text.mask), Tokens(image_states, image.mask))
+        fused = torch.func.functional_call(module, dict(zip(names, vectors, strict=True)), arguments)
+        return fused.text.hidden_states, fused.image.hidden_states, fused.pooled
+
+    states = [x.hidden_states.requires_grad_() for x in (text, image)]
+    assert torch.autograd.gradcheck(run, (*states, *learned))
+
+
+@every_fusion
+def test_activation_checkpointing_changes_nothing_but_memory(fusion: str) -> None:
+    torch.manual_seed(0)
+    plain = MMBertForPreTraining(tiny_config(fusion=fusion)).train()
+    recomputed = copy.deepcopy(plain)
+    recomputed.activation_checkpointing_enable()
+    batch = tiny_batch()
+
+    def train_step(model: MMBertForPreTraining) -> tuple[Tensor, list[int]]:
+        """The loss, and how often the forward of each layer ran."""
+        bert, vit = model.mmbert.text_encoder.bert, model.mmbert.image_encoder.vit
+        inner = [bert.encoder.layer[0].intermediate, vit.blocks[0].mlp]
+        inner += [m.feed_forward for m in model.mmbert.fusion.modules() if hasattr(m, "feed_forward")]
+        calls = [0] * len(inner)
+        for i, module in enumerate(inner):
+            module.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+        torch.manual_seed(3)  # dropout
+        loss = model(batch, generator=torch.Generator().manual_seed(0)).loss
+        loss.backward()
+        return loss.detach(), calls
+
+    loss, calls = train_step(plain)
+    recomputed_loss, recomputed_calls = train_step(recomputed)
+    assert difference(loss, recomputed_loss) < 1e-6
+    # Once more each, but where no gradient arrives: the image stream of the pass over masked text.
+    assert all(n < again <= 2 * n for n, again in zip(calls, recomputed_calls, strict=True))
+    for (name, p), q in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        assert p.grad is None or difference(p.grad, q.grad) < 1e-6, name
+    recomputed.activation_checkpointing_disable()
+    assert train_step(recomputed)[1] == calls
+
+
+class ReadsLayers(Fusion):
+    """A strategy that asks for intermediate layers and hands out what it got."""
+
+    reads_text_layers = (1,)
+    reads_image_layers = (1, 2)
+
+    def forward(self, text: Tokens, image: Tokens) -> Fused:
+        self.seen = (text, image)
+        return Fused(text, image, text.first)
+
+
+# A ViT with a class token, one with registers, and one without any prefix, which takes another way through timm.
+VITS = ("vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224")
+
+
+@pytest.mark.parametrize("image_model", VITS)
+def test_strategy_gets_the_unimodal_layers_it_asks_for(
+    image_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FUSIONS, "reads", ReadsLayers)
+    model = double_model("reads", text_layers=2, image_layers=2, text_hidden_size=16, image_model=image_model)
+    layers = [model.text_encoder.bert.encoder.layer[0], *model.image_encoder.vit.blocks]
+    kept: dict[nn.Module, Tensor] = {}
+    for layer in layers:
+        layer.register_forward_hook(lambda module, _, out: kept.update({module: out}))
+    model(**inputs(tiny_batch(dtype=torch.float64)))
+    text, image = model.fusion.seen
+    assert [x.shape for x in text.intermediate] == [(4, 8, 16)]
+    length = image.hidden_states.shape[1]
+    assert [x.shape for x in image.intermediate] == [(4, length, 24)] * 2
+    assert difference(text.intermediate[0], kept[layers[0]]) < EXACT
+    for got, layer in zip(image.intermediate, layers[1:], strict=True):
+        expected = kept[layer]
+        if model.image_encoder.has_class_token:
+            assert difference(got, expected) < EXACT
+        else:  # the mean of the patches stands first
+            assert difference(got[:, 1:], expected) < EXACT
+            assert difference(got[:, 0], expected.mean(dim=1)) < EXACT
+    picked = image.rows(torch.tensor([3, 3]))
+    assert torch.equal(picked.intermediate[1], image.intermediate[1][[3, 3]])
+
+
+@every_fusion
+def test_strategy_that_asks_for_no_layers_gets_none(fusion: str) -> None:
+    model = double_model(fusion)
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    assert model.encode_text(batch["input_ids"]).intermediate == ()
+    assert model.encode_image(batch["pixel_values"]).intermediate == ()

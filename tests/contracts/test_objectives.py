@@ -1,0 +1,441 @@
+"""What every pretraining objective promises, and the arithmetic of each."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import MASK, difference, randomize, tiny_batch, tiny_config
+from torch import Tensor
+
+from mmbert.errors import UsageError
+from mmbert.modeling import MMBertForPreTraining
+from mmbert.objectives import OBJECTIVES, negatives
+from mmbert.objectives.base import EncodedBatch
+from mmbert.objectives.itc import ImageTextContrast
+from mmbert.objectives.negatives import same_pair, sample_negatives
+from mmbert.tokens import IGNORE_INDEX, NO_TEXT, Tokens
+
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+
+
+def model_with(objectives: dict, *, seed: int = 0, **overrides: object) -> MMBertForPreTraining:
+    """A random model with the given objectives, without dropout."""
+    torch.manual_seed(seed)
+    model = MMBertForPreTraining(tiny_config(objectives=objectives, **overrides)).eval()
+    randomize(model)
+    return model
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def distinguishable_pairs() -> dict[str, Tensor]:
+    """8 pairs; picture and text are unlike all others, and a masked word follows from the words around it."""
+    batch = tiny_batch(8, length=6)
+    for i in range(8):
+        batch["input_ids"][i] = torch.tensor([2, 6 + 4 * i, 7 + 4 * i, 8 + 4 * i, 9 + 4 * i, 3])
+    batch["input_ids"].clamp_(max=39)
+    batch["attention_mask"][:] = 1
+    batch["mlm_labels"][:] = IGNORE_INDEX
+    batch["mlm_labels"][:, 2] = batch["input_ids"][:, 2]
+    batch["mlm_input_ids"] = batch["input_ids"].clone()
+    batch["mlm_input_ids"][:, 2] = MASK
+    return batch
+
+
+def duplicate_batch(seed: int, size: int = 8, images: int = 4, texts: int = 4) -> dict[str, Tensor]:
+    """Keys as in a batch where many rows share a picture or a caption."""
+    generator = seeded(seed)
+    captions_of = torch.randint(0, texts, (images, 3), generator=generator)  # of each image
+    image = torch.randint(0, images, (size,), generator=generator)
+    shown = torch.randint(0, 3, (size,), generator=generator)
+    return {
+        "image_key": image + 1000,
+        "text_key": captions_of[image, shown],
+        "image_text_keys": torch.cat([captions_of[image], torch.full((size, 1), NO_TEXT)], dim=1),
+    }
+
+
+@every_objective
+def test_loss_is_a_finite_scalar(objective: str) -> None:
+    output = model_with({objective: 1.0})(tiny_batch(), generator=seeded()).objectives[objective]
+    assert output.loss.shape == () and output.loss.isfinite() and output.loss > 0
+    assert output.logits.shape[0] == output.targets.shape[0] > 0
+    assert output.targets.dtype == torch.int64 and output.left_out.shape == ()
+    assert not output.logits.requires_grad
+
+
+@every_objective
+def test_loss_falls_when_pairs_are_memorised(objective: str) -> None:
+    torch.manual_seed(0)
+    model = MMBertForPreTraining(tiny_config(objectives={objective: 1.0})).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(60):
+        loss = model(distinguishable_pairs(), generator=seeded(step)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("fusion", ["early", "late", "hybrid"])
+def test_eight_pairs_are_learned_by_heart(fusion: str) -> None:
+    """MLM below 0.05 and all 64 combinations of text and picture judged right."""
+    torch.manual_seed(0)
+    overrides = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = MMBertForPreTraining(tiny_config(fusion=fusion, objectives={"mlm": 1.0, "itm": 1.0}, **overrides))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    batch = distinguishable_pairs()
+    for step in range(200):
+        output = model(batch, generator=seeded(step))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        encoded = model.encode(batch)
+        text, picture = torch.arange(8).repeat_interleave(8), torch.arange(8).repeat(8)
+        pooled = model.mmbert.fuse(encoded.text.rows(text), encoded.image.rows(picture)).pooled
+        assert torch.equal(model.objectives["itm"].logits(pooled).argmax(dim=1), (text == picture).long())
+        assert model.objectives["mlm"](encoded).loss < 0.05
+
+
+# --- weights and options -------------------------------------------------------------------------------------------
+
+
+def test_loss_is_the_weighted_sum() -> None:
+    model = model_with({"mlm": 0.3, "itm": {"weight": 2.0}, "itc": {"weight": 0.7, "embedding_size": 8}})
+    output = model(tiny_batch(), generator=seeded())
+    by_hand = sum(w * output.objectives[n].loss for n, w in (("mlm", 0.3), ("itm", 2.0), ("itc", 0.7)))
+    assert math.isclose(output.loss.item(), by_hand.item(), rel_tol=1e-6)
+
+
+def test_weight_zero_leaves_an_objective_out() -> None:
+    model = model_with({"mlm": 1.0, "itm": 0, "itc": {"weight": 0.0}})
+    assert list(model.objectives) == ["mlm"]
+    output = model(tiny_batch())
+    assert list(output.objectives) == ["mlm"] and torch.equal(output.loss, output.objectives["mlm"].loss)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc\. Did you mean 'ml"),
+        ({"itm": {"negative": "hard"}}, r"no option 'negative'; .*Did you mean 'negatives'"),
+        ({"itm": {"wieght": 2.0}}, r"no option 'wieght'.*Did you mean 'weight'"),
+        ({"itm": -1.0}, r"objectives\.itm: weight -1\.0 is not a number of 0 or more"),
+        ({"itm": True}, r"objectives\.itm: weight True is not a number"),
+        ({"itm": "much"}, r"objectives\.itm: weight 'much' is not a number"),
+        ({"itm": float("nan")}, r"objectives\.itm: weight nan"),
+        ({"itm": {"negatives": "harder"}}, r"negatives='harder'; allowed are random, hard"),
+        ({"itm": {"text": "dirty"}}, r"text='dirty'; allowed are clean, masked"),
+        (
+            {"itm": {"negatives": "hard"}},
+            r"negatives='hard' draws by contrastive similarity: add the objective itc",
+        ),
+        ({"itm": {"negatives": "hard"}, "itc": 0}, r"add the objective itc"),
+        ({"mlm": 0}, r"at least one needs a weight above 0"),
+        ({}, r"at least one needs a weight above 0"),
+    ],
+)
+def test_objectives_refuse_what_they_do_not_know(objectives: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model_with(objectives)
+
+
+@pytest.mark.parametrize("lacking", ["text_layers", "image_layers"])
+def test_itc_refuses_encoders_without_layers(lacking: str) -> None:
+    with pytest.raises(UsageError, match=f"{lacking}=0.*says nothing alone.*leave itc out"):
+        model_with({"mlm": 1.0, "itc": 1.0}, fusion="early", **{lacking: 0})
+
+
+@every_objective
+def test_output_is_fp32_under_autocast(objective: str) -> None:
+    model = model_with({objective: 1.0})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoded = model.encode(tiny_batch(), generator=seeded())
+        assert encoded.fused.pooled.dtype == torch.bfloat16  # so the claim is not empty
+        output = model.objectives[objective](encoded)
+    assert output.logits.dtype == output.loss.dtype == torch.float32
+    if objective == "itc":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model.objectives["itc"].similarity(encoded).dtype == torch.float32
+            unit = model.objectives["itc"].embed_text(encoded.text)
+        assert unit.dtype == torch.float32 and difference(unit.norm(dim=1), torch.ones(4)) < 1e-6
+
+
+# --- negatives -----------------------------------------------------------------------------------------------------
+
+
+def test_negatives_never_share_image_or_caption() -> None:
+    left_out = 0
+    for seed in range(200):
+        batch = duplicate_batch(seed)
+        wrong, valid = sample_negatives(~same_pair(batch), generator=seeded(seed))
+        captions = [set(row.tolist()) for row in batch["image_text_keys"]]
+        for i in range(8):
+            # The rule, told anew: what may be drawn is another image that has no caption equal to this text.
+            choices = [
+                j
+                for j in range(8)
+                if batch["image_key"][i] != batch["image_key"][j]
+                and batch["text_key"][i].item() not in captions[j]
+            ]
+            assert valid[i] == bool(choices)
+            assert not choices or wrong[i] in choices
+            left_out += not choices
+    assert 0 < left_out < 800  # both cases were met
+
+
+def test_padding_of_caption_lists_is_no_caption() -> None:
+    batch = {
+        "image_key": torch.tensor([1, 2]),
+        "text_key": torch.tensor([5, 6]),
+        "image_text_keys": torch.tensor([[5, NO_TEXT], [6, NO_TEXT]]),
+    }
+    assert same_pair(batch).tolist() == [[True, False], [False, True]]
+
+
+def test_itm_leaves_out_rows_without_a_negative() -> None:
+    model = model_with({"itm": 1.0})
+    batch = tiny_batch()
+    batch["text_key"][:] = 7
+    batch["image_text_keys"][:, 0] = 7
+    output = model(batch, generator=seeded()).objectives["itm"]
+    assert output.loss == 0 and output.left_out == 4 and output.logits.shape == (0, 2)
+    output.loss.backward() if output.loss.requires_grad else None
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_itm_counts_only_rows_that_take_part() -> None:
+    """Row 0 describes every picture: the loss is the mean over the other rows, each right and wrong."""
+    model = model_with({"itm": 1.0})
+    batch = tiny_batch()
+    batch["image_text_keys"][:, 1] = batch["text_key"][0]
+    encoded = model.encode(batch, generator=seeded(3))
+    output = model.objectives["itm"](encoded)
+    assert output.left_out == 1 and output.targets.tolist() == [1, 1, 1, 0, 0, 0]
+    wrong, _ = sample_negatives(~same_pair(batch), generator=seeded(3))
+    with torch.no_grad():
+        logits = []
+        for i, j in [(i, i) for i in (1, 2, 3)] + [(i, int(wrong[i])) for i in (1, 2, 3)]:
+            pair = (encoded.text.rows(torch.tensor([i])), encoded.image.rows(torch.tensor([j])))
+            logits.append(model.objectives["itm"].logits(model.mmbert.fuse(*pair).pooled))
+    expected = F.cross_entropy(torch.cat(logits), output.targets)
+    assert difference(output.loss.detach(), expected) < 1e-6
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_itm_reads_the_text_that_its_option_names(masked: bool) -> None:
+    model = model_with({"itm": {"text": "masked" if masked else "clean"}})
+    batch = tiny_batch()
+    loss = model(batch, generator=seeded()).loss
+    other = dict(batch, mlm_input_ids=torch.where(batch["mlm_input_ids"] == MASK, 9, batch["mlm_input_ids"]))
+    assert (model(other, generator=seeded()).loss != loss) == masked
+
+
+def test_random_negatives_are_uniform_over_valid_ones() -> None:
+    allowed = torch.tensor([[False, True, True, True]] + [[True, False, False, False]] * 3)
+    counts = Counter(int(sample_negatives(allowed, generator=seeded(s))[0][0]) for s in range(3000))
+    assert set(counts) == {1, 2, 3}
+    assert all(abs(n - 1000) < 130 for n in counts.values())  # 5 standard deviations
+
+
+def test_hard_negatives_follow_the_softmax_of_similarity() -> None:
+    allowed = torch.tensor([[False, True, True, True]]).expand(4, 4)
+    logits = torch.tensor([9.0, math.log(1), math.log(3), math.log(6)]).expand(4, 4)
+    draws = [sample_negatives(allowed, generator=seeded(s), similarities=logits)[0][0] for s in range(3000)]
+    counts = Counter(int(d) for d in draws)
+    assert set(counts) == {1, 2, 3}  # the likeliest is not allowed
+    for column, expected in ((1, 300), (2, 900), (3, 1800)):
+        assert abs(counts[column] - expected) < 140
+
+
+def test_hard_negatives_use_the_contrastive_similarity() -> None:
+    """At the highest temperature scale the most similar valid picture is drawn nearly always."""
+    model = model_with({"itm": {"negatives": "hard"}, "itc": {"weight": 1.0, "embedding_size": 16}})
+    model.objectives["itc"].log_scale.data.fill_(math.log(100.0))
+    encoded = model.encode(tiny_batch(), generator=seeded())
+    assert encoded.similarities is not None and not encoded.similarities.requires_grad
+    seen: list[Tensor] = []
+    fuse = model.mmbert.fuse
+    model.mmbert.fuse = lambda text, image: seen.append(image.hidden_states) or fuse(text, image)  # type: ignore
+    model.objectives["itm"](encoded)
+    likeliest = encoded.similarities.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf).topk(2, dim=1)
+    clear = likeliest.values[:, 0] - likeliest.values[:, 1] > 15  # else chance has a say
+    assert clear.any()
+    drawn = encoded.image.hidden_states[likeliest.indices[:, 0]]
+    assert torch.equal(seen[-1][clear], drawn[clear])
+
+
+def test_negatives_do_not_depend_on_how_rows_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = duplicate_batch(1, images=6, texts=9)
+    similarities = torch.randn(8, 8, generator=seeded(5))
+    allowed = ~same_pair(batch)
+    wrong, valid = sample_negatives(allowed, generator=seeded(7), similarities=similarities)
+    monkeypatch.setattr(negatives, "gather", lambda x: batch_of[id(x)])
+    monkeypatch.setattr(negatives, "gather_ragged", lambda x, pad: batch_of[id(x)])
+    for number, rows in enumerate((slice(0, 4), slice(4, 8))):
+        monkeypatch.setattr(negatives, "rank", lambda number=number: number)
+        share = {name: value[rows] for name, value in batch.items()}
+        batch_of = {id(share[name]): batch[name] for name in batch}
+        own = ~same_pair(share)
+        assert torch.equal(own, allowed[rows])
+        got = sample_negatives(own, generator=seeded(7), similarities=similarities[rows])
+        assert torch.equal(got[0], wrong[rows]) and torch.equal(got[1], valid[rows])
+
+
+def test_negatives_depend_on_the_generator_only() -> None:
+    allowed = ~torch.eye(16, dtype=torch.bool)
+    torch.manual_seed(0)
+    first = sample_negatives(allowed, generator=seeded(1))[0]
+    torch.manual_seed(1)
+    assert torch.equal(sample_negatives(allowed, generator=seeded(1))[0], first)
+    assert not torch.equal(sample_negatives(allowed, generator=seeded(2))[0], first)
+
+
+# --- ITC -----------------------------------------------------------------------------------------------------------
+
+
+class Vectors(EncodedBatch):
+    """An encoded batch whose towers say what the test wants: one token each."""
+
+    def __init__(self, text: Tensor, image: Tensor, batch: dict[str, Tensor]):
+        self.batch = batch
+        ones = torch.ones(len(text), 1, dtype=torch.bool)
+        self.__dict__.update(text=Tokens(text[:, None], ones), image=Tokens(image[:, None], ones))
+
+
+def plain_itc(scale: float) -> ImageTextContrast:
+    """ITC whose projections change nothing, at a given scale."""
+    config = tiny_config(hidden_size=2, num_attention_heads=1)
+    itc = ImageTextContrast(config, embedding_size=2, temperature=1 / scale).double()
+    for projection in (itc.text_projection, itc.image_projection):
+        projection.weight.data = torch.eye(2, dtype=torch.float64)
+        projection.bias.data.zero_()
+    return itc
+
+
+def unit(*degrees: float) -> Tensor:
+    """Unit vectors in the plane, scaled by 3: their length must not matter."""
+    angle = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return 3 * torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def test_itc_spreads_the_target_over_equal_captions() -> None:
+    """Rows 0 and 1 have the same caption. At scale 2 and these angles all logits are 2, 1, 0 or -1, -2."""
+    text, image = unit(0, 0, 90), unit(0, 60, 180)
+    batch = {
+        "image_key": torch.tensor([1, 2, 3]),
+        "text_key": torch.tensor([5, 5, 6]),
+        "image_text_keys": torch.tensor([[5], [5], [6]]),
+    }
+    output = plain_itc(2.0)(Vectors(text, image, batch))
+    e, s = math.exp, 2 * math.sin(math.radians(60))
+    # text 0 and 1: logits (2, 1, -2), half of the target on each of the first two; text 2: logits (0, s, 0).
+    text_0 = -((2 + 1) / 2 - math.log(e(2) + e(1) + e(-2)))
+    text_2 = -(0 - math.log(1 + e(s) + 1))
+    # image 0: logits (2, 2, 0); image 1: (1, 1, s); image 2: (-2, -2, 0).
+    image_0 = -(2 - math.log(2 * e(2) + 1))
+    image_1 = -(1 - math.log(2 * e(1) + e(s)))
+    image_2 = -(0 - math.log(2 * e(-2) + 1))
+    expected = (2 * text_0 + text_2 + image_0 + image_1 + image_2) / 2 / 3
+    assert math.isclose(output.loss.item(), expected, rel_tol=1e-9)
+
+
+def test_itc_target_is_symmetric_where_the_relation_is_not() -> None:
+    """Text 0 is also a caption of picture 1, text 1 is none of picture 0: still 0 and 1 belong together both ways."""
+    batch = {
+        "image_key": torch.tensor([1, 2]),
+        "text_key": torch.tensor([5, 6]),
+        "image_text_keys": torch.tensor([[5, 8], [6, 5]]),
+    }
+    output = plain_itc(2.0)(Vectors(unit(0, 60), unit(0, 90), batch))
+    logits = torch.tensor([[2.0, 0.0], [1.0, 2 * math.cos(math.radians(30))]], dtype=torch.float64)
+    half = torch.full((2, 2), 0.5, dtype=torch.float64)
+    expected = (F.cross_entropy(logits, half) + F.cross_entropy(logits.T, half)) / 2
+    assert math.isclose(output.loss.item(), expected.item(), rel_tol=1e-9)
+
+
+def test_itc_without_duplicates_is_symmetric_cross_entropy() -> None:
+    model = model_with({"itc": {"weight": 1.0, "embedding_size": 16, "temperature": 0.1}})
+    encoded = model.encode(tiny_batch())
+    output = model.objectives["itc"](encoded)
+    itc = model.objectives["itc"]
+    text, image = (
+        F.normalize(x, dim=-1)
+        for x in (
+            itc.text_projection(encoded.text.hidden_states[:, 0]),
+            itc.image_projection(encoded.image.hidden_states[:, 0]),
+        )
+    )
+    logits = text @ image.T * itc.log_scale.exp()
+    target = torch.arange(4)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    assert difference(output.loss, expected) < 1e-6
+    assert difference(output.logits, logits) < 1e-5 and torch.equal(output.targets, target)
+
+
+def test_itc_keeps_its_temperature_in_bounds() -> None:
+    itc = plain_itc(10.0)
+    assert math.isclose(itc.scale.item(), 10.0, rel_tol=1e-6)
+    for value, scale in ((50.0, 100.0), (-50.0, 2.0)):
+        itc.log_scale.data.fill_(value)
+        assert math.isclose(itc.scale.item(), scale, rel_tol=1e-6)
+
+
+# --- MLM -----------------------------------------------------------------------------------------------------------
+
+
+def test_mlm_computes_logits_at_masked_positions_only() -> None:
+    model = model_with({"mlm": 1.0}, text_hidden_size=16)
+    batch = tiny_batch()
+    batch["mlm_labels"][2, 2] = batch["input_ids"][2, 2]
+    encoded = model.encode(batch)
+    output = model.objectives["mlm"](encoded)
+    assert output.logits.shape == (5, 40)
+    full = model.objectives["mlm"].logits(
+        encoded.masked_fused.text.hidden_states, model.mmbert.word_embeddings
+    )
+    assert full.shape == (4, 8, 40)
+    expected = F.cross_entropy(full.flatten(0, 1), batch["mlm_labels"].flatten(), ignore_index=IGNORE_INDEX)
+    assert difference(output.loss, expected) < 1e-6
+    assert torch.equal(output.targets, batch["mlm_labels"][batch["mlm_labels"] != IGNORE_INDEX])
+
+
+def test_mlm_without_any_mask_is_zero() -> None:
+    model = model_with({"mlm": 1.0})
+    batch = tiny_batch()
+    batch["mlm_labels"][:] = IGNORE_INDEX
+    output = model(batch)
+    assert output.loss == 0 and output.objectives["mlm"].left_out == 4
+    output.loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_mlm_shares_the_word_embeddings() -> None:
+    model = model_with({"mlm": 1.0})
+    assert not any(p.shape == (40, 32) for p in model.objectives.parameters())
+    model(tiny_batch()).loss.backward()
+    unseen = torch.tensor([i for i in range(5, 40) if i not in tiny_batch()["mlm_input_ids"]])
+    assert model.mmbert.word_embeddings.grad[unseen].abs().sum(dim=1).min() > 0  # through the output only
+
+
+def test_objectives_share_one_encoding_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with({"mlm": 1.0, "itm": {"negatives": "hard"}, "itc": {"embedding_size": 8}})
+    calls: Counter[str] = Counter()
+    for name in ("encode_text", "encode_image", "fuse"):
+        original = getattr(model.mmbert, name)
+
+        def counted(*args: object, name: str = name, original: object = original) -> object:
+            calls[name] += 1
+            return original(*args)  # type: ignore[operator]
+
+        monkeypatch.setattr(model.mmbert, name, counted)
+    model(tiny_batch(), generator=seeded())
+    assert calls == {"encode_text": 2, "encode_image": 1, "fuse": 3}

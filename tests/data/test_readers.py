@@ -1,0 +1,173 @@
+"""Annotation files of every format: the right examples, options and splits."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotation_files import COCO, KARPATHY, error_of, read, record_of
+
+from mmbert.data.examples import Problems, read_examples
+from mmbert.errors import UsageError, did_you_mean
+
+
+def test_coco_joins_captions_to_images(root: Path) -> None:
+    examples = read(root, "coco", COCO)["train"]
+    assert [(e.image, e.captions, e.image_id, e.split) for e in examples] == [
+        (root / "a.jpg", ("An ant.",), "7", "train"),
+        (root / "sub" / "b.jpg", ("A bee.", "Another bee."), "9", "train"),
+    ]
+    assert examples[1].place == f"{root.parent / 'captions.any'}:images[1]"
+
+
+def test_coco_takes_a_file_and_a_folder_for_each_split(root: Path) -> None:
+    file = root.parent / "one.json"
+    one = {"images": [{"id": 1, "file_name": "b.jpg"}], "annotations": [{"image_id": 1, "caption": "A bee."}]}
+    file.write_text(json.dumps(one))
+    splits = read_examples("coco", {"val": file, "mine": file}, {"val": root / "sub", "mine": root / "sub"})
+    assert {name: [e.split for e in examples] for name, examples in splits.items()} == {
+        "val": ["val"],
+        "mine": ["mine"],
+    }
+    with pytest.raises(UsageError, match="no folder for the split 'mine'"):
+        read_examples("coco", {"val": file, "mine": file}, {"val": root / "sub"})
+
+
+def test_karpathy_reads_splits_and_folders(root: Path) -> None:
+    splits = read(root, "karpathy", KARPATHY)
+    assert list(splits) == ["train", "test"]
+    assert [(e.image_id, e.captions) for e in splits["train"]] == [
+        ("a.jpg", ("An ant.", "Small.")),
+        ("sub/b.jpg", ("A bee.",)),
+    ]
+
+
+def test_jsonl_merges_rows_of_one_picture_and_takes_several_keys(root: Path) -> None:
+    lines = [
+        {"image": "a.jpg", "caption": ["An ant.", " "], "alt": "Black."},
+        {"image": "c.jpg", "caption": "", "alt": "A cat."},
+        {"image": "./a.jpg", "caption": "Again.", "alt": None},
+    ]
+    text = "\n\n".join(map(json.dumps, lines)) + "\r\n"
+    problems = Problems()
+    examples = read(root, "jsonl", text, caption_key=["alt", "caption"], problems=problems)["train"]
+    assert [e.captions for e in examples] == [("Black.", "An ant.", "Again."), ("A cat.",)]
+    assert [e.place.rpartition(":")[2] for e in examples] == ["1", "3"]
+    assert [count for count, _ in problems.notes.values()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (None, {"train": "a", "val": "b", "test_seen": "c"}),
+        ({"test": ["test_seen"]}, {"train": "ab", "test": "c"}),
+        ({"mine": ["dev", "train"]}, {"train": "c", "mine": "ab"}),
+    ],
+)
+def test_table_splits_follow_the_key(root: Path, values: Any, expected: dict[str, str]) -> None:
+    text = "image,caption,part\na.jpg,An ant.,train\nsub/b.jpg,A bee.,dev\nc.jpg,A cat.,test_seen\n"
+    splits = read(root, "csv", text, split_key="part", split_values=values)
+    assert {name: "".join(e.image.stem for e in found) for name, found in splits.items()} == expected
+    assert list(splits) == list(expected)
+
+
+def test_table_split_options_are_checked(root: Path) -> None:
+    text = "image,caption,part\na.jpg,An ant.,train\nc.jpg,A cat.,tset\n"
+    error = error_of(root, "csv", text, split_key="part", split_values={"train": ["train"], "test": ["test"]})
+    assert record_of(error) == "3" and "Did you mean 'test'?" in str(error)
+    error = error_of(root, "csv", text, split_key="part", split_values={"test": ["test"]})
+    assert "no row has part = 'test'" in str(error) and "Did you mean 'tset'?" in str(error)
+    for keys, reason in (
+        ({"split_values": {"val": ["x"]}}, "without split_key"),
+        ({"split_key": "part", "split_values": {"val": ["x"], "test": ["x"]}}, "'x' is in val and in test"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            read(root, "csv", text, **keys)
+
+
+def test_csv_reads_quotes_line_breaks_and_other_delimiters(root: Path) -> None:
+    text = '\ufeffimage| caption\r\na.jpg| "An ""ant"",\nsmall."\r\n\r\nc.jpg|A cat.\r\n'.replace('| "', '|"')
+    examples = read(root, "csv", text, delimiter="|")["train"]
+    assert [e.captions for e in examples] == [('An "ant",\nsmall.',), ("A cat.",)]
+    assert [e.place.rpartition(":")[2] for e in examples] == ["2", "5"]
+
+
+def test_empty_captions_among_good_ones_are_dropped_and_counted(root: Path, caplog: Any) -> None:
+    content = json.loads(json.dumps(KARPATHY))
+    content["images"][0]["sentences"] += [{"raw": "  "}, {"raw": ""}]
+    problems = Problems()
+    with caplog.at_level(logging.WARNING, logger="mmbert"):
+        assert read(root, "karpathy", content, problems=problems)["train"][0].captions == (
+            "An ant.",
+            "Small.",
+        )
+    place = f"{root.parent / 'captions.any'}:images[0].sentences[2]"
+    assert problems.notes == {"empty captions dropped": (2, place)}
+    assert [r.getMessage() for r in caplog.records] == [f"empty captions dropped: 2 (first: {place})"]
+
+
+def test_links_inside_the_root_are_followed(root: Path) -> None:
+    (root / "link.jpg").symlink_to("sub/b.jpg")
+    (root.parent / "alias").symlink_to(root)
+    rows = '{"image": "link.jpg", "caption": "x"}\n{"image": "sub/b.jpg", "caption": "y"}'
+    (example,) = read(root.parent / "alias", "jsonl", rows)["train"]
+    assert example.image == root / "sub" / "b.jpg" and example.captions == ("x", "y")
+
+
+def test_unknown_options_are_usage_errors(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"format is 'cocoo'; expected coco.*Did you mean 'coco'\?"):
+        read(root, "cocoo", COCO)
+    with pytest.raises(UsageError, match=r"no option 'caption_keys'.*Did you mean 'caption_key'\?"):
+        read(root, "csv", "", caption_keys="x")
+    with pytest.raises(UsageError, match="no option 'split'"):
+        read(root, "coco", COCO, split="val")
+    with pytest.raises(UsageError, match="names its own splits"):
+        read_examples("karpathy", {"val": root}, root)
+    assert did_you_mean("hiden_size", ["hidden_size", "x"]) == " Did you mean 'hidden_size'?"
+    assert did_you_mean("zzz", ["hidden_size"]) == ""
+
+
+def test_many_pictures_are_checked_fast(root: Path) -> None:
+    count = 10_000
+    for number in range(count):
+        os.close(os.open(root / f"{number}.jpg", os.O_CREAT))
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(count)]
+    annotations = [{"id": i, "image_id": i % count, "caption": "x"} for i in range(5 * count)]
+    started = time.perf_counter()
+    splits = read(root, "coco", {"images": images, "annotations": annotations})
+    assert len(splits["train"]) == count
+    assert time.perf_counter() - started < 5  # 0.2 s on an idle machine
+
+
+def test_real_files_read(shared: Path) -> None:
+    data = shared / "data"
+
+    def counts(*arguments: Any, **keys: Any) -> dict[str, tuple[int, int]]:
+        splits = read_examples(*arguments, **keys)
+        return {name: (len(found), sum(len(e.captions) for e in found)) for name, found in splits.items()}
+
+    ucm = data / "ucm_captions"
+    assert counts("karpathy", ucm / "dataset_ucm.json", ucm / "images") == {
+        "train": (1680, 8400),
+        "val": (210, 1050),
+        "test": (210, 1050),
+    }
+    openstax, problems = data / "openstax_figures", Problems()
+    assert counts(
+        "jsonl",
+        openstax / "captions.jsonl",
+        openstax / "images",
+        caption_key=["alt", "caption"],
+        split_key="book",
+        split_values={"val": ["introduction-philosophy"], "test": ["american-government"]},
+        problems=problems,
+    ) == {"train": (1920, 3772), "val": (125, 248), "test": (311, 618)}
+    assert problems.notes["empty captions dropped"][0] == 74
+    stamps = data / "tuxpaint_stamps"
+    assert counts("jsonl", stamps / "captions.jsonl", stamps / "images") == {"train": (785, 785)}
+    coco = data / "coco_mini"
+    files = {split: coco / "annotations" / f"captions_{split}2017.json" for split in ("train", "val")}
+    assert counts("coco", files, coco / "images") == {"train": (80, 400), "val": (79, 395)}
