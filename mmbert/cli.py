@@ -89,12 +89,8 @@ class MMBertCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections."""
-        parser.add_argument(
-            "--name", type=str, default="run", help="The run's folder below trainer.default_root_dir."
-        )
-        parser.add_argument(
-            "--base", type=str | list[str] | None, help="YAML files that a YAML file builds on."
-        )
+        parser.add_argument("--name", type=str, default="run", help="The run's folder below trainer.default_root_dir.")
+        parser.add_argument("--base", type=str | list[str] | None, help="YAML files that a YAML file builds on.")
         parser.add_class_arguments(ModelOptions, "model")
         parser.add_class_arguments(DataOptions, "data")
         parser.add_class_arguments(OptimOptions, "optim")
@@ -125,9 +121,7 @@ class MMBertCLI(LightningCLI):
         MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
         source = data_options.tokenizer or model_options.text_pretrained
         if source is None:
-            raise UsageError(
-                "data.tokenizer is missing: name one, or a text encoder by model.text_pretrained."
-            )
+            raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
         tokenizer = load_tokenizer(source)
         if model_options.text_pretrained is None:
             model_options.vocab_size, model_options.pad_token_id = len(tokenizer), tokenizer.pad_token_id
@@ -140,9 +134,7 @@ class MMBertCLI(LightningCLI):
                 f"checkpoint.monitor='{chosen.checkpoint.monitor}' is no validation result of these objectives; allowed "
                 f"are {', '.join(known)}.{did_you_mean(chosen.checkpoint.monitor, known)}"
             )
-        settings = PictureSettings.of_timm(
-            model.mmbert.image_encoder.vit.pretrained_cfg, model_options.image_size
-        )
+        settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, model_options.image_size)
         self.processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
         self.datamodule = PairsDataModule(data_options, self.processor, seed=seed)
         model.mmbert.text_encoder.freeze(chosen.optim.freeze_text)
@@ -164,9 +156,7 @@ class MMBertCLI(LightningCLI):
             options["precision"], self.precision_reason = best_precision()
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         self.dry = bool(options["fast_dev_run"])
-        self.folder = run.new_run_folder(
-            options["default_root_dir"], config.name, create=first and not self.dry
-        )
+        self.folder = run.new_run_folder(options["default_root_dir"], config.name, create=first and not self.dry)
         checkpoint: CheckpointOptions = chosen.checkpoint
         callbacks = list(options.pop("callbacks") or [])
         self.best = ModelCheckpoint(

@@ -35,9 +35,7 @@ class Encoder(nn.Module):
         """
         embeddings, layers = self.blocks()
         if what not in ("none", "all") and not (isinstance(what, int) and 0 < what <= len(layers)):
-            raise UsageError(
-                f"freeze={what!r}: allowed are none, all, or a number of layers from 1 to {len(layers)}."
-            )
+            raise UsageError(f"freeze={what!r}: allowed are none, all, or a number of layers from 1 to {len(layers)}.")
         if what == "all":
             self._frozen = [self]
         else:
@@ -91,9 +89,7 @@ class TextEncoder(Encoder):
         """The embeddings and the list of layers."""
         return (self.bert.embeddings,), self.bert.encoder.layer
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, layers: Sequence[int] = ()
-    ) -> Tokens:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, layers: Sequence[int] = ()) -> Tokens:
         """Encodes (B, T) token ids.
 
         Args:
@@ -134,9 +130,7 @@ class ImageEncoder(Encoder):
             "embed_dim": config.image_hidden_size,
             "num_heads": config.image_num_attention_heads,
         }
-        self.vit: Any = create_vit(
-            config.image_model, **{k: v for k, v in overrides.items() if v is not None}
-        )
+        self.vit: Any = create_vit(config.image_model, **{k: v for k, v in overrides.items() if v is not None})
         self.width = self.vit.num_features
         self.has_class_token = getattr(self.vit, "cls_token", None) is not None
         use_fused_attention(self.vit, fused_attention_is_faster(torch.device("cpu")))
@@ -178,9 +172,7 @@ class ImageEncoder(Encoder):
         else:
             hidden_states, intermediate = self.vit.forward_features(pixel_values), ()
         hidden_states = self._with_first(hidden_states)
-        return Tokens(
-            hidden_states, hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool), intermediate
-        )
+        return Tokens(hidden_states, hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool), intermediate)
 
     def _with_first(self, hidden_states: Tensor) -> Tensor:
         if self.has_class_token:
@@ -203,9 +195,7 @@ def create_vit(name: str, *, pretrained: bool = False, **overrides: Any) -> nn.M
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise UsageError(f"timm can't build image_model='{name}' with {overrides}: {error}") from error
     if not hasattr(vit, "blocks") or not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):
-        raise UsageError(
-            f"image_model='{name}' is no ViT of timm: it has no patch_embed, blocks and prefix tokens."
-        )
+        raise UsageError(f"image_model='{name}' is no ViT of timm: it has no patch_embed, blocks and prefix tokens.")
     size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
     if size is not None and size[0] % patch[0]:
         raise UsageError(

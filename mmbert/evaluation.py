@@ -55,9 +55,7 @@ def metric_names(objectives: Iterable[str]) -> list[str]:
     names = [name for objective in objectives for name in by_objective.get(objective, [])]
     if {"itm", "itc"} & set(objectives):
         ranks = [f"R@{k}" for k in (1, 5, 10)]
-        names += [
-            f"{way}/{rank}" for way in ("image_to_text", "text_to_image") for rank in [*ranks, "median_rank"]
-        ]
+        names += [f"{way}/{rank}" for way in ("image_to_text", "text_to_image") for rank in [*ranks, "median_rank"]]
         names.append("rsum")
     return names
 
@@ -204,10 +202,7 @@ class PairEvaluation:
 
     def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:
         relevant = torch.tensor(
-            [
-                [t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded]
-                for i in encoded
-            ]
+            [[t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded] for i in encoded]
         )
         if self.scorer == "itc":
             scores = torch.stack([e.image for e in encoded]) @ torch.stack([e.text for e in encoded]).T

@@ -1,6 +1,5 @@
 """From names to a model: architecture, then the pretrained weights of BERT and of the ViT."""
 
-import dataclasses
 import json
 import logging
 from dataclasses import dataclass
@@ -58,9 +57,7 @@ def build_model(options: ModelOptions) -> MMBertForPreTraining:
     if vit is not None:
         own = model.mmbert.image_encoder.vit
         load_layers(own, vit.state_dict(), unused="blocks", source="image_pretrained")
-        own.pretrained_cfg = (
-            vit.pretrained_cfg
-        )  # mean, std and interpolation that these weights were trained with
+        own.pretrained_cfg = vit.pretrained_cfg  # mean, std and interpolation that these weights were trained with
     return model
 
 
@@ -135,15 +132,9 @@ def load_layers(module: nn.Module, state: dict[str, Tensor], *, unused: str, sou
         )
     module.load_state_dict({name: state[name] for name in own}, strict=True)
     left = len(
-        {
-            name.removeprefix(f"{unused}.").split(".")[0]
-            for name in state
-            if name not in own and name.startswith(unused)
-        }
+        {name.removeprefix(f"{unused}.").split(".")[0] for name in state if name not in own and name.startswith(unused)}
     )
-    log.info(
-        "%s: %d tensors loaded%s", source, len(own), f", the last {left} layers left out" if left else ""
-    )
+    log.info("%s: %d tensors loaded%s", source, len(own), f", the last {left} layers left out" if left else "")
 
 
 def _fill_from_bert(architecture: dict, bert: BertConfig, source: str | None) -> None:
@@ -158,9 +149,7 @@ def _fill_from_bert(architecture: dict, bert: BertConfig, source: str | None) ->
     }
     for name, fact in facts.items():
         if architecture[name] not in (None, fact):
-            raise UsageError(
-                f"{name}={architecture[name]}, but text_pretrained='{source}' has {fact}; leave it out."
-            )
+            raise UsageError(f"{name}={architecture[name]}, but text_pretrained='{source}' has {fact}; leave it out.")
     architecture.update(facts)
     for name in ("vocab_size", "max_position_embeddings", "layer_norm_eps", "pad_token_id"):
         architecture[name] = getattr(bert, name)

@@ -37,9 +37,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: 
     visible = mask[:, None, None, :]  # (B, 1, 1, S)
     if fused_attention_is_faster(query.device) and mask.shape[1] > 0:
         has_context = visible.any(dim=-1, keepdim=True)  # (B, 1, 1, 1)
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible | ~has_context, dropout_p=dropout
-        )
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible | ~has_context, dropout_p=dropout)
         return torch.where(has_context, out, 0.0)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, L, S)
     weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1)
@@ -72,9 +70,7 @@ class Attention(nn.Module):
                 (self.value, context.hidden_states),
             )
         )
-        seen = attend(
-            query, key, value, context.mask, dropout=self.attention_dropout if self.training else 0.0
-        )
+        seen = attend(query, key, value, context.mask, dropout=self.attention_dropout if self.training else 0.0)
         seen = self.output(seen.transpose(1, 2).flatten(2))  # (B, L, D)
         # Without any context the output bias must not leak in either.
         seen = torch.where(context.mask.any(dim=1)[:, None, None], seen, 0.0)

@@ -47,9 +47,7 @@ class MMBertPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
     ) -> None:
-        super()._set_gradient_checkpointing(
-            enable, gradient_checkpointing_func, every_n_layers
-        )  # BERT's layers
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)  # BERT's layers
         for module in self.modules():
             if isinstance(module, ImageEncoder):
                 module.vit.set_grad_checkpointing(enable)
@@ -121,9 +119,7 @@ class MMBertModel(MMBertPreTrainedModel):
         if input_ids is None and pixel_values is None:
             raise UsageError("MMBertModel got neither input_ids nor pixel_values; give at least one.")
         if input_ids is not None and pixel_values is not None and len(input_ids) != len(pixel_values):
-            raise UsageError(
-                f"{len(input_ids)} texts and {len(pixel_values)} pictures: the batch sizes must agree."
-            )
+            raise UsageError(f"{len(input_ids)} texts and {len(pixel_values)} pictures: the batch sizes must agree.")
         width = self.config.hidden_size
         text = None if input_ids is None else self.encode_text(input_ids, attention_mask)
         image = None if pixel_values is None else self.encode_image(pixel_values)
@@ -150,9 +146,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
         self.objectives = nn.ModuleDict(build_objectives(config))
-        self.weights = {
-            name: float(options["weight"]) for name, options in config.objective_options().items()
-        }
+        self.weights = {name: float(options["weight"]) for name, options in config.objective_options().items()}
         self.post_init()
 
     @property
@@ -166,9 +160,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         similarity = None if contrast is None else contrast.similarity
         return EncodedBatch(self.mmbert, batch, generator=generator, similarity=similarity)
 
-    def forward(
-        self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None
-    ) -> PreTrainingOutput:
+    def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
         """Computes every objective on one batch.
 
         Args:

@@ -46,9 +46,7 @@ class PictureSettings:
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 to float, with the encoder's mean and standard deviation."""
-        return transforms.normalize(
-            transforms.to_dtype(pictures, torch.float32, scale=True), self.mean, self.std
-        )
+        return transforms.normalize(transforms.to_dtype(pictures, torch.float32, scale=True), self.mean, self.std)
 
 
 class MMBertProcessor:
@@ -57,9 +55,7 @@ class MMBertProcessor:
     `processor(text=..., images=...)` gives what the models take: `input_ids`, `attention_mask`, `pixel_values`.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, pictures: PictureSettings, *, max_text_length: int = 64
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pictures: PictureSettings, *, max_text_length: int = 64):
         """Bundles the parts.
 
         Args:
@@ -70,13 +66,9 @@ class MMBertProcessor:
         Raises:
             UsageError: The tokenizer lacks one of the special tokens.
         """
-        lacking = [
-            n for n in ("cls_token", "sep_token", "mask_token", "pad_token") if getattr(tokenizer, n) is None
-        ]
+        lacking = [n for n in ("cls_token", "sep_token", "mask_token", "pad_token") if getattr(tokenizer, n) is None]
         if lacking:
-            raise UsageError(
-                f"tokenizer '{tokenizer.name_or_path}' has no {', '.join(lacking)}; mmbert needs BERT's."
-            )
+            raise UsageError(f"tokenizer '{tokenizer.name_or_path}' has no {', '.join(lacking)}; mmbert needs BERT's.")
         self.tokenizer, self.pictures, self.max_text_length = tokenizer, pictures, max_text_length
 
     def __call__(
@@ -118,9 +110,9 @@ class MMBertProcessor:
 
     def encode(self, text: str) -> list[int]:
         """Token ids with [CLS] and [SEP], cut to `max_text_length`. "[MASK]" in a text is text, no special token."""
-        return self.tokenizer(
-            text, truncation=True, max_length=self.max_text_length, split_special_tokens=True
-        )["input_ids"]  # pyright: ignore[reportReturnType]
+        return self.tokenizer(text, truncation=True, max_length=self.max_text_length, split_special_tokens=True)[
+            "input_ids"
+        ]  # pyright: ignore[reportReturnType]
 
     def picture(self, source: ImageSource) -> Tensor:
         """(3, S, S) uint8, resized but not normalised."""
@@ -165,9 +157,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"tokenizer '{source}' is neither on the hub nor a folder with one: {reason}"
-        ) from error
+        raise UsageError(f"tokenizer '{source}' is neither on the hub nor a folder with one: {reason}") from error
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:

@@ -122,14 +122,10 @@ def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
 
-def random_tokens(
-    mask: list[list[int]], width: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> Tokens:
+def random_tokens(mask: list[list[int]], width: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tokens:
     """Random states with the given mask, 1 = real token."""
     real = torch.tensor(mask, dtype=torch.bool)
-    states = torch.randn(
-        *real.shape, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    states = torch.randn(*real.shape, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Tokens(states.to(dtype), real)
 
 

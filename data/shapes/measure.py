@@ -47,9 +47,7 @@ def print_question_prior() -> None:
         for group in ("all", annotation["answer_type"]):
             right[group].append(guess == annotation["multiple_choice_answer"])
     print(f"yes among yes/no answers of train: {yes_or_no['yes'] / yes_or_no.total():.1%}")
-    print(
-        "question-only prior: " + ", ".join(f"{group} {statistics.mean(right[group]):.1%}" for group in right)
-    )
+    print("question-only prior: " + ", ".join(f"{group} {statistics.mean(right[group]):.1%}" for group in right))
 
 
 def print_recall_ceiling(seed: int) -> None:

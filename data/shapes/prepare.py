@@ -189,14 +189,10 @@ def texts_of(records: list[Json]) -> Iterator[str]:
 def parse_arguments() -> argparse.Namespace:
     """Reads and checks the command line."""
     parser = argparse.ArgumentParser(description="Makes a data set of pictures of colored shapes.")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
     parser.add_argument("--train", type=int, default=20000, help="number of training scenes")
     parser.add_argument("--val", type=int, default=1000, help="number of validation scenes")
-    parser.add_argument(
-        "--test", type=int, default=2000, help="number of test scenes, half with held-out pairs"
-    )
+    parser.add_argument("--test", type=int, default=2000, help="number of test scenes, half with held-out pairs")
     parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other scenes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of processes")
@@ -232,18 +228,14 @@ def main() -> int:
     try:
         records = {split: make_split(args, split, pool) for split in SPLITS}
         counts = [(args.seed, split, getattr(args, split)) for split in SPLITS]
-        shares = (
-            pool.starmap(satisfied_share, counts) if pool else [satisfied_share(*count) for count in counts]
-        )
+        shares = pool.starmap(satisfied_share, counts) if pool else [satisfied_share(*count) for count in counts]
     finally:
         if pool:
             pool.terminate()
     by_split = ", ".join(f"{split} {share:.2%}" for split, share in zip(SPLITS, shares, strict=True))
     print(f"captions satisfied by other scenes: {max(shares):.2%} (bar {MAX_SHARE:.0%}; {by_split})")
     if max(shares) > MAX_SHARE:
-        print(
-            f"error: the share must be at most {MAX_SHARE:.0%}; make captions more specific.", file=sys.stderr
-        )
+        print(f"error: the share must be at most {MAX_SHARE:.0%}; make captions more specific.", file=sys.stderr)
         return 1
 
     vocabulary = write_tokenizer(args.out / "tokenizer", texts_of(records["train"]))

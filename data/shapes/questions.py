@@ -144,9 +144,7 @@ def _other(scene: Scene, rng: random.Random) -> Question | None:
                 by_kind["color"].append((f"What color is the {thing.noun()}?", obj.color))
         for said in (("color",), ("size", "color")):
             if thing := _names(obj, scene, *said):
-                by_kind["shape"].append(
-                    (f"What shape is the {thing.noun().removesuffix(' shape')} object?", obj.shape)
-                )
+                by_kind["shape"].append((f"What shape is the {thing.noun().removesuffix(' shape')} object?", obj.shape))
         if thing := _names(obj, scene, "color", "shape"):
             by_kind["size"].append((f"What size is the {thing.noun()}?", obj.size))
             by_kind["relation"] += _what_is_related(obj, thing, scene)

@@ -150,9 +150,7 @@ class PairsDataModule(L.LightningDataModule):
     def _evaluation(self, pairs: Pairs) -> DataLoader:
         by_length = np.argsort(pairs.text_lengths(0), kind="stable")[rank() :: world_size()].tolist()
         size = self.options.eval_batch_size
-        return self._loader(
-            pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)]
-        )
+        return self._loader(pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)])
 
     def _loader(self, pairs: Pairs, *, batch_sampler: TrainBatches | list[list[int]]) -> DataLoader:
         workers = self.options.num_workers
@@ -180,9 +178,7 @@ def _check(options: DataOptions) -> None:
     if options.num_workers < 0:
         raise UsageError(f"data.num_workers={options.num_workers}: must be 0 or more.")
     if options.max_text_length < 3:
-        raise UsageError(
-            f"data.max_text_length={options.max_text_length}: [CLS], one token and [SEP] need 3."
-        )
+        raise UsageError(f"data.max_text_length={options.max_text_length}: [CLS], one token and [SEP] need 3.")
     for name in ("mlm_probability", "crop"):
         if not 0 < getattr(options, name) <= 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: a fraction above 0, up to 1.")

@@ -45,18 +45,14 @@ def read_examples(
         UsageError: the format or a key is unknown, or keys contradict each other.
     """
     if format not in FORMATS:
-        raise UsageError(
-            f"format is {format!r}; expected {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
-        )
+        raise UsageError(f"format is {format!r}; expected {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
     reader = FORMATS[format]
     own = inspect.signature(reader).parameters.values()
     allowed = [option.name for option in own if option.kind is option.KEYWORD_ONLY and option.name != "split"]
     for key in keys:
         if key not in allowed:
             known = ", ".join(allowed) or "no options"
-            raise UsageError(
-                f"format {format} has no option {key!r}; expected {known}.{did_you_mean(key, allowed)}"
-            )
+            raise UsageError(f"format {format} has no option {key!r}; expected {known}.{did_you_mean(key, allowed)}")
     problems = Problems() if problems is None else problems
 
     splits: dict[str, list[Example]] = {}
@@ -84,9 +80,7 @@ def _files(
     """List (split or None, annotation file, picture folder)."""
     if not isinstance(annotations, Mapping):
         if isinstance(images, Mapping):
-            raise UsageError(
-                "images gives a folder per split; expected one folder, since annotations is one file"
-            )
+            raise UsageError("images gives a folder per split; expected one folder, since annotations is one file")
         return [(None, Path(annotations), ImageFolder(images))]
     if not annotations:
         raise UsageError("annotations is empty; expected a file, or a file for each split")
@@ -94,7 +88,5 @@ def _files(
         folder = ImageFolder(images)
         return [(split, Path(file), folder) for split, file in annotations.items()]
     if missing := [split for split in annotations if split not in images]:
-        raise UsageError(
-            f"images has no folder for the split {missing[0]!r}; expected one for each annotation file"
-        )
+        raise UsageError(f"images has no folder for the split {missing[0]!r}; expected one for each annotation file")
     return [(split, Path(file), ImageFolder(images[split])) for split, file in annotations.items()]

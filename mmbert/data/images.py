@@ -89,18 +89,14 @@ class _Unusable(ValueError):
     """Why a picture is refused; `load_image` adds the name."""
 
 
-def _from_file(
-    path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]
-) -> Image.Image:
+def _from_file(path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise _Unusable("no such file") from None
     except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the name
-        raise _Unusable(
-            f"cannot be opened ({printable(getattr(error, 'strerror', None) or str(error))})"
-        ) from None
+        raise _Unusable(f"cannot be opened ({printable(getattr(error, 'strerror', None) or str(error))})") from None
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
@@ -136,9 +132,7 @@ def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int
 def _from_pillow(image: Image.Image, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
-        raise _Unusable(
-            f"too large: {width}x{height} pixels, at most {max_pixels:,} are read; make it smaller"
-        )
+        raise _Unusable(f"too large: {width}x{height} pixels, at most {max_pixels:,} are read; make it smaller")
     if width < 1 or height < 1:
         raise _Unusable(f"no pixels ({width}x{height})")
     try:

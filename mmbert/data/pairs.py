@@ -47,9 +47,7 @@ class Sample(NamedTuple):
 def text_key(text: str) -> int:
     """63-bit hash of a caption; captions that differ in case or spaces only are equal."""
     normal = " ".join(text.lower().split())
-    return (
-        int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
-    )
+    return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 
 class Pairs(Dataset[Sample]):
@@ -78,9 +76,7 @@ class Pairs(Dataset[Sample]):
         self.captions_each = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [text_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
-        self.wrong = (
-            None if augmentation is not None else wrong_pictures(self.text_keys, self.image_keys, seed)
-        )
+        self.wrong = None if augmentation is not None else wrong_pictures(self.text_keys, self.image_keys, seed)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -108,9 +104,7 @@ class Pairs(Dataset[Sample]):
         pieces = self.processor.tokenizer.convert_ids_to_tokens(ids)
         continues = [str(piece).startswith("##") for piece in pieces]
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
-        picture = (
-            self.processor.picture(example.image) if not training else self._augmented(epoch, i, caption)
-        )
+        picture = self.processor.picture(example.image) if not training else self._augmented(epoch, i, caption)
         wrong = None if self.wrong is None else self.processor.picture(self.examples[self.wrong[i]].image)
         return Sample(
             i,

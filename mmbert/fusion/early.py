@@ -36,9 +36,7 @@ class EarlyFusion(Fusion):
         )
         for layer in self.layers:
             joint = layer(joint)
-        text_states, image_states = joint.hidden_states.split(
-            [asked.mask.shape[1], image.mask.shape[1]], dim=1
-        )
+        text_states, image_states = joint.hidden_states.split([asked.mask.shape[1], image.mask.shape[1]], dim=1)
         length = text.mask.shape[1]
         return Fused(
             Tokens(text_states[:, :length], text.mask),

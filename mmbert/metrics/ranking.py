@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 
-def auroc(
-    scores: Tensor | np.ndarray | Sequence[float], labels: Tensor | np.ndarray | Sequence[int]
-) -> float:
+def auroc(scores: Tensor | np.ndarray | Sequence[float], labels: Tensor | np.ndarray | Sequence[int]) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
     Counted from ranks in whole numbers (the Mann-Whitney U), so the result is exact and needs no curve.

@@ -83,6 +83,4 @@ class ImageTextContrast(Objective):
             total = -(share * (text_logits.log_softmax(dim=1) + image_logits.log_softmax(dim=1))).sum() / 2
         targets = torch.arange(len(text), device=text.device) + rank() * len(text)
         count = torch.tensor(len(text), device=text.device)
-        return ObjectiveOutput(
-            global_mean(total, count), text_logits.detach(), targets, torch.zeros_like(count)
-        )
+        return ObjectiveOutput(global_mean(total, count), text_logits.detach(), targets, torch.zeros_like(count))

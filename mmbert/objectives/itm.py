@@ -34,9 +34,7 @@ class ImageTextMatching(Objective):
         if text not in ("clean", "masked"):
             raise UsageError(f"objectives.itm.text='{text}'; allowed are clean, masked.")
         if negatives == "hard" and "itc" not in config.objective_options():
-            raise UsageError(
-                "objectives.itm.negatives='hard' draws by contrastive similarity: add the objective itc."
-            )
+            raise UsageError("objectives.itm.negatives='hard' draws by contrastive similarity: add the objective itc.")
         self.negatives, self.text = negatives, text
         self.head = nn.Linear(config.hidden_size, 2)
 

@@ -60,9 +60,7 @@ class OptimOptions:
                 raise UsageError(f"optim.{name}={getattr(self, name)}: a fraction from 0 to 1.")
 
 
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
     "constant": lambda progress: 1.0,
@@ -87,9 +85,7 @@ def parameter_groups(model: MMBertForPreTraining, options: OptimOptions) -> list
             (0.0, [p for p in trainable if p.ndim <= 1]),
         ):
             if chosen:
-                groups.append(
-                    {"params": chosen, "lr": lr, "weight_decay": decay, "name": f"{part}/{decay:g}"}
-                )
+                groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": f"{part}/{decay:g}"})
     return groups
 
 

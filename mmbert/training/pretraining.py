@@ -97,9 +97,7 @@ class PretrainingModule(L.LightningModule):
     def _log_objective(self, name: str, output: ObjectiveOutput) -> None:
         self.log(f"train/{name}_loss", output.loss)
         if len(output.targets):
-            self.log(
-                f"train/{name}_accuracy", (output.logits.argmax(dim=-1) == output.targets).float().mean()
-            )
+            self.log(f"train/{name}_accuracy", (output.logits.argmax(dim=-1) == output.targets).float().mean())
         if name != "itc":
             self.log(f"train/{name}_left_out", output.left_out.float(), on_step=True, reduce_fx="sum")
 

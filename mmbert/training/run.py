@@ -59,9 +59,7 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
-    return (
-        max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
-    )
+    return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
 
 
 def versions() -> dict[str, str]:
@@ -79,9 +77,7 @@ def versions() -> dict[str, str]:
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     """Writes the flat `metrics.json`; a value that is not finite becomes null."""
-    clean = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in sorted(metrics.items())
-    }
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in sorted(metrics.items())}
     file = folder / "metrics.json"
     file.write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n")
     return file
@@ -115,16 +111,12 @@ def plot_curves(folder: Path) -> Path | None:
         "validation loss": [n for n in curves if n.startswith("val/") and n.endswith("loss")],
         "matching (chance 0.5)": [n for n in curves if n in ("val/itm_accuracy", "val/itm_auroc")],
         "masked words": [n for n in curves if n.startswith("val/mlm_") and "loss" not in n],
-        "retrieval": [
-            n for n in curves if n.startswith("val/") and n.rsplit("/", 1)[-1] in ("R@1", "R@5", "R@10")
-        ],
+        "retrieval": [n for n in curves if n.startswith("val/") and n.rsplit("/", 1)[-1] in ("R@1", "R@5", "R@10")],
     }
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return None
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained")
     for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in sorted(names):
             steps, values = zip(*curves[name], strict=True)
@@ -141,9 +133,7 @@ def plot_curves(folder: Path) -> Path | None:
 
 def print_results(metrics: Mapping[str, Any], *, folder: Path) -> None:
     """Prints the end table: one row a metric, one column a split."""
-    splits = sorted(
-        {name.split("/")[0] for name in metrics} - {"run", "train"}, key=lambda s: (s != "val", s)
-    )
+    splits = sorted({name.split("/")[0] for name in metrics} - {"run", "train"}, key=lambda s: (s != "val", s))
     names = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/")[0] in splits))
     table = Table(title=f"results in {folder}", title_justify="left")
     table.add_column("metric")

@@ -65,9 +65,7 @@ def grow(tokens: Tokens, by: int, scale: float = 1e3) -> Tokens:
 
 
 def test_fusions_are_all_described_here() -> None:
-    assert set(FUSIONS) == set(SEES_PICTURE), (
-        "a new strategy: say in SEES_PICTURE whether its text sees the picture"
-    )
+    assert set(FUSIONS) == set(SEES_PICTURE), "a new strategy: say in SEES_PICTURE whether its text sees the picture"
 
 
 @every_fusion
@@ -86,9 +84,7 @@ def test_fusion_keeps_shapes_and_masks(fusion: str, layers: int) -> None:
 @every_fusion
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
-    model = MMBertForPreTraining(
-        tiny_config(fusion=fusion, fusion_layers=layers, text_hidden_size=16)
-    ).double()
+    model = MMBertForPreTraining(tiny_config(fusion=fusion, fusion_layers=layers, text_hidden_size=16)).double()
     randomize(model)
     loss = model(tiny_batch(dtype=torch.float64), generator=torch.Generator().manual_seed(0)).loss
     loss.backward()
@@ -140,9 +136,7 @@ def test_fusion_ignores_padded_states_of_either_side(fusion: str) -> None:
         got.pooled,
     )
     assert_equal_outputs(short, expected)
-    moved = [
-        x._replace(hidden_states=torch.where(x.mask[..., None], x.hidden_states, 1e3)) for x in (text, image)
-    ]
+    moved = [x._replace(hidden_states=torch.where(x.mask[..., None], x.hidden_states, 1e3)) for x in (text, image)]
     assert_equal_outputs(module(*moved), expected)
 
 
@@ -364,9 +358,7 @@ VITS = ("vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch
 
 
 @pytest.mark.parametrize("image_model", VITS)
-def test_strategy_gets_the_unimodal_layers_it_asks_for(
-    image_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strategy_gets_the_unimodal_layers_it_asks_for(image_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FUSIONS, "reads", ReadsLayers)
     model = double_model("reads", text_layers=2, image_layers=2, text_hidden_size=16, image_model=image_model)
     layers = [model.text_encoder.bert.encoder.layer[0], *model.image_encoder.vit.blocks]

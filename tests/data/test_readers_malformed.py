@@ -48,9 +48,7 @@ def test_bytes_that_are_no_text_are_refused(root: Path, format: str, content: by
         ('{"x": ' + NEST, "", "nested too deep"),
     ],
 )
-def test_broken_json_is_refused_with_its_place(
-    root: Path, format: str, content: str, record: str, found: str
-) -> None:
+def test_broken_json_is_refused_with_its_place(root: Path, format: str, content: str, record: str, found: str) -> None:
     error = error_of(root, format, content)
     assert found in str(error)
     if record:
@@ -214,9 +212,7 @@ def test_picture_outside_the_root_or_missing_is_refused(root: Path, name: str) -
 
 def test_missing_picture_gets_a_hint(root: Path) -> None:
     error = error_of(root, "jsonl", '{"image": "sub/B.tif", "caption": "x"}')
-    assert str(error).endswith(
-        f"no picture file 'sub/B.tif'; expected it inside {root}. There is 'sub/b.jpg'."
-    )
+    assert str(error).endswith(f"no picture file 'sub/B.tif'; expected it inside {root}. There is 'sub/b.jpg'.")
 
 
 def test_problems_are_listed_up_to_the_limit(root: Path) -> None:

@@ -28,9 +28,7 @@ from meaning import Meaning, Thing, holds  # noqa: E402
 sys.path.remove(str(SHAPES))
 
 
-def run_prepare(
-    out: Path, *options: str, counts: dict[str, int] = COUNTS
-) -> subprocess.CompletedProcess[str]:
+def run_prepare(out: Path, *options: str, counts: dict[str, int] = COUNTS) -> subprocess.CompletedProcess[str]:
     """Runs the script as a user does."""
     numbers = [text for split, count in counts.items() for text in (f"--{split}", str(count))]
     command = [sys.executable, str(SHAPES / "prepare.py"), "--out", str(out), "--seed", str(SEED), *numbers]
@@ -139,9 +137,7 @@ def test_images_show_each_object_in_its_color(root: Path, split: str) -> None:
         picture = Image.open(root / "images" / image["file_name"])
         for obj in image["objects"]:
             pixel = picture.getpixel((int(obj["x"] * 64), int(obj["y"] * 64)))
-            far = {
-                name: sum(abs(a - b) for a, b in zip(pixel, palette[name], strict=True)) for name in palette
-            }
+            far = {name: sum(abs(a - b) for a, b in zip(pixel, palette[name], strict=True)) for name in palette}
             assert min(far, key=far.__getitem__) == obj["color"]
 
 
@@ -184,9 +180,7 @@ def test_held_out_pairs_never_occur_outside_unseen(root: Path, name: str) -> Non
     held_out = set(scene_module.HELD_OUT)
     content = load(root, f"captions_{name}")
     assert content["images"]
-    assert not any(
-        (o["color"], o["shape"]) in held_out for image in content["images"] for o in image["objects"]
-    )
+    assert not any((o["color"], o["shape"]) in held_out for image in content["images"] for o in image["objects"])
     words = [f"{color} {shape}" for color, shape in held_out]
     assert not any(pair in annotation["caption"] for annotation in content["annotations"] for pair in words)
 
@@ -213,9 +207,7 @@ def test_held_out_pairs_are_named_in_every_unseen_caption(root: Path) -> None:
 
 
 def test_seen_and_unseen_are_a_partition_of_test(root: Path) -> None:
-    seen, unseen, both = (
-        set(captions_by_image(root, f"captions_{n}")) for n in ("test_seen", "test_unseen", "test")
-    )
+    seen, unseen, both = (set(captions_by_image(root, f"captions_{n}")) for n in ("test_seen", "test_unseen", "test"))
     assert not seen & unseen
     assert seen | unseen == both
 
@@ -264,15 +256,11 @@ def test_questions_have_ten_equal_answers(root: Path, split: str) -> None:
     for question, annotation in zip(questions, answers, strict=True):
         assert question["question"].lower().startswith(annotation["question_type"])
         assert [answer["answer_id"] for answer in annotation["answers"]] == list(range(1, 11))
-        assert {answer["answer"] for answer in annotation["answers"]} == {
-            annotation["multiple_choice_answer"]
-        }
+        assert {answer["answer"] for answer in annotation["answers"]} == {annotation["multiple_choice_answer"]}
 
 
 def test_questions_are_never_asked_twice_with_two_answers(root: Path) -> None:
-    answers = {
-        a["question_id"]: a["multiple_choice_answer"] for a in load(root, "answers_test")["annotations"]
-    }
+    answers = {a["question_id"]: a["multiple_choice_answer"] for a in load(root, "answers_test")["annotations"]}
     found: dict[tuple[int, str], set[str]] = defaultdict(set)
     for question in load(root, "questions_test")["questions"]:
         found[question["image_id"], question["question"]].add(answers[question["question_id"]])
@@ -281,9 +269,7 @@ def test_questions_are_never_asked_twice_with_two_answers(root: Path) -> None:
 
 def test_questions_about_counts_and_attributes_are_answered_rightly(root: Path) -> None:
     objects = {image["id"]: image["objects"] for image in load(root, "captions_train")["images"]}
-    answers = {
-        a["question_id"]: a["multiple_choice_answer"] for a in load(root, "answers_train")["annotations"]
-    }
+    answers = {a["question_id"]: a["multiple_choice_answer"] for a in load(root, "answers_train")["annotations"]}
     values = (*scene_module.COLORS, *scene_module.SHAPES, *scene_module.SIZES)
     singular = {value: value for value in values} | {value + "s": value for value in values}
     singular["crosses"] = "cross"

@@ -28,11 +28,7 @@ def bert_layer(own: SelfAttentionLayer) -> BertLayer:
     theirs = BertLayer(config).to(own.feed_forward.up.weight.dtype).eval()
     state = own.state_dict()
     theirs.load_state_dict(
-        {
-            f"{name}.{kind}": state[f"{mine}.{kind}"]
-            for mine, name in BERT_NAMES.items()
-            for kind in ("weight", "bias")
-        }
+        {f"{name}.{kind}": state[f"{mine}.{kind}"] for mine, name in BERT_NAMES.items() for kind in ("weight", "bias")}
     )
     return theirs
 
@@ -66,9 +62,7 @@ def test_attention_paths_agree(context: list[list[int]], monkeypatch: pytest.Mon
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 4, 5, 8), (2, 4, mask.shape[1], 8), (2, 4, mask.shape[1], 8)]
     results = []
-    states = [
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes
-    ]
+    states = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
     for fused in (False, True):
         set_path(monkeypatch, fused=fused)
         out = attend(*states, mask)
@@ -90,15 +84,11 @@ def test_attention_is_softmax_of_scaled_scores() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_attention_dropout_drops_weights_and_keeps_the_mean(
-    fused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_dropout_drops_weights_and_keeps_the_mean(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     set_path(monkeypatch, fused=fused)
     torch.manual_seed(0)
     ones = torch.ones(1, 1, 4000, 1)
-    out = attend(
-        ones, torch.zeros(1, 1, 2, 1), torch.ones(1, 1, 2, 1), torch.ones(1, 2, dtype=torch.bool), dropout=0.5
-    )
+    out = attend(ones, torch.zeros(1, 1, 2, 1), torch.ones(1, 1, 2, 1), torch.ones(1, 2, dtype=torch.bool), dropout=0.5)
     assert sorted(set(out.flatten().tolist())) == [0.0, 1.0, 2.0]
     assert abs(out.mean().item() - 1) < 0.06
 

@@ -36,10 +36,7 @@ def test_text_tower_equals_bert(towers: MMBertModel, fused: bool, monkeypatch: p
     expected = bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     real = batch["attention_mask"].bool()
     assert difference(towers(**inputs(batch)).text.hidden_states[real], expected[real]) < 1e-5
-    assert (
-        difference(towers.encode_text(batch["input_ids"], batch["attention_mask"]).first, expected[:, 0])
-        < 1e-5
-    )
+    assert difference(towers.encode_text(batch["input_ids"], batch["attention_mask"]).first, expected[:, 0]) < 1e-5
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -100,9 +100,7 @@ class ImageFolder:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.realpath(root)
         if not os.path.isdir(self.root):
-            raise DataError(
-                os.fspath(root), "no such folder", "the folder with the pictures; check the images option"
-            )
+            raise DataError(os.fspath(root), "no such folder", "the folder with the pictures; check the images option")
         self._folders: dict[str, tuple[Path, dict[str, os.DirEntry[str]]]] = {}
         self._hints_left = 20
 
@@ -145,9 +143,7 @@ class ImageFolder:
                 ) from None
             except (OSError, ValueError):  # ValueError: NUL or a lone surrogate in the name
                 # Not remembered: a wrong folder name is rare, and a typo may be in every record.
-                raise DataError(
-                    place, f"no picture file {quote(name)}", f"its folder inside {self.root}"
-                ) from None
+                raise DataError(place, f"no picture file {quote(name)}", f"its folder inside {self.root}") from None
         return self._folders[parent]
 
     def _inside(self, path: str, name: str, place: str) -> Path:

@@ -93,8 +93,6 @@ def _identifier(record: dict[str, Any], key: str, place: str) -> int | str:
 def _known_id(key: int | str, known: dict[int | str, list[str]]) -> str:
     """Say what would have been right; ids of the wrong type (42 and "42") are the usual reason."""
     if isinstance(key, int):
-        return (
-            f"one of the images' ids (there is {str(key)!r}, a string)" if str(key) in known else "a known id"
-        )
+        return f"one of the images' ids (there is {str(key)!r}, a string)" if str(key) in known else "a known id"
     is_number = key.isdecimal() and int(key) in known
     return f"one of the images' ids (there is {int(key)}, a number)" if is_number else "a known id"

@@ -9,9 +9,7 @@ from mmbert.errors import DataError, UsageError, did_you_mean, quote
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-def read_karpathy(
-    path: Path, images: ImageFolder, problems: Problems, *, split: str | None = None
-) -> list[Example]:
+def read_karpathy(path: Path, images: ImageFolder, problems: Problems, *, split: str | None = None) -> list[Example]:
     """Read a file with all splits; `restval` counts as train, as in the papers.
 
     Args:
@@ -35,9 +33,7 @@ def read_karpathy(
             record = expect(record, dict, "the image", place)
             name = field(record, "split", str, place)
             if name not in SPLITS:
-                raise DataError(
-                    place, f"the split {quote(name)}", f"{', '.join(SPLITS)}.{did_you_mean(name, SPLITS)}"
-                )
+                raise DataError(place, f"the split {quote(name)}", f"{', '.join(SPLITS)}.{did_you_mean(name, SPLITS)}")
             filename = field(record, "filename", str, place)
             if record.get("filepath"):
                 filename = f"{field(record, 'filepath', str, place)}/{filename}"

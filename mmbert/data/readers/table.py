@@ -122,9 +122,7 @@ def _read_rows(
                 )
     if len(keys) > 1:  # with one key, every row that lacks it is already reported
         for key in unseen if columns else ():
-            problems.add(
-                str(path), f"no row has the key {key!r}", f"a caption key.{did_you_mean(key, columns)}"
-            )
+            problems.add(str(path), f"no row has the key {key!r}", f"a caption key.{did_you_mean(key, columns)}")
     splits.report_unused(problems)
     return list(examples.values())
 
@@ -157,9 +155,7 @@ class _Splits:
         self, path: Path, split: str | None, key: str | None, values: Mapping[str, Sequence[str]] | None
     ) -> None:
         if split is not None and key is not None:
-            raise UsageError(
-                f"split_key is {key!r}, but the whole file {path} is given as {split!r}; drop one"
-            )
+            raise UsageError(f"split_key is {key!r}, but the whole file {path} is given as {split!r}; drop one")
         if values is not None and key is None:
             raise UsageError("split_values is given without split_key; expected the key these values are in")
         self.path, self.split, self.key = path, split or "train", key
@@ -168,9 +164,7 @@ class _Splits:
             for value in [listed] if isinstance(listed, str) else listed:
                 other = owner.setdefault(value, name)
                 if other != name:
-                    raise UsageError(
-                        f"split_values: {value!r} is in {other} and in {name}; expected one split"
-                    )
+                    raise UsageError(f"split_values: {value!r} is in {other} and in {name}; expected one split")
         self.of_value = None if values is None else owner
         self.rest = None if values and "train" in values else "train"
         self.seen: set[str] = set()
@@ -224,9 +218,7 @@ def _csv_rows(path: Path, problems: Problems, needed: list[str], delimiter: str)
             else:
                 yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        problems.add(
-            f"{path}:{start}", f"broken CSV ({error})", 'a closing quote; write a quote inside as ""'
-        )
+        problems.add(f"{path}:{start}", f"broken CSV ({error})", 'a closing quote; write a quote inside as ""')
 
 
 def _checked_header(cells: list[str], needed: list[str], delimiter: str, place: str) -> list[str]:
