@@ -131,8 +131,8 @@ class MMBertCLI(LightningCLI):
         known = [f"val/{name}" for name in metric_names(model.objectives)]
         if chosen.checkpoint.monitor not in known:
             raise UsageError(
-                f"checkpoint.monitor='{chosen.checkpoint.monitor}' is no validation result of these objectives; allowed "
-                f"are {', '.join(known)}.{did_you_mean(chosen.checkpoint.monitor, known)}"
+                f"checkpoint.monitor='{chosen.checkpoint.monitor}' is no validation result of these objectives; "
+                f"allowed are {', '.join(known)}.{did_you_mean(chosen.checkpoint.monitor, known)}"
             )
         settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, model_options.image_size)
         self.processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)

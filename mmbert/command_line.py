@@ -20,7 +20,8 @@ def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = (
         return f"there is no option {unknown.group(1)}.{did_you_mean(unknown.group(2), options)}"
     choice = re.search(r"invalid choice: '([\w.-]+)'", message)
     if choice and subcommands:
-        return f"there is no subcommand '{choice.group(1)}'; allowed are {', '.join(subcommands)}.{_near(choice, subcommands)}"
+        near = did_you_mean(choice.group(1), subcommands)
+        return f"there is no subcommand '{choice.group(1)}'; allowed are {', '.join(subcommands)}.{near}"
     nested = re.search(r"does not accept option '([\w.]+)'", message)
     if nested:
         return f"there is no option {nested.group(1)}.{did_you_mean(nested.group(1), options)}"
@@ -29,7 +30,3 @@ def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = (
         said = re.sub(r"<class '([\w.]+)'>", r"\1", typed.group(2))
         return f"{typed.group(1)}: {said[:1].lower()}{said[1:]}"
     return message
-
-
-def _near(found: re.Match[str], allowed: Sequence[str]) -> str:
-    return did_you_mean(found.group(1), allowed)

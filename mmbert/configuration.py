@@ -12,7 +12,7 @@ from mmbert.errors import UsageError, did_you_mean
 
 @dataclass(kw_only=True)
 class Architecture:
-    """The keys that describe a model. `MMBertConfig` adds what transformers needs; the CLI shows these as `--model.*`."""
+    """The keys that describe a model. The CLI shows them as `--model.*`; `MMBertConfig` serves them to transformers."""
 
     fusion: str = "hybrid"
     """Fusion strategy: a name in `mmbert.fusion.FUSIONS` (early, late, hybrid, ...)."""

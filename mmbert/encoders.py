@@ -185,14 +185,14 @@ def create_vit(name: str, *, pretrained: bool = False, **overrides: Any) -> nn.M
     """Builds a headless ViT of timm.
 
     Raises:
-        UsageError: timm does not know the name, it is no ViT, or the overrides do not fit it.
+        UsageError: timm does not know the name or can not fetch it, it is no ViT, or the overrides do not fit it.
     """
     try:
         try:  # without pooling a ViT has no pooling weights, which nothing here would train
             vit = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **overrides)
         except AssertionError:  # distilled ViTs insist on their own pooling; it has no weights
             vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **overrides)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, AssertionError, ValueError) as error:  # OSError: no network
         raise UsageError(f"timm can't build image_model='{name}' with {overrides}: {error}") from error
     if not hasattr(vit, "blocks") or not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):
         raise UsageError(f"image_model='{name}' is no ViT of timm: it has no patch_embed, blocks and prefix tokens.")

@@ -45,7 +45,7 @@ def build_model(options: ModelOptions) -> MMBertForPreTraining:
     if options.image_pretrained is not None:
         architecture["image_model"] = timm_name(options.image_pretrained)
         vit = create_vit(timm_source(options.image_pretrained), pretrained=True, img_size=options.image_size)
-        _refuse_other_sizes(options, vit)
+        _fill_from_vit(architecture, vit, options.image_pretrained)
     model = MMBertForPreTraining(MMBertConfig(**architecture))
     if text is not None:
         load_layers(
@@ -155,13 +155,17 @@ def _fill_from_bert(architecture: dict, bert: BertConfig, source: str | None) ->
         architecture[name] = getattr(bert, name)
 
 
-def _refuse_other_sizes(options: ModelOptions, vit: nn.Module) -> None:
+def _fill_from_vit(architecture: dict, vit: Any, source: str) -> None:
+    if architecture["image_layers"] > len(vit.blocks):
+        raise UsageError(
+            f"image_layers={architecture['image_layers']}, but image_pretrained='{source}' has {len(vit.blocks)}."
+        )
     facts = {
-        "image_layers": len(vit.blocks),  # pyright: ignore[reportArgumentType]
         "image_hidden_size": vit.num_features,
-        "patch_size": vit.patch_embed.patch_size[0],  # pyright: ignore
+        "image_num_attention_heads": vit.blocks[0].attn.num_heads,  # weights of any number of heads fit any other
+        "patch_size": vit.patch_embed.patch_size[0],
     }
     for name, fact in facts.items():
-        given = getattr(options, name)
-        if given is not None and (given > fact if name == "image_layers" else given != fact):  # type: ignore[operator]
-            raise UsageError(f"{name}={given}, but image_pretrained='{options.image_pretrained}' has {fact}.")
+        if architecture[name] not in (None, fact):
+            raise UsageError(f"{name}={architecture[name]}, but image_pretrained='{source}' has {fact}; leave it out.")
+    architecture.update(facts)

@@ -1,0 +1,228 @@
+"""Pairs: captions, pictures and masks follow from (seed, epoch, sample); wrong pictures are wrong."""
+
+from collections import Counter
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor
+
+from mmbert.data.masking import Masking
+from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, text_key, wrong_pictures
+from mmbert.tokens import IGNORE_INDEX, NO_TEXT
+
+CAPTIONS = [
+    ("a red cat", "the cat sits on the street", "two cats playing"),
+    ("a blue dog on the left",),
+    ("a bright tree", "the big tree and a small bird"),
+    ("two cars",),
+]
+FIRST = len(SPECIAL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def pairs(folder: Path, captions: list[tuple[str, ...]] = CAPTIONS, **overrides: object) -> Pairs:
+    """Training pairs without augmentation, of 16 px pictures."""
+    masking = Masking(4, np.arange(FIRST, FIRST + len(WORDS)), frozenset(range(FIRST)))
+    settings = {"seed": 0, "augmentation": Augmentation(), **overrides}
+    return Pairs(tiny_examples(folder, captions), tiny_processor(), masking, **settings)
+
+
+def same(a: Sample, b: Sample) -> bool:
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
+
+
+# --- captions and samples ------------------------------------------------------------------------------------------
+
+
+def test_every_caption_is_shown_once_in_as_many_epochs(folder: Path) -> None:
+    data = pairs(folder)
+    for i, captions in enumerate(CAPTIONS):
+        for start in (0, 5):
+            shown = [data.caption_numbers(start + epoch)[i] for epoch in range(len(captions))]
+            assert sorted(shown) == list(range(len(captions)))
+    many = pairs(folder, [("a", "b", "c")] * 60)
+    assert set(many.caption_numbers(0).tolist()) == {0, 1, 2}  # images do not move in step
+
+
+def test_sample_shows_the_caption_that_the_epoch_says(folder: Path) -> None:
+    data = pairs(folder)
+    for epoch in range(4):
+        for i, number in enumerate(data.caption_numbers(epoch)):
+            sample = data[epoch, i]
+            assert sample.input_ids == data.processor.encode(CAPTIONS[i][number])
+            assert sample.text_key == text_key(CAPTIONS[i][number]) == data.text_keys[i][number]
+            assert sample.image_text_keys == tuple(text_key(c) for c in CAPTIONS[i])
+            assert data.text_lengths(epoch)[i] == len(CAPTIONS[i][number])
+
+
+def test_sample_follows_from_seed_epoch_and_index_only(folder: Path) -> None:
+    augmentation = Augmentation(crop=0.5, flip=True)
+    data = pairs(folder, augmentation=augmentation)
+    expected = {(e, i): data[e, i] for e in range(2) for i in range(4)}
+    np.random.seed(1)
+    torch.manual_seed(1)
+    other = pairs(folder, augmentation=augmentation)
+    for index in reversed(expected):  # another order, another object, another global state
+        assert same(other[index], expected[index])
+    assert not same(other[0, 0], other[1, 0])
+    reseeded = pairs(folder, augmentation=augmentation, seed=1)
+    assert not any(same(reseeded[index], expected[index]) for index in expected)
+
+
+def test_masks_change_with_the_epoch_in_training_only(folder: Path) -> None:
+    captions = [("the red cat and the blue dog and two birds on the street",)]
+    training, evaluation = pairs(folder, captions), pairs(folder, captions, augmentation=None)
+    assert len({tuple(training[e, 0].mlm_labels) for e in range(8)}) > 3
+    assert evaluation[0].mlm_labels == evaluation[(0, 0)].mlm_labels
+    sample = training[0, 0]
+    for original, shown, label in zip(sample.input_ids, sample.mlm_input_ids, sample.mlm_labels, strict=True):
+        assert label == IGNORE_INDEX and shown == original or label == original
+
+
+def test_evaluation_takes_first_captions_and_a_wrong_picture(folder: Path) -> None:
+    data = pairs(folder, augmentation=None)
+    for epoch in (0, 3):
+        assert data.caption_numbers(epoch).tolist() == [0, 0, 0, 0]
+    for i in range(4):
+        sample = data[i]
+        other = data.wrong[i]
+        assert other != i and torch.equal(sample.wrong_picture, data[int(other)].picture)
+    assert pairs(folder)[0, 0].wrong_picture is None
+
+
+def test_keys_tell_equal_texts_from_others() -> None:
+    assert text_key("A red  cat ") == text_key("a red cat") != text_key("a red hat")
+    assert text_key("\udc80") >= 0  # a lone surrogate from a broken file
+    keys = [text_key(str(i)) for i in range(1000)]
+    assert len(set(keys)) == 1000 and all(0 <= k < 2**63 for k in keys)
+
+
+# --- augmentation --------------------------------------------------------------------------------------------------
+
+
+def test_flip_never_touches_pictures_whose_caption_says_left_or_right(folder: Path) -> None:
+    captions = [("a dog on the left",), ("Right of the tree",), ("a bright street",), ("the cat left.",)]
+    data = pairs(folder, captions, augmentation=Augmentation(flip=True))
+    plain = [data.processor.picture(e.image) for e in data.examples]
+    flipped: Counter[int] = Counter()
+    for epoch in range(60):
+        for i in range(4):
+            picture = data[epoch, i].picture
+            is_flipped = torch.equal(picture, plain[i].flip(-1))
+            assert is_flipped or torch.equal(picture, plain[i])
+            flipped[i] += is_flipped
+    assert flipped[0] == flipped[1] == flipped[3] == 0
+    assert 15 <= flipped[2] <= 45  # "bright" is not "right"
+
+
+def test_crop_keeps_at_least_its_share_of_the_area(folder: Path) -> None:
+    """A picture whose pixels hold their own coordinates tells what was cut."""
+    data = pairs(folder, augmentation=Augmentation(crop=0.25))
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    coordinates = torch.stack([rows, columns, rows]).to(torch.uint8)
+    data.processor.load = lambda source: coordinates  # type: ignore[method-assign]
+    areas = []
+    for epoch in range(100):
+        picture = data[epoch, 0].picture.float()
+        assert picture.shape == (3, 16, 16)
+        height, width = (picture[c].max() - picture[c].min() for c in (0, 1))
+        areas.append(float(height * width) / 63**2)
+    assert min(areas) > 0.15 and max(areas) > 0.8 and 0.2 < min(areas) + 0.1  # borders are averaged by the resize
+    assert np.std(areas) > 0.1
+
+
+def test_no_augmentation_leaves_the_picture_as_the_processor_gives_it(folder: Path) -> None:
+    data = pairs(folder)
+    assert torch.equal(data[3, 1].picture, data.processor.picture(data.examples[1].image))
+
+
+# --- wrong pictures ------------------------------------------------------------------------------------------------
+
+
+def is_wrong(text_keys: list[tuple[int, ...]], image_keys: list[int], text: int, image: int) -> bool:
+    return image_keys[text] != image_keys[image] and text_keys[text][0] not in text_keys[image]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(0, 6), min_size=1, max_size=3)), min_size=1, max_size=12),
+    st.integers(0, 100),
+)
+def test_wrong_pictures_are_wrong_wherever_one_exists(rows: list[tuple[int, list[int]]], seed: int) -> None:
+    image_keys, text_keys = [r[0] for r in rows], [tuple(r[1]) for r in rows]
+    wrong = wrong_pictures(text_keys, image_keys, seed)
+    for i in range(len(rows)):
+        if any(is_wrong(text_keys, image_keys, i, j) for j in range(len(rows))):
+            assert is_wrong(text_keys, image_keys, i, int(wrong[i]))
+        else:
+            assert wrong[i] == i  # the sign that evaluation leaves it out
+    assert np.array_equal(wrong, wrong_pictures(text_keys, image_keys, seed))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 100))
+def test_wrong_pictures_are_a_derangement_of_distinct_pairs(count: int, seed: int) -> None:
+    wrong = wrong_pictures([(i,) for i in range(count)], list(range(count)), seed)
+    assert sorted(wrong.tolist()) == list(range(count)) and all(wrong != np.arange(count))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=6), st.integers(0, 20))
+def test_wrong_pictures_are_a_derangement_where_one_exists(rows: list[tuple[int, int]], seed: int) -> None:
+    image_keys, text_keys = [r[0] for r in rows], [(r[1],) for r in rows]
+    exists = any(
+        all(is_wrong(text_keys, image_keys, i, j) for i, j in enumerate(order)) for order in permutations(range(len(rows)))
+    )
+    wrong = wrong_pictures(text_keys, image_keys, seed)
+    assert not exists or sorted(wrong.tolist()) == list(range(len(rows)))
+
+
+def test_wrong_pictures_differ_by_seed() -> None:
+    keys = [(i,) for i in range(30)]
+    assert not np.array_equal(wrong_pictures(keys, list(range(30)), 0), wrong_pictures(keys, list(range(30)), 1))
+
+
+# --- collate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_collate_pads_and_stacks(folder: Path, training: bool) -> None:
+    data = pairs(folder, augmentation=Augmentation() if training else None)
+    samples = [data[0, i] for i in range(4)]
+    batch = Collate(data.processor.pad_token_id)(samples)
+    longest = max(len(s.input_ids) for s in samples)
+    assert len({len(s.input_ids) for s in samples}) > 1
+    shapes = {
+        "index": (4,),
+        "input_ids": (4, longest),
+        "attention_mask": (4, longest),
+        "mlm_input_ids": (4, longest),
+        "mlm_labels": (4, longest),
+        "pixel_values": (4, 3, 16, 16),
+        "image_key": (4,),
+        "text_key": (4,),
+        "image_text_keys": (4, 3),
+    }
+    if not training:
+        shapes["wrong_pixel_values"] = (4, 3, 16, 16)
+    assert {name: tuple(value.shape) for name, value in batch.items()} == shapes
+    assert {n for n, v in batch.items() if v.dtype != torch.int64} == {n for n in shapes if "pixel" in n}
+    assert batch["pixel_values"].dtype == torch.uint8
+    for i, sample in enumerate(samples):
+        length = len(sample.input_ids)
+        assert batch["attention_mask"][i].tolist() == [1] * length + [0] * (longest - length)
+        padding = {"input_ids": 0, "mlm_input_ids": 0, "mlm_labels": IGNORE_INDEX}
+        for name, value in padding.items():
+            assert batch[name][i].tolist() == getattr(sample, name) + [value] * (longest - length)
+        count = len(CAPTIONS[i])
+        assert batch["image_text_keys"][i].tolist() == [*sample.image_text_keys] + [NO_TEXT] * (3 - count)
+    assert batch["index"].tolist() == [0, 1, 2, 3]

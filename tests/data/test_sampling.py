@@ -1,0 +1,100 @@
+"""The order of training samples, for any number of processes."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmbert.data.sampling import TrainBatches
+
+
+def lengths(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 60, count)
+
+
+def batches(
+    count: int, batch_size: int, *, rank: int = 0, world_size: int = 1, seed: int = 0, pool: int = 50, epoch: int = 0
+) -> list[list[tuple[int, int]]]:
+    """All batches of one process and epoch."""
+    texts = lengths(count)
+    sampler = TrainBatches(
+        lambda _: texts, count, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, pool=pool
+    )
+    sampler.set_epoch(epoch)
+    found = list(sampler)
+    assert len(found) == len(sampler)
+    return found
+
+
+shapes = {
+    "count": st.integers(0, 150),
+    "batch_size": st.integers(1, 9),
+    "seed": st.integers(0, 1000),
+    "pool": st.integers(1, 6),
+    "epoch": st.integers(0, 5),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(world_size=st.integers(1, 4), **shapes)
+def test_epoch_repeats_nothing_and_processes_share_nothing(world_size: int, count: int, batch_size: int, **kw: int) -> None:
+    found = [batches(count, batch_size, rank=r, world_size=world_size, **kw) for r in range(world_size)]
+    assert len({len(x) for x in found}) == 1  # all see as many steps, or training would hang
+    assert all(len(batch) == batch_size for rank in found for batch in rank)
+    assert {epoch for rank in found for batch in rank for epoch, _ in batch} <= {kw["epoch"]}
+    seen = [i for rank in found for batch in rank for _, i in batch]
+    assert len(set(seen)) == len(seen) and set(seen) <= set(range(count))
+    assert count - len(seen) < batch_size * world_size  # only the remainder is left out
+
+
+@settings(max_examples=60, deadline=None)
+@given(world_size=st.integers(2, 4), **shapes)
+def test_global_batches_do_not_depend_on_the_number_of_processes(
+    world_size: int, count: int, batch_size: int, **kw: int
+) -> None:
+    one = batches(count, batch_size * world_size, **kw)
+    many = [batches(count, batch_size, rank=r, world_size=world_size, **kw) for r in range(world_size)]
+    assert [[i for rank in step for i in rank] for step in zip(*many, strict=True)] == one
+
+
+@settings(max_examples=30, deadline=None)
+@given(**shapes)
+def test_order_follows_from_seed_and_epoch(count: int, batch_size: int, **kw: int) -> None:
+    assert batches(count, batch_size, **kw) == batches(count, batch_size, **kw)
+
+
+def test_order_differs_by_epoch_and_seed() -> None:
+    def order(**kw: int) -> list[int]:
+        return [i for batch in batches(120, 4, **kw) for _, i in batch]
+
+    assert len({tuple(order(epoch=epoch, seed=seed)) for epoch in range(3) for seed in range(3)}) == 9
+
+
+def test_remainder_is_another_one_in_another_epoch() -> None:
+    left = [set(range(103)) - {i for batch in batches(103, 10, epoch=e) for _, i in batch} for e in range(20)]
+    assert all(len(x) == 3 for x in left) and len(set.union(*left)) > 30
+
+
+def test_batches_are_grouped_by_length() -> None:
+    texts = lengths(400)
+    grouped = [[texts[i] for _, i in batch] for batch in batches(400, 8, pool=50)]
+    # One pool holds everything: sorted by length, no two batches overlap by more than a shared end.
+    spans = sorted((min(x), max(x)) for x in grouped)
+    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert [(min(x), max(x)) for x in grouped] != spans  # but the batches themselves are shuffled
+    ungrouped = [[texts[i] for _, i in batch] for batch in batches(400, 8, pool=1)]
+    assert np.mean([max(x) - min(x) for x in grouped]) < 0.1 * np.mean([max(x) - min(x) for x in ungrouped])
+
+
+def test_batches_read_the_lengths_of_their_epoch() -> None:
+    asked = []
+
+    def of_epoch(epoch: int) -> np.ndarray:
+        asked.append(epoch)
+        return np.arange(40) if epoch % 2 else np.arange(40)[::-1].copy()
+
+    sampler = TrainBatches(of_epoch, 40, batch_size=4, seed=0)
+    for epoch in (0, 3):
+        sampler.set_epoch(epoch)
+        batch = [i for _, i in next(iter(sampler))]
+        assert batch == sorted(batch, reverse=epoch == 0)
+    assert asked == [0, 3]
