@@ -34,9 +34,18 @@ def test_config_refuses_wrong_types(overrides: dict) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"hidden_size": 20, "num_attention_heads": 3}, "num_attention_heads=3 does not divide hidden_size=20; allowed are 1, 2, 4, 5, 10, 20"),
-        ({"text_hidden_size": 20, "text_num_attention_heads": 6}, "text_num_attention_heads=6 does not divide text_hidden_size=20"),
-        ({"image_hidden_size": 20, "image_num_attention_heads": 6}, "image_num_attention_heads=6 does not divide image_hidden_size=20"),
+        (
+            {"hidden_size": 20, "num_attention_heads": 3},
+            "num_attention_heads=3 does not divide hidden_size=20; allowed are 1, 2, 4, 5, 10, 20",
+        ),
+        (
+            {"text_hidden_size": 20, "text_num_attention_heads": 6},
+            "text_num_attention_heads=6 does not divide text_hidden_size=20",
+        ),
+        (
+            {"image_hidden_size": 20, "image_num_attention_heads": 6},
+            "image_num_attention_heads=6 does not divide image_hidden_size=20",
+        ),
         ({"text_layers": -1}, "text_layers=-1: a number of layers is 0 or more"),
         ({"hidden_size": 0}, "hidden_size=0: must be 1 or more"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0: a fraction from 0 to below 1"),
@@ -64,7 +73,9 @@ def test_config_fills_what_follows() -> None:
 
 def test_config_survives_dicts_and_files(tmp_path: Path) -> None:
     config = tiny_config(
-        fusion="late", text_hidden_size=16, objectives={"itm": {"weight": 0.5, "negatives": "hard"}, "itc": 1.0, "mlm": 0}
+        fusion="late",
+        text_hidden_size=16,
+        objectives={"itm": {"weight": 0.5, "negatives": "hard"}, "itc": 1.0, "mlm": 0},
     )
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())

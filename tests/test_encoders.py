@@ -1,14 +1,16 @@
 """The unimodal encoders: which ViTs they take, what freezing means, what they refuse."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny import difference, inputs, tiny_batch, tiny_config
+from tiny import difference, inputs, randomize, tiny_batch, tiny_config
 from torch import nn
 
 from mmbert import encoders
 from mmbert.encoders import ImageEncoder, TextEncoder, create_vit, use_fused_attention
 from mmbert.errors import UsageError
-from mmbert.modeling import MMBertModel
+from mmbert.modeling import MMBertForPreTraining, MMBertModel
 
 # timm name -> prefix tokens
 VITS = {
@@ -77,6 +79,35 @@ def test_fused_attention_is_set_in_every_block(name: str, monkeypatch: pytest.Mo
     assert not any(block.attn.fused_attn for block in encoder.vit.blocks)
     use_fused_attention(encoder.vit, True)
     assert all(block.attn.fused_attn for block in encoder.vit.blocks)
+
+
+@every_vit
+def test_a_fresh_vit_keeps_the_weights_that_timm_drew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers redraws what it finds in a model; timm knows better how its ViTs start."""
+    drawn: dict[str, torch.Tensor] = {}
+
+    def create(*args: object, **kwargs: object) -> nn.Module:
+        vit = create_vit(*args, **kwargs)  # type: ignore[arg-type]
+        drawn.update({key: value.clone() for key, value in vit.state_dict().items()})
+        return vit
+
+    monkeypatch.setattr(encoders, "create_vit", create)
+    kept = MMBertForPreTraining(tiny_config(image_model=name)).mmbert.image_encoder.vit.state_dict()
+    assert drawn.keys() == kept.keys()
+    assert all(torch.equal(drawn[key], kept[key]) for key in kept)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+def test_vits_with_computed_buffers_survive_saving(name: str, tmp_path: Path) -> None:
+    """Rotary positions are in no file: after loading they must be computed again."""
+    torch.manual_seed(0)
+    encoder = {"image_model": name, "image_hidden_size": 32, "image_num_attention_heads": 2}
+    model = MMBertModel(tiny_config(**encoder)).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    loaded = MMBertModel.from_pretrained(tmp_path).eval()
+    batch = inputs(tiny_batch())
+    assert torch.equal(loaded(**batch).image.hidden_states, model(**batch).image.hidden_states)
 
 
 def test_encoders_without_layers_give_embeddings() -> None:
@@ -169,7 +200,7 @@ def test_text_encoder_refuses_long_texts() -> None:
 
 
 def test_create_vit_refuses_a_size_that_the_patch_does_not_divide() -> None:
-    with pytest.raises(UsageError, match="image_size=20 is not a multiple of the patch size 8 .*next are 16 and 24"):
+    with pytest.raises(UsageError, match=r"image_size=20 is not a multiple of the patch size 8 .*next are 16 and 24"):
         image_encoder(image_size=20)
 
 

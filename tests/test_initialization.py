@@ -118,7 +118,13 @@ def test_pretrained_encoders_compute_what_they_computed_before(bert_folder: Path
 
 def test_fewer_layers_take_the_first_ones(bert_folder: Path, vit_folder: Path) -> None:
     model = build_model(
-        options(text_pretrained=str(bert_folder), image_pretrained=str(vit_folder), text_layers=0, image_layers=1, objectives={"mlm": 1})
+        options(
+            text_pretrained=str(bert_folder),
+            image_pretrained=str(vit_folder),
+            text_layers=0,
+            image_layers=1,
+            objectives={"mlm": 1},
+        )
     )
     assert not any("encoder.layer" in name for name in bert_state(model))
     assert {name.split(".")[1] for name in vit_state(model) if name.startswith("blocks")} == {"0"}
@@ -156,7 +162,10 @@ def test_from_scratch_draws_new_weights() -> None:
         ({"image_num_attention_heads": 3}, r"image_num_attention_heads=3, but .* has 2"),
         ({"patch_size": 4}, r"patch_size=4, but image_pretrained='.*' has 8"),
         ({"image_size": 20}, r"image_size=20 is not a multiple of the patch size 8"),
-        ({"text_pretrained": "/no/such/folder"}, "text_pretrained='/no/such/folder' is no BERT on the hub and no folder"),
+        (
+            {"text_pretrained": "/no/such/folder"},
+            "text_pretrained='/no/such/folder' is no BERT on the hub and no folder",
+        ),
         ({"image_pretrained": "/no/such/folder"}, "image_pretrained='/no/such/folder' is no folder"),
         ({"image_pretrained": "vit_tiny_patch16_225"}, "can't build image_model='vit_tiny_patch16_225'"),
     ],

@@ -145,8 +145,9 @@ class Pairs(Dataset[Sample]):
 def wrong_pictures(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int], seed: int) -> np.ndarray:
     """Gives every example the picture of another one that does not carry its first caption.
 
-    A derangement where one exists: each picture serves as the wrong one for exactly one text. An example for which no
-    valid picture is left after repair keeps its own number and is left out of ITM by the evaluation.
+    Each picture serves as the wrong one for exactly one text, unless equal captions are so many that one describes
+    half of the pictures; then some serve twice. An example without any valid picture keeps its own number and is left
+    out of ITM by the evaluation.
 
     Returns:
         (N,) int64 positions.

@@ -17,7 +17,7 @@ from mmbert.tokens import Fused, Tokens
 SEES_PICTURE = {"early": True, "late": False, "hybrid": True}
 # Parameters that a batch with text and picture in every row does not train, by design.
 UNUSED = ("fusion.absent_text", "fusion.absent_image")
-# Without layers early fusion pools [CLS] as it came, so nothing trains what prepares the picture for the joint sequence.
+# Without layers early fusion pools [CLS] as it came: nothing trains what prepares the picture for the joint sequence.
 UNUSED_WITHOUT_LAYERS = {"early": ("fusion.image_type", "fusion.image_norm.weight", "fusion.image_norm.bias")}
 EXACT = 1e-9  # float64; float32 would need a tolerance that hides small leaks
 

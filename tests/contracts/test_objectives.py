@@ -200,6 +200,16 @@ def test_padding_of_caption_lists_is_no_caption() -> None:
     assert same_pair(batch).tolist() == [[True, False], [False, True]]
 
 
+def test_rows_of_the_same_image_are_never_negatives_of_each_other() -> None:
+    """Even where a loader lists only the caption that a row shows."""
+    batch = {
+        "image_key": torch.tensor([1, 1, 2]),
+        "text_key": torch.tensor([5, 6, 7]),
+        "image_text_keys": torch.tensor([[5], [6], [7]]),
+    }
+    assert same_pair(batch).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+
+
 def test_itm_leaves_out_rows_without_a_negative() -> None:
     model = model_with({"itm": 1.0})
     batch = tiny_batch()

@@ -20,7 +20,9 @@ def rule(**overrides: object) -> Masking:
     return Masking(MASK, np.arange(FIRST, VOCAB), SPECIAL, **overrides)  # type: ignore[arg-type]
 
 
-def apply(masking: Masking, ids: list[int], seed: int, continues: list[bool] | None = None) -> tuple[list[int], list[int]]:
+def apply(
+    masking: Masking, ids: list[int], seed: int, continues: list[bool] | None = None
+) -> tuple[list[int], list[int]]:
     return masking(ids, continues or [False] * len(ids), numpy_generator(seed, "mask"))
 
 
@@ -97,7 +99,9 @@ def test_whole_words_are_predicted_together() -> None:
 def test_a_piece_behind_a_special_token_starts_a_word() -> None:
     """[UNK] stands between: nothing may be joined across it."""
     ids, continues = [CLS, 10, 1, 11, SEP], [False, False, False, True, False]
-    found = {tuple(i for i, x in enumerate(apply(rule(whole_word=True), ids, s, continues)[1]) if x > 0) for s in range(50)}
+    found = {
+        tuple(i for i, x in enumerate(apply(rule(whole_word=True), ids, s, continues)[1]) if x > 0) for s in range(50)
+    }
     assert found == {(1,), (3,)}
 
 

@@ -1,13 +1,12 @@
 """Pairs: captions, pictures and masks follow from (seed, epoch, sample); wrong pictures are wrong."""
 
 from collections import Counter
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor
 
@@ -85,7 +84,7 @@ def test_masks_change_with_the_epoch_in_training_only(folder: Path) -> None:
     assert evaluation[0].mlm_labels == evaluation[(0, 0)].mlm_labels
     sample = training[0, 0]
     for original, shown, label in zip(sample.input_ids, sample.mlm_input_ids, sample.mlm_labels, strict=True):
-        assert label == IGNORE_INDEX and shown == original or label == original
+        assert (label == IGNORE_INDEX and shown == original) or label == original
 
 
 def test_evaluation_takes_first_captions_and_a_wrong_picture(folder: Path) -> None:
@@ -154,7 +153,9 @@ def is_wrong(text_keys: list[tuple[int, ...]], image_keys: list[int], text: int,
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(0, 6), min_size=1, max_size=3)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 4), st.lists(st.integers(0, 6), min_size=1, max_size=3)), min_size=1, max_size=12
+    ),
     st.integers(0, 100),
 )
 def test_wrong_pictures_are_wrong_wherever_one_exists(rows: list[tuple[int, list[int]]], seed: int) -> None:
@@ -168,22 +169,21 @@ def test_wrong_pictures_are_wrong_wherever_one_exists(rows: list[tuple[int, list
     assert np.array_equal(wrong, wrong_pictures(text_keys, image_keys, seed))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(2, 40), st.integers(0, 100))
-def test_wrong_pictures_are_a_derangement_of_distinct_pairs(count: int, seed: int) -> None:
-    wrong = wrong_pictures([(i,) for i in range(count)], list(range(count)), seed)
-    assert sorted(wrong.tolist()) == list(range(count)) and all(wrong != np.arange(count))
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=6), st.integers(0, 20))
-def test_wrong_pictures_are_a_derangement_where_one_exists(rows: list[tuple[int, int]], seed: int) -> None:
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=2, max_size=30), st.integers(0, 100))
+def test_wrong_pictures_serve_once_each_unless_most_captions_are_equal(rows: list[tuple[int, int]], seed: int) -> None:
+    """A swap that repairs a text exists as long as no text and no picture conflicts with half of the other side."""
     image_keys, text_keys = [r[0] for r in rows], [(r[1],) for r in rows]
-    exists = any(
-        all(is_wrong(text_keys, image_keys, i, j) for i, j in enumerate(order)) for order in permutations(range(len(rows)))
-    )
-    wrong = wrong_pictures(text_keys, image_keys, seed)
-    assert not exists or sorted(wrong.tolist()) == list(range(len(rows)))
+    count = len(rows)
+    conflict = np.array([[not is_wrong(text_keys, image_keys, i, j) for j in range(count)] for i in range(count)])
+    assume(conflict.sum(axis=0).max() + conflict.sum(axis=1).max() <= count)
+    assert sorted(wrong_pictures(text_keys, image_keys, seed).tolist()) == list(range(count))
+
+
+def test_wrong_pictures_of_distinct_pairs_are_a_derangement() -> None:
+    for count in (2, 3, 40):
+        wrong = wrong_pictures([(i,) for i in range(count)], list(range(count)), 0)
+        assert sorted(wrong.tolist()) == list(range(count)) and all(wrong != np.arange(count))
 
 
 def test_wrong_pictures_differ_by_seed() -> None:

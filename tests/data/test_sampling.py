@@ -1,5 +1,7 @@
 """The order of training samples, for any number of processes."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +38,9 @@ shapes = {
 
 @settings(max_examples=100, deadline=None)
 @given(world_size=st.integers(1, 4), **shapes)
-def test_epoch_repeats_nothing_and_processes_share_nothing(world_size: int, count: int, batch_size: int, **kw: int) -> None:
+def test_epoch_repeats_nothing_and_processes_share_nothing(
+    world_size: int, count: int, batch_size: int, **kw: int
+) -> None:
     found = [batches(count, batch_size, rank=r, world_size=world_size, **kw) for r in range(world_size)]
     assert len({len(x) for x in found}) == 1  # all see as many steps, or training would hang
     assert all(len(batch) == batch_size for rank in found for batch in rank)
@@ -79,7 +83,7 @@ def test_batches_are_grouped_by_length() -> None:
     grouped = [[texts[i] for _, i in batch] for batch in batches(400, 8, pool=50)]
     # One pool holds everything: sorted by length, no two batches overlap by more than a shared end.
     spans = sorted((min(x), max(x)) for x in grouped)
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert [(min(x), max(x)) for x in grouped] != spans  # but the batches themselves are shuffled
     ungrouped = [[texts[i] for _, i in batch] for batch in batches(400, 8, pool=1)]
     assert np.mean([max(x) - min(x) for x in grouped]) < 0.1 * np.mean([max(x) - min(x) for x in ungrouped])

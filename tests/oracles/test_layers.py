@@ -15,7 +15,7 @@ MASK = [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]
 
 
 def bert_layer(own: SelfAttentionLayer) -> BertLayer:
-    """transformers' layer with the weights of `own`."""
+    """Transformers' layer with the weights of `own`."""
     config = BertConfig(
         hidden_size=32,
         num_attention_heads=4,
@@ -94,7 +94,7 @@ def test_attention_dropout_drops_weights_and_keeps_the_mean(fused: bool, monkeyp
 
 
 def torch_attention(own: Attention) -> nn.MultiheadAttention:
-    """torch's attention with the weights of `own`."""
+    """Torch's attention with the weights of `own`."""
     theirs = nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64).eval()
     parts = (own.query, own.key, own.value)
     with torch.no_grad():

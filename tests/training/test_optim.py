@@ -31,7 +31,11 @@ def test_every_trainable_parameter_is_in_one_group(fusion: str, freeze: str | in
 def test_biases_and_norms_are_not_decayed() -> None:
     built = model()
     names = {id(p): n for n, p in built.named_parameters()}
-    decay = {names[id(p)]: g["weight_decay"] for g in parameter_groups(built, OptimOptions(weight_decay=0.3)) for p in g["params"]}
+    decay = {
+        names[id(p)]: g["weight_decay"]
+        for g in parameter_groups(built, OptimOptions(weight_decay=0.3))
+        for p in g["params"]
+    }
     norms = {
         f"{path}.{name}"
         for path, module in built.named_modules()
