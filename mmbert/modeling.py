@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from mmbert.configuration import MMBertConfig
 from mmbert.encoders import ImageEncoder, TextEncoder
@@ -26,7 +26,7 @@ class MMBertPreTrainedModel(PreTrainedModel):
     config: MMBertConfig
     base_model_prefix = "mmbert"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 - transformers declares it so
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
@@ -82,7 +82,7 @@ class MMBertModel(MMBertPreTrainedModel):
         """The word embedding layer."""
         return self.text_encoder.bert.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the word embedding layer."""
         self.text_encoder.bert.embeddings.word_embeddings = value
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
+import timm.data
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -46,7 +46,7 @@ class PictureSettings:
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 to float, with the encoder's mean and standard deviation."""
-        return transforms.normalize(transforms.to_dtype(pictures, torch.float32, scale=True), self.mean, self.std)
+        return transforms.normalize(transforms.to_dtype(pictures, torch.float32, scale=True), [*self.mean], [*self.std])
 
 
 class MMBertProcessor:
@@ -99,7 +99,7 @@ class MMBertProcessor:
             rows = [self.encode(t) for t in ([text] if isinstance(text, str) else text)]
             out["input_ids"], out["attention_mask"] = pad(rows, self.pad_token_id)
         if images is not None:
-            several = images if isinstance(images, list | tuple) else [images]
+            several: Any = images if isinstance(images, list | tuple) else [images]
             out["pixel_values"] = self.pictures.normalize(torch.stack([self.picture(p) for p in several]))
         return out
 

@@ -83,7 +83,7 @@ def test_fused_attention_is_set_in_every_block(name: str, monkeypatch: pytest.Mo
 
 @every_vit
 def test_a_fresh_vit_keeps_the_weights_that_timm_drew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers redraws what it finds in a model; timm knows better how its ViTs start."""
+    """Transformers redraws what it finds in a model; timm knows better how its ViTs start."""
     drawn: dict[str, torch.Tensor] = {}
 
     def create(*args: object, **kwargs: object) -> nn.Module:
