@@ -14,20 +14,20 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import set_parsing_settings
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.command_line import explain
 from mmbert.config_files import with_bases
-from mmbert.configuration import KEYS, MMBertConfig
-from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.data.datamodule import DataOptions
 from mmbert.errors import DataError, UsageError, did_you_mean
 from mmbert.evaluation import EvaluationOptions, metric_names
-from mmbert.initialization import ModelOptions, build_model
-from mmbert.processing import MMBertProcessor, PictureSettings, load_tokenizer
+from mmbert.initialization import ModelOptions, quiet_transformers
 from mmbert.training import run
-from mmbert.training.hardware import best_precision
+from mmbert.training.assembly import assemble
+from mmbert.training.hardware import best_precision, compute_threads
 from mmbert.training.optim import OptimOptions
 from mmbert.training.pretraining import PretrainingModule
 
@@ -91,6 +91,11 @@ class MMBertCLI(LightningCLI):
         """The sections."""
         parser.add_argument("--name", type=str, default="run", help="The run's folder below trainer.default_root_dir.")
         parser.add_argument("--base", type=str | list[str] | None, help="YAML files that a YAML file builds on.")
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | None,
+            help="CPU threads that compute. None: the cores that the loader leaves.",
+        )
         parser.add_class_arguments(ModelOptions, "model")
         parser.add_class_arguments(DataOptions, "data")
         parser.add_class_arguments(OptimOptions, "optim")
@@ -107,44 +112,26 @@ class MMBertCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
-        """Builds everything, cheapest first, so that a mistake is told before a weight or a picture is read."""
+        """Builds the parts of the run and says in one line what they are."""
         config = self.config[self.subcommand]
         self.config_init = self.parser.instantiate_classes(self.config)
         chosen = self.config_init[self.subcommand]
-        model_options: ModelOptions = chosen.model
-        data_options: DataOptions = chosen.data
-        chosen.optim.check()
+        torch.set_num_threads(config.threads or compute_threads(chosen.data.num_workers))
         chosen.evaluation.check()
         checkpoint = config.get("ckpt_path")
         if checkpoint not in (None, "best", "last", "hpc", "registry") and not Path(checkpoint).is_file():
             raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
-        MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
-        source = data_options.tokenizer or model_options.text_pretrained
-        if source is None:
-            raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
-        tokenizer = load_tokenizer(source)
-        if model_options.text_pretrained is None:
-            model_options.vocab_size, model_options.pad_token_id = len(tokenizer), tokenizer.pad_token_id
         seed = int(config.seed_everything)
-        L.seed_everything(seed, verbose=False)
-        model = build_model(model_options)
-        known = [f"val/{name}" for name in metric_names(model.objectives)]
+        self.parts = assemble(chosen.model, chosen.data, chosen.optim, seed=seed)
+        self.datamodule = self.parts.data
+        known = [f"val/{name}" for name in metric_names(self.parts.model.objectives)]
         if chosen.checkpoint.monitor not in known:
             raise UsageError(
                 f"checkpoint.monitor='{chosen.checkpoint.monitor}' is no validation result of these objectives; "
                 f"allowed are {', '.join(known)}.{did_you_mean(chosen.checkpoint.monitor, known)}"
             )
-        settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, model_options.image_size)
-        self.processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
-        self.datamodule = PairsDataModule(data_options, self.processor, seed=seed)
-        model.mmbert.text_encoder.freeze(chosen.optim.freeze_text)
-        model.mmbert.image_encoder.freeze(chosen.optim.freeze_image)
-        if chosen.optim.activation_checkpointing:
-            model.gradient_checkpointing_enable()
-        if chosen.optim.compile:
-            model.compile(dynamic=True)
         self.model = PretrainingModule(
-            model, self.datamodule, optim=chosen.optim, evaluation=chosen.evaluation, seed=seed
+            self.parts.model, self.parts.data, optim=chosen.optim, evaluation=chosen.evaluation, seed=seed
         )
         self.trainer = self._trainer(config, chosen)
         self._announce(config)
@@ -193,9 +180,10 @@ class MMBertCLI(LightningCLI):
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         sizes = ", ".join(f"{count:,} {split}" for split, count in self.datamodule.sizes().items())
         log.info(
-            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s | %s",
+            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | ranked by %s | %s",
             config.model.fusion, parameters / 1e6, trainable / 1e6, sizes, self.trainer.precision,
-            self.precision_reason, "dry run, nothing is written" if self.dry else f"output in {self.folder}",
+            self.precision_reason, torch.get_num_threads(), self._scorer(),
+            "dry run, nothing is written" if self.dry else f"output in {self.folder}",
         )  # fmt: skip
 
     def after_fit(self) -> None:
@@ -218,8 +206,9 @@ class MMBertCLI(LightningCLI):
             trainer.test(self.model, datamodule=self.datamodule, verbose=False)
             test = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test")}
         if trainer.is_global_zero:
-            self.model.model.save_pretrained(self.folder / "model")
-            self.processor.save_pretrained(self.folder / "model")
+            with quiet_transformers():
+                self.parts.model.save_pretrained(self.folder / "model")
+            self.parts.processor.save_pretrained(self.folder / "model")
             self._report({**val, **test})
 
     def after_validate(self) -> None:
@@ -230,17 +219,20 @@ class MMBertCLI(LightningCLI):
         """Writes and prints the results."""
         self._report({k: float(v) for k, v in self.trainer.callback_metrics.items()})
 
+    def _scorer(self) -> str:
+        asked = self.config[self.subcommand].evaluation.scorer
+        return self.parts.model.scorer if asked == "auto" else asked
+
     def _report(self, metrics: dict[str, Any]) -> None:
         if self.dry or not self.trainer.is_global_zero:
             return
-        scorer = self.config[self.subcommand].evaluation.scorer
         facts: dict[str, Any] = {
             "run/seed": self.model.seed,
             "run/fusion": self.config[self.subcommand].model.fusion,
             "run/parameters": sum(p.numel() for p in self.model.parameters()),
             "run/samples": self.model.samples_seen,
             "run/steps": self.trainer.global_step,
-            "run/retrieval_scorer": scorer if scorer != "auto" else self.model.model.scorer,
+            "run/retrieval_scorer": self._scorer(),
             "run/precision": str(self.trainer.precision),
             "run/peak_memory_bytes": run.peak_memory_bytes(),
             **run.versions(),

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
+from transformers.utils import logging as logging_of_transformers
 
 from mmbert.configuration import KEYS, Architecture, MMBertConfig
 from mmbert.encoders import create_vit
@@ -61,6 +64,20 @@ def build_model(options: ModelOptions) -> MMBertForPreTraining:
     return model
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' reports and progress bars; errors are still raised."""
+    level, bars = logging_of_transformers.get_verbosity(), logging_of_transformers.is_progress_bar_enabled()
+    logging_of_transformers.set_verbosity_error()
+    logging_of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging_of_transformers.set_verbosity(level)
+        if bars:
+            logging_of_transformers.enable_progress_bar()
+
+
 def load_bert(source: str) -> BertModel:
     """Loads a pretrained BERT without its pooler, in fp32, from the hub or a folder.
 
@@ -71,7 +88,8 @@ def load_bert(source: str) -> BertModel:
         config = BertConfig.from_pretrained(source)
         if config.model_type != "bert":
             raise UsageError(f"text_pretrained='{source}' is a {config.model_type}; mmbert takes a BERT.")
-        return BertModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False)
+        with quiet_transformers():  # it would report the pooler, which is not wanted, as unexpected
+            return BertModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(

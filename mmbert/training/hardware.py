@@ -1,5 +1,7 @@
 """What the machine is good at."""
 
+import os
+
 import torch
 
 
@@ -16,3 +18,14 @@ def best_precision() -> tuple[str, str]:
     if torch.cpu._is_amx_tile_supported():
         return "bf16-mixed", "the CPU has AMX"
     return "32-true", "the CPU has no AMX"
+
+
+def compute_threads(loader_processes: int) -> int:
+    """CPU threads for the model: the cores that the loader's processes leave, at least one.
+
+    OpenMP threads wait by spinning, so one too many for the cores can make a step ten times slower. A number in
+    OMP_NUM_THREADS is taken as it is.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, torch.get_num_threads() - loader_processes)

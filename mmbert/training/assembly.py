@@ -1,0 +1,64 @@
+"""Options to the parts of a run, cheapest first, so that a mistake is told before a weight or a picture is read."""
+
+from typing import NamedTuple
+
+import lightning as L
+
+from mmbert.configuration import KEYS, MMBertConfig
+from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.errors import UsageError
+from mmbert.initialization import ModelOptions, build_model
+from mmbert.modeling import MMBertForPreTraining
+from mmbert.processing import MMBertProcessor, PictureSettings, load_tokenizer
+from mmbert.training.optim import OptimOptions
+
+
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    model: MMBertForPreTraining
+    processor: MMBertProcessor
+    data: PairsDataModule
+
+
+def assemble(model_options: ModelOptions, data_options: DataOptions, optim: OptimOptions, *, seed: int) -> Parts:
+    """Builds tokenizer, model and data so that they fit each other.
+
+    From scratch the model takes its vocabulary from the tokenizer; a pretrained text encoder brings its own, and the
+    tokenizer must not go beyond it.
+
+    Raises:
+        UsageError: Options that can't be meant.
+        DataError: Something is wrong with the annotations.
+    """
+    optim.check()
+    MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
+    source = data_options.tokenizer or model_options.text_pretrained
+    if source is None:
+        raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
+    tokenizer = load_tokenizer(source)
+    if model_options.text_pretrained is None:
+        model_options.vocab_size, model_options.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    L.seed_everything(seed, verbose=False)
+    model = build_model(model_options)
+    config = model.config
+    if len(tokenizer) > config.vocab_size:
+        raise UsageError(
+            f"data.tokenizer='{source}' has {len(tokenizer)} entries, but the text encoder embeds {config.vocab_size}; "
+            "use the tokenizer that belongs to it."
+        )
+    if data_options.max_text_length > config.max_position_embeddings:
+        raise UsageError(
+            f"data.max_text_length={data_options.max_text_length} is more than "
+            f"model.max_position_embeddings={config.max_position_embeddings}."
+        )
+    settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, config.image_size)
+    processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
+    data = PairsDataModule(data_options, processor, seed=seed)
+    model.mmbert.text_encoder.freeze(optim.freeze_text)
+    model.mmbert.image_encoder.freeze(optim.freeze_image)
+    if optim.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    if optim.compile:
+        model.compile(dynamic=True)
+    return Parts(model, processor, data)
