@@ -22,12 +22,14 @@ SHAPES = [  # (batch, heads, tokens, features of a head): data/shapes, UCM at 11
 ]
 
 
-def seconds(fused: bool, tensors: list[torch.Tensor], mask: torch.Tensor, *, backward: bool) -> float:
+def seconds(
+    fused: bool, qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor], mask: torch.Tensor, *, backward: bool
+) -> float:
     """Time of one call of `layers.attend` on the chosen path."""
     layers.fused_attention_is_faster = lambda device: fused
     started = time.perf_counter()
     with torch.set_grad_enabled(backward):
-        out = layers.attend(*tensors, mask)
+        out = layers.attend(*qkv, mask)
         if backward:
             out.float().square().mean().backward()
     return time.perf_counter() - started
@@ -44,14 +46,14 @@ def main() -> None:
     print(f"{'batch x heads x tokens x features':36}{'type':6}{'pass':12}{'fused':>8}{'plain':>8}{'fused/plain':>13}")
     for shape in SHAPES:
         for dtype in (torch.bfloat16, torch.float32):
-            tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+            query, key, value = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
             mask = torch.ones(shape[0], shape[2], dtype=torch.bool)
             mask[:, -2:] = False
             for backward in (False, True):
                 times: dict[bool, list[float]] = {True: [], False: []}
                 for repeat in range(options.repeats + 2):
                     for fused in times:
-                        spent = seconds(fused, tensors, mask, backward=backward)
+                        spent = seconds(fused, (query, key, value), mask, backward=backward)
                         if repeat >= 2:  # the first two warm up
                             times[fused].append(spent)
                 fused_ms, plain_ms = (1e3 * statistics.median(times[f]) for f in (True, False))

@@ -6,7 +6,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenised in the loader's own processes
 
@@ -53,10 +53,10 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # pyright: ignore
         """Prints one sentence and exits with 2."""
         known = [action.dest for action in self._actions]
-        subcommands = next((list(a.choices) for a in self._actions if isinstance(a.choices, dict)), [])
-        for parser in self._subcommands_action.choices.values() if subcommands else ():
+        subcommands: dict[str, Parser] = next((a.choices for a in self._actions if isinstance(a.choices, dict)), {})
+        for parser in subcommands.values():
             known += [action.dest for action in parser._actions]
-        raise UsageError(explain(message, known, subcommands)) from ex
+        raise UsageError(explain(message, known, list(subcommands))) from ex
 
 
 class MMBertCLI(LightningCLI):
@@ -93,7 +93,7 @@ class MMBertCLI(LightningCLI):
         parser.add_argument("--base", type=str | list[str] | None, help="YAML files that a YAML file builds on.")
         parser.add_argument(
             "--threads",
-            type=PositiveInt | None,
+            type=Optional[PositiveInt],  # noqa: UP045 - PositiveInt is no class, so it takes no "|"
             help="CPU threads that compute. None: the cores that the loader leaves.",
         )
         parser.add_class_arguments(ModelOptions, "model")
@@ -113,9 +113,9 @@ class MMBertCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds the parts of the run and says in one line what they are."""
-        config = self.config[self.subcommand]
+        config = self._section(self.config)
         self.config_init = self.parser.instantiate_classes(self.config)
-        chosen = self.config_init[self.subcommand]
+        chosen = self._section(self.config_init)
         torch.set_num_threads(config.threads or compute_threads(chosen.data.num_workers))
         chosen.evaluation.check()
         checkpoint = config.get("ckpt_path")
@@ -135,6 +135,10 @@ class MMBertCLI(LightningCLI):
         )
         self.trainer = self._trainer(config, chosen)
         self._announce(config)
+
+    def _section(self, config: Any) -> Any:
+        """The options of the subcommand that runs."""
+        return config[self.subcommand]
 
     def _trainer(self, config: Any, chosen: Any) -> L.Trainer:
         options = dict(chosen.trainer)
@@ -159,7 +163,7 @@ class MMBertCLI(LightningCLI):
             if options["enable_checkpointing"] is not False:
                 callbacks.append(self.best)
             loggers = [
-                CSVLogger(self.folder, name="", version=""),
+                CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=10),
                 TensorBoardLogger(self.folder, name="", version="", sub_dir="tensorboard"),
             ]
             if first:
@@ -180,9 +184,10 @@ class MMBertCLI(LightningCLI):
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         sizes = ", ".join(f"{count:,} {split}" for split, count in self.datamodule.sizes().items())
         log.info(
-            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | ranked by %s | %s",
+            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | "
+            "ranked by %s in validation, %s in test | %s",
             config.model.fusion, parameters / 1e6, trainable / 1e6, sizes, self.trainer.precision,
-            self.precision_reason, torch.get_num_threads(), self._scorer(),
+            self.precision_reason, torch.get_num_threads(), self._scorer("val"), self._scorer("test"),
             "dry run, nothing is written" if self.dry else f"output in {self.folder}",
         )  # fmt: skip
 
@@ -219,8 +224,8 @@ class MMBertCLI(LightningCLI):
         """Writes and prints the results."""
         self._report({k: float(v) for k, v in self.trainer.callback_metrics.items()})
 
-    def _scorer(self) -> str:
-        asked = self.config[self.subcommand].evaluation.scorer
+    def _scorer(self, split: str) -> str:
+        asked = getattr(self.model.evaluation_options, f"{split}_scorer")
         return self.parts.model.scorer if asked == "auto" else asked
 
     def _report(self, metrics: dict[str, Any]) -> None:
@@ -228,11 +233,12 @@ class MMBertCLI(LightningCLI):
             return
         facts: dict[str, Any] = {
             "run/seed": self.model.seed,
-            "run/fusion": self.config[self.subcommand].model.fusion,
+            "run/fusion": self._section(self.config).model.fusion,
             "run/parameters": sum(p.numel() for p in self.model.parameters()),
             "run/samples": self.model.samples_seen,
             "run/steps": self.trainer.global_step,
-            "run/retrieval_scorer": self._scorer(),
+            "run/val_scorer": self._scorer("val"),
+            "run/test_scorer": self._scorer("test"),
             "run/precision": str(self.trainer.precision),
             "run/peak_memory_bytes": run.peak_memory_bytes(),
             **run.versions(),

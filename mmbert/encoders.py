@@ -187,6 +187,7 @@ def create_vit(name: str, *, pretrained: bool = False, **overrides: Any) -> Any:
     Raises:
         UsageError: timm does not know the name or can not fetch it, it is no ViT, or the overrides do not fit it.
     """
+    vit: Any
     try:
         try:  # without pooling a ViT has no pooling weights, which nothing here would train
             vit = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **overrides)

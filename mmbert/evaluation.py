@@ -28,9 +28,11 @@ SCORERS = ("auto", "itc", "itm")
 class EvaluationOptions:
     """How a pretrained model is judged."""
 
-    scorer: str = "auto"
-    """What ranks images and captions: itc (contrastive), itm (matching head on every pair), or auto: itc where the
-    model has it. To compare strategies use itm for all."""
+    val_scorer: str = "auto"
+    """What ranks images and captions in validation: itc (contrastive), itm (matching head on every pair), or auto: itc
+    where the model has it."""
+    test_scorer: str = "auto"
+    """The same for the final test. To compare strategies use itm for all; it fuses every image with every caption."""
     val_images: int = 200
     """Images, with one caption each, that are ranked in validation: a fixed sample."""
     test_images: int = 1000
@@ -42,8 +44,9 @@ class EvaluationOptions:
         Raises:
             UsageError: An unknown scorer.
         """
-        if self.scorer not in SCORERS:
-            raise UsageError(f"evaluation.scorer='{self.scorer}'; allowed are {', '.join(SCORERS)}.")
+        for name in ("val_scorer", "test_scorer"):
+            if getattr(self, name) not in SCORERS:
+                raise UsageError(f"evaluation.{name}='{getattr(self, name)}'; allowed are {', '.join(SCORERS)}.")
 
 
 def metric_names(objectives: Iterable[str]) -> list[str]:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm.data
 import torch
+from timm.data.config import resolve_data_config
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -32,7 +32,7 @@ class PictureSettings:
     @classmethod
     def of_timm(cls, pretrained_cfg: dict[str, Any], image_size: int) -> "PictureSettings":
         """Reads timm's statement about a model; see `timm.data.resolve_data_config`."""
-        facts = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+        facts = resolve_data_config(pretrained_cfg=pretrained_cfg)
         return cls(image_size, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"])
 
     def resize(self, picture: Tensor) -> Tensor:

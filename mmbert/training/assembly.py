@@ -38,7 +38,8 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
     tokenizer = load_tokenizer(source)
     if model_options.text_pretrained is None:
-        model_options.vocab_size, model_options.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+        model_options.vocab_size = len(tokenizer)
+        model_options.pad_token_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     L.seed_everything(seed, verbose=False)
     model = build_model(model_options)
     config = model.config

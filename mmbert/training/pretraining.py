@@ -128,12 +128,12 @@ class PretrainingModule(L.LightningModule):
         """Starts a fresh evaluation of the validation pairs."""
         pairs = self._data.val_pairs
         sizes = [] if pairs is None else [len(pairs)]
-        self._start_evaluations(sizes, self.evaluation_options.val_images, self.evaluation_options.scorer)
+        self._start_evaluations(sizes, self.evaluation_options.val_images, self.evaluation_options.val_scorer)
 
     def on_test_epoch_start(self) -> None:
         """Starts a fresh evaluation of every test split."""
         sizes = [len(pairs) for pairs in self._data.test_pairs.values()]
-        self._start_evaluations(sizes, self.evaluation_options.test_images, self.evaluation_options.scorer)
+        self._start_evaluations(sizes, self.evaluation_options.test_images, self.evaluation_options.test_scorer)
 
     def _start_evaluations(self, sizes: list[int], images: int, scorer: str) -> None:
         self._evaluations = [
