@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -19,10 +18,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from mmbert.command_line import explain
+from mmbert.command_line import explain, one_sentence_for_mistakes, set_up_logging
 from mmbert.config_files import with_bases
 from mmbert.data.datamodule import DataOptions
-from mmbert.errors import DataError, UsageError, did_you_mean
+from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation import EvaluationOptions, metric_names
 from mmbert.initialization import ModelOptions, quiet_transformers
 from mmbert.training import run
@@ -261,35 +260,11 @@ def main(
         default: Command line to use where none is given; None prints help.
         preparation_seconds: Time spent on data before, left out of `run/wall_seconds`.
     """
-    logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    log.setLevel(logging.INFO)
-    for noisy in (
-        "lightning.pytorch",
-        "lightning.fabric",
-    ):  # tips, devices, seeds: our own line tells what matters
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*isinstance.treespec.*",
-                    ".*not supported by the model summary.*", ".*in eval mode at the start of training.*",
-                    ".*smaller than the logging interval.*", ".*could not find the monitored key.*",
-                    ".*The dirpath has changed.*"):  # fmt: skip
-        warnings.filterwarnings("ignore", message=message)
+    set_up_logging()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         arguments = default or ["--help"]
     sys.argv = [sys.argv[0]]  # LightningCLI warns if it finds both
-    try:
+    with one_sentence_for_mistakes():
         MMBertCLI(with_bases(arguments), preparation_seconds=preparation_seconds)
-    except UsageError as error:
-        fail(error, 2)
-    except DataError as error:
-        fail(error, 1)
-
-
-def fail(error: Exception, code: int) -> None:
-    """Prints one sentence, without a traceback, and exits."""
-    text = str(error)
-    if "Original Traceback" in text:  # a loader's process wraps its error
-        text = text.strip().splitlines()[-1].split(": ", 1)[-1]
-    print(f"mmbert: error: {text}", file=sys.stderr)
-    raise SystemExit(code)

@@ -1,9 +1,47 @@
-"""What the parser says when an option is wrong: one sentence with what could have been meant."""
+"""What a user reads on the terminal: our own log lines, and one sentence for each mistake."""
 
+import logging
 import re
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from mmbert.errors import did_you_mean
+from mmbert.errors import DataError, UsageError, did_you_mean
+
+NOISE = (  # warnings of Lightning about what is meant here
+    "does not have many workers",
+    "exists and is not empty",
+    "isinstance.treespec",
+    "not supported by the model summary",
+    "in eval mode at the start of training",
+    "smaller than the logging interval",
+    "could not find the monitored key",
+    "The dirpath has changed",
+)
+
+
+def set_up_logging() -> None:
+    """Shows mmbert's log on the error stream, and of other libraries what is a warning that helps."""
+    logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("mmbert").setLevel(logging.INFO)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+
+
+@contextmanager
+def one_sentence_for_mistakes() -> Iterator[None]:
+    """Turns a user's mistake into a sentence without traceback: exit code 2 for options, 1 for files."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        text = str(error)
+        if "Original Traceback" in text:  # a loader's process wraps its error
+            text = text.strip().splitlines()[-1].split(": ", 1)[-1]
+        print(f"mmbert: error: {text}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
 
 
 def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = ()) -> str:

@@ -2,17 +2,35 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmbert.tokens import Fused, Tokens
 
-if TYPE_CHECKING:  # the model is built from objectives, not the other way round
-    from mmbert.modeling import MMBertModel
-
 Batch = dict[str, Tensor]
+
+
+class TextImageModel(Protocol):
+    """What objectives need of a model; `mmbert.modeling.MMBertModel` is one."""
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The (V, text width) matrix of word embeddings."""
+        ...
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
+        """(B, T) token ids to (B, T, D) tokens."""
+        ...
+
+    def encode_image(self, pixel_values: Tensor) -> Tokens:
+        """(B, 3, S, S) pictures to (B, P, D) tokens."""
+        ...
+
+    def fuse(self, text: Tokens, image: Tokens) -> Fused:
+        """Fuses encoded texts with encoded pictures, row by row."""
+        ...
 
 
 class ObjectiveOutput(NamedTuple):
@@ -36,7 +54,7 @@ class EncodedBatch:
 
     def __init__(
         self,
-        model: "MMBertModel",
+        model: TextImageModel,
         batch: Batch,
         *,
         generator: torch.Generator | None = None,
