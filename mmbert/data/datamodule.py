@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import numpy as np
@@ -61,7 +61,9 @@ class DataOptions:
     length_pool: int = 50
     """Batches whose texts are sorted by length together; 1 = no grouping."""
     val_size: int | None = 1000
-    """At most so many pairs validate, a fixed sample; None = all."""
+    """At most so many images validate, a fixed sample, with their first caption; None = all."""
+    test_captions: int = 1
+    """Captions of each image that masked words and matching are tested on, at most; retrieval takes the first."""
 
 
 class PairsDataModule(L.LightningDataModule):
@@ -94,7 +96,7 @@ class PairsDataModule(L.LightningDataModule):
         self._refuse_oversized_batch()
         self.val_pairs = self._pairs("val", None, options.val_size) if self.examples.get("val") else None
         self.test_splits = sorted(name for name in self.examples if name.startswith("test"))
-        self.test_pairs = {name: self._pairs(name, None) for name in self.test_splits}
+        self.test_pairs = {name: self._pairs(name, None, captions=options.test_captions) for name in self.test_splits}
 
     def _refuse_oversized_batch(self) -> None:
         if self.steps_per_epoch() == 0:
@@ -104,11 +106,19 @@ class PairsDataModule(L.LightningDataModule):
                 f"{pairs} training pairs; choose at most {pairs // processes}."
             )
 
-    def _pairs(self, split: str, augmentation: Augmentation | None, size: int | None = None) -> Pairs:
+    def _pairs(
+        self, split: str, augmentation: Augmentation | None, size: int | None = None, *, captions: int = 1
+    ) -> Pairs:
         examples: Sequence[Example] = self.examples[split]
         if size is not None and size < len(examples):
             chosen = sorted(permutation(self.seed, f"sample {split}", 0, len(examples))[:size])
             examples = [examples[i] for i in chosen]
+        if captions > 1:  # evaluation shows the first caption, so each goes first once
+            examples = [
+                replace(e, captions=e.captions[i:] + e.captions[:i])
+                for e in examples
+                for i in range(min(captions, len(e.captions)))
+            ]
         return Pairs(examples, self.processor, self.masking, seed=self.seed, augmentation=augmentation)
 
     def steps_per_epoch(self) -> int:
@@ -172,7 +182,7 @@ class PairsDataModule(L.LightningDataModule):
 
 
 def _check(options: DataOptions) -> None:
-    for name in ("batch_size", "eval_batch_size", "length_pool"):
+    for name in ("batch_size", "eval_batch_size", "length_pool", "test_captions"):
         if getattr(options, name) < 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: must be 1 or more.")
     if options.num_workers < 0:

@@ -81,6 +81,12 @@ class Pairs(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.examples)
 
+    def image_sample(self, size: int) -> frozenset[int]:
+        """At most `size` positions, of different images, each with its first caption: a fixed random sample."""
+        first = np.unique(np.array(self.image_keys), return_index=True)[1]
+        first.sort()
+        return frozenset(first[permutation(self.seed, "retrieval sample", 0, len(first))[:size]].tolist())
+
     def caption_numbers(self, epoch: int) -> np.ndarray:
         """(N,) which caption each image shows in an epoch: every image goes through all of its captions in turn."""
         if self.augmentation is None:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.pairs import Pairs
 from mmbert.distributed import world_size
 from mmbert.errors import UsageError
 from mmbert.evaluation import EvaluationOptions, PairEvaluation
 from mmbert.modeling import MMBertForPreTraining, PreTrainingOutput
 from mmbert.objectives import ObjectiveOutput
-from mmbert.randomness import permutation, torch_generator, torch_seed
+from mmbert.randomness import torch_generator, torch_seed
 from mmbert.training.optim import OptimOptions, build_optimizer
 
 
@@ -126,24 +127,16 @@ class PretrainingModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts a fresh evaluation of the validation pairs."""
-        pairs = self._data.val_pairs
-        sizes = [] if pairs is None else [len(pairs)]
-        self._start_evaluations(sizes, self.evaluation_options.val_images, self.evaluation_options.val_scorer)
+        options, pairs = self.evaluation_options, self._data.val_pairs
+        self._start_evaluations([] if pairs is None else [pairs], options.val_images, options.val_scorer)
 
     def on_test_epoch_start(self) -> None:
         """Starts a fresh evaluation of every test split."""
-        sizes = [len(pairs) for pairs in self._data.test_pairs.values()]
-        self._start_evaluations(sizes, self.evaluation_options.test_images, self.evaluation_options.test_scorer)
+        options = self.evaluation_options
+        self._start_evaluations([*self._data.test_pairs.values()], options.test_images, options.test_scorer)
 
-    def _start_evaluations(self, sizes: list[int], images: int, scorer: str) -> None:
-        self._evaluations = [
-            PairEvaluation(
-                self.model,
-                frozenset(permutation(self.seed, "retrieval sample", 0, size)[:images].tolist()),
-                scorer=scorer,
-            )
-            for size in sizes
-        ]
+    def _start_evaluations(self, splits: list[Pairs], images: int, scorer: str) -> None:
+        self._evaluations = [PairEvaluation(self.model, pairs.image_sample(images), scorer=scorer) for pairs in splits]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects results."""

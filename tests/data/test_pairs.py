@@ -1,6 +1,7 @@
 """Pairs: captions, pictures and masks follow from (seed, epoch, sample); wrong pictures are wrong."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +227,15 @@ def test_collate_pads_and_stacks(folder: Path, training: bool) -> None:
         count = len(CAPTIONS[i])
         assert batch["image_text_keys"][i].tolist() == [*sample.image_text_keys] + [NO_TEXT] * (3 - count)
     assert batch["index"].tolist() == [0, 1, 2, 3]
+
+
+def test_image_sample_takes_each_image_once_with_its_first_caption(folder: Path) -> None:
+    rotated = [
+        replace(e, captions=e.captions[i:] + e.captions[:i])
+        for e in tiny_examples(folder, [("a", "b"), ("c",), ("d", "e")])
+        for i in range(len(e.captions))
+    ]
+    masking = Masking(4, np.arange(5, 8), frozenset(range(5)))
+    pairs = Pairs(rotated, tiny_processor(), masking, seed=0, augmentation=None)
+    assert pairs.image_sample(10) == {0, 2, 3}
+    assert len(pairs.image_sample(2)) == 2
