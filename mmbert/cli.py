@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,7 +13,6 @@ import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -25,22 +23,21 @@ from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation import EvaluationOptions, metric_names
 from mmbert.initialization import ModelOptions, quiet_transformers
 from mmbert.training import run
-from mmbert.training.assembly import assemble
+from mmbert.training.assembly import assemble, run_identity
+from mmbert.training.checkpoints import (
+    CheckpointOptions,
+    RunCheckpoints,
+    WholeCheckpointIO,
+    is_whole,
+    newest_whole,
+    step_of,
+)
 from mmbert.training.hardware import best_precision, compute_threads
 from mmbert.training.optim import OptimOptions
 from mmbert.training.pretraining import PretrainingModule
+from mmbert.training.trace import Trace, continue_metrics
 
 log = logging.getLogger("mmbert")
-
-
-@dataclass(kw_only=True)
-class CheckpointOptions:
-    """What is kept of a run."""
-
-    monitor: str = "val/itm_auroc"
-    """The validation result that chooses the best checkpoint."""
-    mode: str = "max"
-    """Whether more (max) or less (min) of it is better."""
 
 
 class Parser(LightningArgumentParser):
@@ -95,6 +92,11 @@ class MMBertCLI(LightningCLI):
             type=Optional[PositiveInt],  # noqa: UP045 - PositiveInt is no class, so it takes no "|"
             help="CPU threads that compute. None: the cores that the loader leaves.",
         )
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            help="Go on with a run: 'auto' takes the newest whole checkpoint of --name, or the path of a checkpoint.",
+        )
         parser.add_class_arguments(ModelOptions, "model")
         parser.add_class_arguments(DataOptions, "data")
         parser.add_class_arguments(OptimOptions, "optim")
@@ -117,6 +119,7 @@ class MMBertCLI(LightningCLI):
         chosen = self._section(self.config_init)
         torch.set_num_threads(config.threads or compute_threads(chosen.data.num_workers))
         chosen.evaluation.check()
+        chosen.checkpoint.check()
         checkpoint = config.get("ckpt_path")
         if checkpoint not in (None, "best", "last", "hpc", "registry") and not Path(checkpoint).is_file():
             raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
@@ -130,7 +133,12 @@ class MMBertCLI(LightningCLI):
                 f"allowed are {', '.join(known)}.{did_you_mean(chosen.checkpoint.monitor, known)}"
             )
         self.model = PretrainingModule(
-            self.parts.model, self.parts.data, optim=chosen.optim, evaluation=chosen.evaluation, seed=seed
+            self.parts.model,
+            self.parts.data,
+            optim=chosen.optim,
+            evaluation=chosen.evaluation,
+            seed=seed,
+            identity=run_identity(config, self.parts.data),
         )
         self.trainer = self._trainer(config, chosen)
         self._announce(config)
@@ -146,35 +154,56 @@ class MMBertCLI(LightningCLI):
             options["precision"], self.precision_reason = best_precision()
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         self.dry = bool(options["fast_dev_run"])
-        self.folder = run.new_run_folder(options["default_root_dir"], config.name, create=first and not self.dry)
-        checkpoint: CheckpointOptions = chosen.checkpoint
+        self.folder, self.resumed = self._folder(config, options["default_root_dir"], create=first and not self.dry)
+        self.checkpoints = RunCheckpoints(self.folder / "checkpoints", chosen.checkpoint)
         callbacks = list(options.pop("callbacks") or [])
-        self.best = ModelCheckpoint(
-            dirpath=self.folder / "checkpoints",
-            filename="best-{step}",
-            monitor=checkpoint.monitor if self.datamodule.val_pairs is not None else None,
-            mode=checkpoint.mode,
-            save_last=True,
-            enable_version_counter=False,
-        )
         loggers = []
         if not self.dry:
-            if options["enable_checkpointing"] is not False:
-                callbacks.append(self.best)
-            loggers = [
-                CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=10),
-                TensorBoardLogger(self.folder, name="", version="", sub_dir="tensorboard"),
-            ]
+            step = 0 if self.resumed is None else step_of(self.resumed)
+            if self.subcommand == "fit":  # the trace is written before the checkpoint of the same step
+                callbacks += [Trace(self.folder / "trace.csv"), self.checkpoints]
+            table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=10)
+            loggers = [table, TensorBoardLogger(self.folder, "", "", sub_dir="tensorboard", purge_step=step)]
             if first:
+                continue_metrics(table, step)
                 (self.folder / "config.yaml").write_text(self._resolved(config))
-        options.update(callbacks=callbacks, logger=loggers, use_distributed_sampler=False)
+        options.update(
+            callbacks=callbacks,
+            logger=loggers,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,  # Lightning's own; ours is a callback of the same rank
+            plugins=[*(options["plugins"] or []), WholeCheckpointIO()],
+        )
         return L.Trainer(**options)
+
+    def _folder(self, config: Any, root: str, *, create: bool) -> tuple[Path, Path | None]:
+        """The run's folder, and the checkpoint that it goes on from."""
+        resume = config.get("resume")
+        if resume is None:
+            return run.new_run_folder(root, config.name, create=create), None
+        if resume == "auto":
+            folder = Path(root) / config.name
+            found = newest_whole(folder / "checkpoints")
+        else:
+            found = Path(resume)
+            folder = found.parent.parent
+            if not is_whole(found):
+                raise UsageError(
+                    f"--resume {resume}: no whole checkpoint there; allowed are auto or a checkpoint's path."
+                )
+        if found is None:
+            log.warning("--resume auto: no checkpoint in %s, so the run starts at step 0", folder / "checkpoints")
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            log.info("resuming at step %d from %s", step_of(found), found)
+            self._section(self.config_init)["ckpt_path"] = str(found)
+        return folder, found
 
     def _resolved(self, config: Any) -> str:
         """The configuration with every default, ready to be run again."""
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         content = yaml.safe_load(text)
-        for key in ("base", "config", "ckpt_path"):
+        for key in ("base", "config", "ckpt_path", "resume"):
             content.pop(key, None)
         return yaml.safe_dump(content, sort_keys=False)
 
@@ -195,12 +224,11 @@ class MMBertCLI(LightningCLI):
         trainer = self.trainer
         if trainer.fast_dev_run:  # pyright: ignore
             return
-        best = self.best.best_model_path
+        best = self.checkpoints.best_path
         if best:
-            checkpoint = torch.load(best, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(checkpoint["state_dict"])
-            score = float(self.best.best_model_score)  # pyright: ignore[reportArgumentType]
-            log.info("best checkpoint on validation: %s, %s = %.4g", best, self.best.monitor, score)
+            self.model.load_state_dict(WholeCheckpointIO().load_checkpoint(best)["state_dict"])
+            monitor, score = self.checkpoints.options.monitor, self.checkpoints.best_score
+            log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
         val = {}
         if self.datamodule.val_pairs is not None:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from mmbert.data.examples import Example, read_examples
 from mmbert.data.masking import Masking
 from mmbert.data.pairs import Augmentation, Collate, Pairs
-from mmbert.data.sampling import TrainBatches
+from mmbert.data.sampling import TrainBatches, TrainLoader
 from mmbert.distributed import rank, world_size
 from mmbert.errors import UsageError
 from mmbert.processing import MMBertProcessor
@@ -147,7 +147,7 @@ class PairsDataModule(L.LightningDataModule):
             world_size=world_size(),
             pool=options.length_pool,
         )
-        return self._loader(pairs, batch_sampler=batches)
+        return self._loader(pairs, batch_sampler=batches, kind=TrainLoader)
 
     def val_dataloader(self) -> DataLoader | list:
         """The fixed validation pairs; none if there is no split "val"."""
@@ -162,9 +162,11 @@ class PairsDataModule(L.LightningDataModule):
         size = self.options.eval_batch_size
         return self._loader(pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)])
 
-    def _loader(self, pairs: Pairs, *, batch_sampler: TrainBatches | list[list[int]]) -> DataLoader:
+    def _loader(
+        self, pairs: Pairs, *, batch_sampler: TrainBatches | list[list[int]], kind: type[DataLoader] = DataLoader
+    ) -> DataLoader:
         workers = self.options.num_workers
-        return DataLoader(
+        return kind(
             pairs,
             batch_sampler=batch_sampler,
             num_workers=workers,

@@ -1,10 +1,12 @@
 """The order of samples: a function of (seed, epoch), grouped by length, the same for any number of processes."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from mmbert.errors import UsageError
 from mmbert.randomness import permutation
 
 Index = tuple[int, int]  # (epoch, position in the data set)
@@ -40,11 +42,8 @@ class TrainBatches(Sampler[list[Index]]):
     ):
         self.lengths, self.count, self.seed = lengths, count, seed
         self.batch_size, self.rank, self.world_size, self.pool = batch_size, rank, world_size, pool
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration gives; Lightning calls it."""
-        self.epoch = epoch
+        self.position = (0, 0)
+        """Epoch and step that an iteration starts with."""
 
     def __len__(self) -> int:
         return self.count // (self.batch_size * self.world_size)
@@ -60,7 +59,45 @@ class TrainBatches(Sampler[list[Index]]):
         return batches[permutation(self.seed, "batches", epoch, len(batches))]
 
     def __iter__(self) -> Iterator[list[Index]]:
-        epoch = self.epoch
+        epoch, step = self.position
         start = self.rank * self.batch_size
-        for batch in self.global_batches(epoch):
+        for batch in self.global_batches(epoch)[step:]:
             yield [(epoch, int(i)) for i in batch[start : start + self.batch_size]]
+
+
+class TrainLoader(DataLoader):
+    """A loader that knows where it is, so that a resumed run goes on with the next batch.
+
+    Lightning stops an epoch after `len(loader)` batches without exhausting the iterator, creates the first iterator
+    before it tells any epoch, and saves `state_dict()` with a checkpoint. So the position is kept here: it moves before
+    a batch is handed out, and the last batch of an epoch moves it to the next one.
+    """
+
+    batch_sampler: TrainBatches
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The rest of the epoch."""
+        batches, steps = self.batch_sampler, len(self.batch_sampler)
+        epoch, step = batches.position
+        for batch in super().__iter__():
+            step += 1
+            batches.position = (epoch, step) if step < steps else (epoch + 1, 0)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch is."""
+        epoch, step = self.batch_sampler.position
+        return {"epoch": epoch, "step": step, "batches_per_epoch": len(self.batch_sampler)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes to where `state_dict` was taken.
+
+        Raises:
+            UsageError: The epoch had another number of batches then.
+        """
+        if state["batches_per_epoch"] != len(self.batch_sampler):
+            raise UsageError(
+                f"an epoch had {state['batches_per_epoch']} batches when this was saved and has {len(self.batch_sampler)}: "
+                "the data, data.batch_size or the number of processes changed; start a new run."
+            )
+        self.batch_sampler.position = (state["epoch"], state["step"])

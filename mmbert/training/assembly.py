@@ -1,11 +1,13 @@
 """Options to the parts of a run, cheapest first, so that a mistake is told before a weight or a picture is read."""
 
-from typing import NamedTuple
+import hashlib
+from typing import Any, NamedTuple
 
 import lightning as L
 
 from mmbert.configuration import KEYS, MMBertConfig
 from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.distributed import world_size
 from mmbert.errors import UsageError
 from mmbert.initialization import ModelOptions, build_model
 from mmbert.modeling import MMBertForPreTraining
@@ -63,3 +65,35 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     if optim.compile:
         model.compile(dynamic=True)
     return Parts(model, processor, data)
+
+
+FREE = {  # may change when a run is resumed: they change no number, or only what is reported
+    "data.annotations", "data.images", "data.num_workers", "data.eval_batch_size", "data.val_size", "data.test_captions",
+    "optim.activation_checkpointing", "optim.compile",
+}  # fmt: skip
+
+
+def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
+    """What makes a run the same run: options that change its numbers, and the training pairs themselves.
+
+    Args:
+        config: The sections as parsed.
+        data: Its training pairs are summed: pictures' names and captions.
+
+    Returns:
+        Flat names to plain values, for a checkpoint.
+    """
+    sections = {name: config[name].as_dict() for name in ("model", "data", "optim")}
+    flat = {f"{s}.{k}": v for s, options in sections.items() for k, v in options.items() if f"{s}.{k}" not in FREE}
+    total = hashlib.sha256()
+    for example in data.examples["train"]:
+        total.update("\0".join([example.image.name, *example.captions, ""]).encode("utf-8", "surrogatepass"))
+    trainer = {
+        f"trainer.{k}": config.trainer[k] for k in ("accumulate_grad_batches", "max_epochs", "max_steps", "precision")
+    }
+    return {
+        **{k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in {**flat, **trainer}.items()},
+        "seed_everything": int(config.seed_everything),
+        "processes": world_size(),
+        "training pairs (SHA-256)": total.hexdigest()[:16],
+    }

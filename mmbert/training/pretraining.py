@@ -27,6 +27,7 @@ class PretrainingModule(L.LightningModule):
         optim: How the weights are moved.
         evaluation: How the model is judged.
         seed: Everything random follows from it and the step.
+        identity: What must be the same for a resumed run to be the same run; kept in every checkpoint.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class PretrainingModule(L.LightningModule):
         optim: OptimOptions,
         evaluation: EvaluationOptions,
         seed: int,
+        identity: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
-        self._data = data
+        self._data, self._identity = data, identity or {}
         self._evaluations: list[PairEvaluation] = []
         self.samples_seen, self.training_seconds = 0, 0.0
         self._clock = 0.0
@@ -51,6 +53,29 @@ class PretrainingModule(L.LightningModule):
         fused = not str(self.trainer.precision).startswith("16")
         optimizer, schedule = build_optimizer(self.model, self.optim_options, self.total_steps(), fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the run has counted, and what it is."""
+        checkpoint["mmbert"] = {
+            "samples_seen": self.samples_seen,
+            "training_seconds": self.training_seconds,
+            "identity": self._identity,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting.
+
+        Raises:
+            UsageError: The checkpoint is of another run: model, data or optimizer differ.
+        """
+        own = checkpoint["mmbert"]
+        if self.trainer.state.fn == "fit":
+            before, now = own["identity"], self._identity
+            changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+            if changed:
+                told = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
+                raise UsageError(f"this is not the run that the checkpoint was saved in: {told}. Start a new one.")
+        self.samples_seen, self.training_seconds = own["samples_seen"], own["training_seconds"]
 
     def configure_gradient_clipping(
         self,

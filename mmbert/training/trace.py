@@ -1,0 +1,86 @@
+"""The black box of a run: one line an optimizer step, exact to the bit; and logs that go on from a checkpoint."""
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.loggers import CSVLogger
+
+from mmbert.distributed import world_size
+
+HEADER = "step,epoch,sample_ids_sha256,loss_hex\n"
+
+
+class Trace(L.Callback):
+    """Writes `trace.csv`: step, epoch, hash of the samples the step saw, and its loss as `float.hex()`.
+
+    The loss is the sum over the batches that were accumulated; the samples are those of all processes, in order. A line
+    is on the disk before the step's checkpoint is.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._ids: list[int] = []
+        self._loss = 0.0
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Cuts the file back to the step that the run starts from."""
+        self._step = trainer.global_step
+        if trainer.is_global_zero:
+            cut_trace(self.file, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
+    ) -> None:
+        """Adds the batch, and writes the line where it ends an optimizer step."""
+        self._ids += _everywhere(batch["index"].tolist())
+        self._loss += float(outputs["loss"]) * trainer.accumulate_grad_batches
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if trainer.is_global_zero:
+            ids = hashlib.sha256(",".join(map(str, self._ids)).encode()).hexdigest()
+            with self.file.open("a") as file:
+                file.write(f"{self._step},{trainer.current_epoch},{ids},{self._loss.hex()}\n")
+        self._ids, self._loss = [], 0.0
+
+
+def cut_trace(file: Path, step: int) -> None:
+    """Keeps the lines up to an optimizer step, and drops a last line that was not written whole."""
+    kept = []
+    if file.is_file():
+        for line in file.read_text().splitlines(keepends=True)[1:]:
+            fields = line.rstrip("\n").split(",")
+            if line.endswith("\n") and len(fields) == 4 and int(fields[0]) <= step:
+                kept.append(line)
+    file.write_text(HEADER + "".join(kept))
+
+
+def continue_metrics(logger: CSVLogger, step: int) -> None:
+    """Lets a CSV logger go on with the rows before an optimizer step; by itself it deletes the file it finds."""
+    file = Path(logger.log_dir) / "metrics.csv"
+    rows, keys = [], []
+    if file.is_file():
+        with file.open(newline="") as source:
+            reader = csv.DictReader(source)
+            keys = list(reader.fieldnames or [])
+            rows = [row for row in reader if row.get("step") and int(float(row["step"])) < step]
+    writer: Any = logger.experiment  # deletes the file
+    if rows:
+        with file.open("w", newline="") as target:
+            out = csv.DictWriter(target, keys)
+            out.writeheader()
+            out.writerows(rows)
+        writer.metrics_keys = keys
+
+
+def _everywhere(ids: list[int]) -> list[int]:
+    if world_size() == 1:
+        return ids
+    parts: list[list[int]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, ids)
+    return [i for part in parts for i in part]
