@@ -1,0 +1,122 @@
+"""Whole runs of the command line on a few drawn scenes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmbert.cli import main
+from mmbert.fusion import FUSIONS
+from mmbert.modeling import MMBertForPreTraining
+from mmbert.processing import MMBertProcessor
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+def fit(tiny: list[str], root: Path, *more: str, config: str = "configs/quickstart.yaml") -> None:
+    main(["fit", "--config", str(ROOT / config), *tiny, f"--trainer.default_root_dir={root}", *more])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_yaml_trains_and_validates(config: str, tiny: list[str], tmp_path: Path) -> None:
+    fit(tiny, tmp_path, "--trainer.fast_dev_run=1", config=config)
+    assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_run_folder_holds_what_the_readme_promises(fusion: str, tiny: list[str], tmp_path: Path) -> None:
+    fit(tiny, tmp_path, "--name=first", f"--model.fusion={fusion}", "--trainer.max_epochs=1")
+    folder = tmp_path / "first"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for split in ("val", "test", "test_seen", "test_unseen"):
+        for key in ("itm_accuracy", "itm_auroc", "mlm_accuracy", "mlm_image_gain"):
+            assert f"{split}/{key}" in metrics
+        for direction in ("image_to_text", "text_to_image"):
+            assert 0 <= metrics[f"{split}/{direction}/R@1"] <= metrics[f"{split}/{direction}/R@10"] <= 1
+    if fusion == "late":
+        assert metrics["test/mlm_image_gain"] == 0.0
+    for key in ("wall_seconds", "samples_per_second", "peak_memory_bytes", "seed", "parameters", "version/torch"):
+        assert f"run/{key}" in metrics
+    assert metrics["run/samples"] == 64
+    assert (folder / "curves.png").stat().st_size > 5000
+    assert (folder / "metrics.csv").read_text().count("\n") > 2
+    assert list((folder / "tensorboard").iterdir()) and list((folder / "checkpoints").glob("best-*.ckpt"))
+    loaded = MMBertForPreTraining.from_pretrained(folder / "model")
+    processor = MMBertProcessor.from_pretrained(folder / "model")
+    best = torch.load(next((folder / "checkpoints").glob("best-*.ckpt")), weights_only=True)["state_dict"]
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, best[f"model.{name}"]), name
+    fused = loaded.mmbert.eval()(**processor(text="a small red circle"))
+    assert fused.pooled.shape == (1, 32)
+
+
+def test_taken_run_name_gets_a_number(tiny: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        fit(tiny, tmp_path, "--name=same", "--trainer.max_steps=1", "--trainer.limit_val_batches=1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["same", "same-2"]
+
+
+def test_saved_config_runs_again_to_the_same_numbers(tiny: list[str], tmp_path: Path) -> None:
+    fit(tiny, tmp_path, "--name=one", "--trainer.max_epochs=2", "--trainer.precision=32-true")
+    main(["fit", "--config", str(tmp_path / "one/config.yaml"), "--name=two"])
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    varying = re.compile(r"run/(wall_seconds|samples_per_second|peak_memory_bytes)")
+    assert {k: v for k, v in one.items() if not varying.match(k)} == {
+        k: v for k, v in two.items() if not varying.match(k)
+    }
+
+
+def test_numbers_do_not_depend_on_workers_or_evaluation_batch(tiny: list[str], tmp_path: Path) -> None:
+    settings = {"a": ("0", "16"), "b": ("2", "7")}
+    for name, (workers, size) in settings.items():
+        fit(
+            tiny, tmp_path, f"--name={name}", "--trainer.max_epochs=1", "--trainer.precision=32-true",
+            f"--data.num_workers={workers}", f"--data.eval_batch_size={size}",
+        )  # fmt: skip
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in settings)
+    curves = [(tmp_path / name / "metrics.csv").read_text() for name in settings]
+    assert len(curves[0]) == pytest.approx(len(curves[1]), rel=0.2)
+    for key in a:
+        if key.startswith(("val/", "test")):
+            assert a[key] == pytest.approx(b[key], abs=1e-6), key
+
+
+def test_test_command_gives_the_numbers_of_fit(tiny: list[str], tmp_path: Path) -> None:
+    fit(tiny, tmp_path, "--name=fitted", "--trainer.max_epochs=1", "--trainer.precision=32-true")
+    folder = tmp_path / "fitted"
+    best = next((folder / "checkpoints").glob("best-*.ckpt"))
+    main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", str(best), "--name=tested"])
+    fitted, tested = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("fitted", "tested"))
+    keys = [k for k in fitted if k.startswith("test")]
+    assert keys and all(fitted[k] == pytest.approx(tested[k], abs=1e-6) for k in keys)
+
+
+def test_frozen_encoder_does_not_move(tiny: list[str], tmp_path: Path) -> None:
+    fit(tiny, tmp_path, "--name=frozen", "--trainer.max_epochs=2", "--optim.freeze_image=all", "--optim.lr=0.01")
+    states = [torch.load(p, weights_only=True)["state_dict"] for p in (tmp_path / "frozen/checkpoints").glob("*.ckpt")]
+    assert len(states) == 2, "best and last"
+    best, last = states
+    image = [n for n in best if ".vit." in n]
+    assert image and all(torch.equal(best[n], last[n]) for n in image)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optim.activation_checkpointing=true"],
+        ["--trainer.accumulate_grad_batches=2", "--optim.schedule=linear"],
+        ["--trainer.precision=bf16-mixed"],
+        ["--data.whole_word=true", "--data.crop=0.5", "--data.flip=true"],
+        ["--model.objectives={mlm: 1, itm: {negatives: hard, text: masked}, itc: 0.5}"],
+        ["--model.objectives={mlm: 1, itm: 1}", "--model.fusion=early", "--model.text_layers=0", "--model.image_layers=0"],
+        ["--evaluation.test_scorer=itm", "--evaluation.val_scorer=itm"],
+    ],
+    ids=["checkpointing", "accumulation", "bf16", "augmentation", "hard negatives", "ViLT style", "itm scorer"],
+)  # fmt: skip
+def test_options_run(options: list[str], tiny: list[str], tmp_path: Path) -> None:
+    fit(tiny, tmp_path, "--name=run", "--trainer.max_epochs=1", *options)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["run/steps"] == (2 if "accumulate" in options[0] else 4)

@@ -1,0 +1,137 @@
+"""What a user reads after a mistake: one sentence, the right exit code, no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmbert.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def message(
+    capsys: pytest.CaptureFixture[str], code: int, arguments: list[str], *, config: str = "configs/quickstart.yaml"
+) -> str:
+    """Runs `fit`, expects the exit code and returns the one line that was printed as error."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(ROOT / config), *arguments])
+    assert stopped.value.code == code
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mmbert: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.fusoin=early"], ["model.fusoin", "Did you mean 'model.fusion'?"]),
+        (["--modle.fusion=early"], ["Did you mean 'model.fusion'?"]),
+        (["--model.fusion=earyl"], ["'earyl'", "early, late, hybrid", "Did you mean 'early'?"]),
+        (["--model.text_layers=two"], ["model.text_layers", "int", "two"]),
+        (["--model.text_layers=-1"], ["text_layers=-1", "0 or more"]),
+        (["--model.num_attention_heads=7"], ["num_attention_heads=7", "hidden_size=32", "1, 2, 4"]),
+        (["--model.image_size=36"], ["image_size=36", "patch size 16", "32 and 48"]),
+        (["--model.objectives={mlm: 1, imt: 1}"], ["'imt'", "mlm, itm, itc", "Did you mean 'itm'?"]),
+        (["--model.objectives={itm: {negative: hard}}"], ["'negative'", "Did you mean 'negatives'?"]),
+        (["--model.objectives={mlm: heavy}"], ["objectives.mlm", "'heavy'", "number"]),
+        (["--model.text_layers=0", "--model.fusion=early"], ["objectives.itc", "text_layers=0", "says nothing alone"]),
+        (["--model.image_model=vit_tiny_patch61_224"], ["vit_tiny_patch61_224"]),
+        (["--model.text_pretrained=./nowhere"], ["./nowhere"]),
+        (["--model.image_pretrained=./nowhere"], ["./nowhere", "no folder"]),
+        (["--data.tokenizer=./nowhere"], ["./nowhere"]),
+        (["--data.batch_size=0"], ["data.batch_size=0", "1 or more"]),
+        (["--data.batch_size=100"], ["data.batch_size=100", "64 training pairs"]),
+        (["--data.format=cocoo"], ["cocoo", "coco, karpathy, jsonl, csv", "Did you mean 'coco'?"]),
+        (["--optim.schedule=cosin"], ["optim.schedule", "'cosin'", "cosine, linear, constant"]),
+        (["--optim.lr=0"], ["optim.lr=0", "above 0"]),
+        (["--optim.freeze_image=9"], ["freeze", "9", "from 1 to 1"]),
+        (["--evaluation.test_scorer=icm"], ["evaluation.test_scorer='icm'", "itc, itm"]),
+        (["--checkpoint.monitor=val/itm_auc"], ["val/itm_auc", "Did you mean 'val/itm_auroc'?"]),
+        (["--trainer.max_epoch=3"], ["Did you mean 'trainer.max_epochs'?"]),
+        (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
+    ],
+    ids=lambda value: value[0].lstrip("-").split("=")[0] if isinstance(value, list) and value[0][:2] == "--" else "",
+)  # fmt: skip
+def test_usage_mistake_is_told_in_one_sentence(
+    arguments: list[str], expected: list[str], tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = message(capsys, 2, [*tiny, f"--trainer.default_root_dir={tmp_path}", *arguments])
+    for part in expected:
+        assert part in line
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "expected"),
+    [
+        ("model: {hiden_size: 3}", "Did you mean 'model.hidden_size'?"),
+        ("modle: {fusion: early}", "Did you mean 'model.fusion'?"),
+        ("model: {fusion: no}", "model.fusion: expected a str"),
+        ("base: nowhere.yaml", "nowhere.yaml"),
+        ("base: own.yaml", "builds on itself"),
+    ],
+)
+def test_mistake_in_a_yaml_is_told_in_one_sentence(
+    yaml: str, expected: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.yaml").write_text(yaml)
+    assert expected in message(capsys, 2, [*tiny, "--config", str(tmp_path / "own.yaml")])
+
+
+def test_yaml_that_is_no_yaml_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yaml").write_text("model:\n  fusion: [early\n")
+    assert "own.yaml:3" in message(capsys, 1, ["--config", str(tmp_path / "own.yaml")])
+
+
+def coco(tmp_path: Path, shapes: Path, **changes: object) -> list[str]:
+    """Options for a copy of the training annotations with changes to the first image's record."""
+    content = json.loads((shapes / "annotations/captions_train.json").read_text())
+    content["images"][0].update(changes)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    return [f"--data.annotations={{train: {tmp_path}/train.json}}", f"--trainer.default_root_dir={tmp_path}/runs"]
+
+
+def test_missing_annotation_file_is_named(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.json" in message(capsys, 1, [*tiny, "--data.annotations={train: nowhere.json}"])
+
+
+def test_missing_picture_is_named_with_its_record(
+    tiny: list[str], tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = message(capsys, 1, [*tiny, *coco(tmp_path, shapes, file_name="train/nowhere.png")])
+    assert "train.json:images[0]" in line
+    assert "nowhere.png" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_picture_stops_the_run_with_its_name(
+    workers: int, tiny: list[str], tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shapes / "images/broken.png").write_bytes(b"<html>not found</html>")
+    options = [*tiny, *coco(tmp_path, shapes, file_name="broken.png"), f"--data.num_workers={workers}"]
+    line = message(capsys, 1, [*options, "--data.batch_size=64", "--trainer.max_epochs=1"])
+    assert "broken.png" in line
+    assert "HTML" in line
+
+
+def test_mistake_is_told_within_five_seconds_beyond_the_imports(tiny: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from mmbert.cli import main; t = time.time()\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as e: print(e.code, time.time() - t)"
+    )
+    arguments = ["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, "--model.fusion=none"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    exit_code, seconds = done.stdout.split()
+    assert exit_code == "2"
+    assert float(seconds) < 5
+
+
+def test_bare_console_script_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 0
+    assert "fit" in capsys.readouterr().out
