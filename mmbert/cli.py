@@ -162,7 +162,7 @@ class MMBertCLI(LightningCLI):
             step = 0 if self.resumed is None else step_of(self.resumed)
             if self.subcommand == "fit":  # the trace is written before the checkpoint of the same step
                 callbacks += [Trace(self.folder / "trace.csv"), self.checkpoints]
-            table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=10)
+            table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1)
             loggers = [table, TensorBoardLogger(self.folder, "", "", sub_dir="tensorboard", purge_step=step)]
             if first:
                 continue_metrics(table, step)

@@ -88,9 +88,8 @@ def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
     total = hashlib.sha256()
     for example in data.examples["train"]:
         total.update("\0".join([example.image.name, *example.captions, ""]).encode("utf-8", "surrogatepass"))
-    trainer = {
-        f"trainer.{k}": config.trainer[k] for k in ("accumulate_grad_batches", "max_epochs", "max_steps", "precision")
-    }
+    length = ("accumulate_grad_batches", "max_epochs", "max_steps", "precision")
+    trainer = {f"trainer.{k}": config.trainer[k] for k in length}
     return {
         **{k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in {**flat, **trainer}.items()},
         "seed_everything": int(config.seed_everything),

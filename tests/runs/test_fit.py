@@ -11,6 +11,7 @@ from mmbert.cli import main
 from mmbert.fusion import FUSIONS
 from mmbert.modeling import MMBertForPreTraining
 from mmbert.processing import MMBertProcessor
+from mmbert.training.checkpoints import step_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
@@ -95,12 +96,20 @@ def test_test_command_gives_the_numbers_of_fit(tiny: list[str], tmp_path: Path) 
 
 
 def test_frozen_encoder_does_not_move(tiny: list[str], tmp_path: Path) -> None:
-    fit(tiny, tmp_path, "--name=frozen", "--trainer.max_epochs=2", "--optim.freeze_image=all", "--optim.lr=0.01")
-    states = [torch.load(p, weights_only=True)["state_dict"] for p in (tmp_path / "frozen/checkpoints").glob("*.ckpt")]
-    assert len(states) == 2, "best and last"
-    best, last = states
-    image = [n for n in best if ".vit." in n]
-    assert image and all(torch.equal(best[n], last[n]) for n in image)
+    fit(
+        tiny,
+        tmp_path,
+        "--name=frozen",
+        "--trainer.max_epochs=2",
+        "--optim.freeze_image=all",
+        "--optim.lr=0.01",
+        "--checkpoint.every_n_steps=2",
+    )
+    paths = (tmp_path / "frozen/checkpoints").glob("step=*.ckpt")
+    first, last = (torch.load(p, weights_only=True)["state_dict"] for p in sorted(paths, key=step_of))
+    image = [n for n in first if ".vit." in n]
+    assert image and all(torch.equal(first[n], last[n]) for n in image)
+    assert any(not torch.equal(first[n], last[n]) for n in first)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,8 @@ def test_frozen_encoder_does_not_move(tiny: list[str], tmp_path: Path) -> None:
         ["--trainer.precision=bf16-mixed"],
         ["--data.whole_word=true", "--data.crop=0.5", "--data.flip=true"],
         ["--model.objectives={mlm: 1, itm: {negatives: hard, text: masked}, itc: 0.5}"],
-        ["--model.objectives={mlm: 1, itm: 1}", "--model.fusion=early", "--model.text_layers=0", "--model.image_layers=0"],
+        ["--model.objectives={mlm: 1, itm: 1}", "--model.fusion=early", "--model.text_layers=0",
+         "--model.image_layers=0"],
         ["--evaluation.test_scorer=itm", "--evaluation.val_scorer=itm"],
     ],
     ids=["checkpointing", "accumulation", "bf16", "augmentation", "hard negatives", "ViLT style", "itm scorer"],

@@ -1,0 +1,168 @@
+"""Promise 1: kill a run at any moment, resume it, and its loss curve is bit-identical to the run that was left alone."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmbert.cli import main
+from mmbert.training.pretraining import PretrainingModule
+
+ROOT = Path(__file__).parents[2]
+# 64 training pairs in batches of 16: 4 steps an epoch, 3 epochs.
+HARD = [
+    "--trainer.max_epochs=3",
+    "--trainer.precision=32-true",
+    "--model.hidden_dropout_prob=0.1",
+    "--model.attention_probs_dropout_prob=0.1",
+    "--model.objectives={mlm: 1, itm: {negatives: hard}, itc: 1}",
+    "--data.crop=0.7",
+    "--data.flip=true",
+    "--checkpoint.every_n_steps=1",
+    "--trainer.log_every_n_steps=1",
+]
+
+
+def fit(tiny: list[str], root: Path, *more: str) -> None:
+    """A run with dropout, augmentation, hard negatives and a warm-up schedule."""
+    config = str(ROOT / "configs/quickstart.yaml")
+    main(["fit", "--config", config, *tiny, *HARD, f"--trainer.default_root_dir={root}", *more])
+
+
+def killed(run: Callable[[], None], *, after_batch: int, hook: str = "on_train_batch_end") -> None:
+    """Runs in a process of its own that dies, without any clean-up, in a hook of a batch (counted from 1)."""
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        original, seen = getattr(PretrainingModule, hook), [0]
+
+        def dying(self: PretrainingModule, *arguments: object) -> None:
+            original(self, *arguments)
+            seen[0] += 1
+            if seen[0] == after_batch:
+                os._exit(9)
+
+        setattr(PretrainingModule, hook, dying)
+        run()
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == 9, "the run should have been killed"
+
+
+def trace(root: Path, name: str = "run") -> list[str]:
+    return (root / name / "trace.csv").read_text().splitlines()
+
+
+def weights(root: Path, name: str = "run") -> dict[str, torch.Tensor]:
+    newest = max((root / name / "checkpoints").glob("step=*.ckpt"), key=lambda p: int(p.stem.split("=")[1]))
+    return torch.load(newest, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that was never interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    fit(tiny, root, "--name=run")
+    return root
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 5, 7, 8, 11])
+def test_resumed_run_is_bit_identical(batch: int, whole: Path, tiny: list[str], tmp_path: Path) -> None:
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=batch)
+    fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    assert trace(tmp_path) == trace(whole)
+    assert len(trace(whole)) == 13
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(tmp_path)[name]), name
+    one, two = (json.loads((root / "run/metrics.json").read_text()) for root in (whole, tmp_path))
+    assert {k: v for k, v in one.items() if k.startswith(("val", "test"))} == {
+        k: v for k, v in two.items() if k.startswith(("val", "test"))
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_resumed_run_is_bit_identical_with_workers(workers: int, whole: Path, tiny: list[str], tmp_path: Path) -> None:
+    options = ["--name=run", f"--data.num_workers={workers}"]
+    killed(lambda: fit(tiny, tmp_path, *options), after_batch=6)
+    fit(tiny, tmp_path, *options, "--resume=auto")
+    assert trace(tmp_path) == trace(whole)
+
+
+def test_chain_of_kills_is_bit_identical(whole: Path, tiny: list[str], tmp_path: Path) -> None:
+    for batch in (2, 1, 3):  # two of them in one epoch
+        killed(lambda: fit(tiny, tmp_path, "--name=run", "--resume=auto"), after_batch=batch)
+    fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    assert trace(tmp_path) == trace(whole)
+
+
+def test_accumulation_resumes_on_its_boundary(tiny: list[str], tmp_path: Path) -> None:
+    options = ["--name=run", "--trainer.accumulate_grad_batches=2"]
+    fit(tiny, tmp_path / "whole", *options)
+    killed(lambda: fit(tiny, tmp_path / "killed", *options), after_batch=3)
+    fit(tiny, tmp_path / "killed", *options, "--resume=auto")
+    assert trace(tmp_path / "killed") == trace(tmp_path / "whole")
+    assert len(trace(tmp_path / "whole")) == 7
+
+
+def test_metrics_file_of_a_resumed_run_is_continuous(tiny: list[str], whole: Path, tmp_path: Path) -> None:
+    # A step is logged after its checkpoint is written: killed between the two, that one line is lost.
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=7, hook="on_train_batch_start")
+    fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    steps = [
+        [row.split(",")[header.split(",").index("step")] for row in rows]
+        for header, *rows in ((root / "run/metrics.csv").read_text().splitlines() for root in (whole, tmp_path))
+    ]
+    assert sorted(set(steps[1]), key=int) == sorted(set(steps[0]), key=int)
+
+
+def test_resume_auto_without_a_checkpoint_says_that_it_starts_at_zero(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tiny, tmp_path, "--name=run", "--resume=auto", "--trainer.max_epochs=1")
+    assert "starts at step 0" in caplog.text
+    assert len(trace(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "no sum"])
+def test_torn_checkpoint_falls_back_with_a_warning(
+    damage: str, whole: Path, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=7)
+    newest = max((tmp_path / "run/checkpoints").glob("step=*.ckpt"), key=lambda p: int(p.stem.split("=")[1]))
+    content = bytearray(newest.read_bytes())
+    if damage == "cut":
+        newest.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 3] ^= 1
+        newest.write_bytes(content)
+    else:
+        newest.with_name(newest.name + ".sha256").unlink()
+    fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    assert "is torn" in caplog.text
+    assert trace(tmp_path) == trace(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("--data.batch_size=8", "data.batch_size was 16 and is 8"),
+        ("--model.fusion=late", "model.fusion was 'hybrid' and is 'late'"),
+        ("--seed_everything=1", "seed_everything was 0 and is 1"),
+    ],
+)
+def test_resume_refuses_another_run(
+    change: str, named: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2)
+    before = trace(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        fit(tiny, tmp_path, "--name=run", "--resume=auto", change)
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err
+    assert trace(tmp_path) == before, "nothing is lost"
