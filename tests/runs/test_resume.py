@@ -1,4 +1,4 @@
-"""Promise 1: kill a run at any moment, resume it, and its loss curve is bit-identical to the run that was left alone."""
+"""Kill a run at any moment, resume it, and its loss curve is bit-identical to that of a run that was left alone."""
 
 import json
 import multiprocessing
