@@ -97,7 +97,7 @@ class TrainLoader(DataLoader):
         """
         if state["batches_per_epoch"] != len(self.batch_sampler):
             raise UsageError(
-                f"an epoch had {state['batches_per_epoch']} batches when this was saved and has {len(self.batch_sampler)}: "
+                f"an epoch had {state['batches_per_epoch']} batches at the checkpoint, now {len(self.batch_sampler)}: "
                 "the data, data.batch_size or the number of processes changed; start a new run."
             )
         self.batch_sampler.position = (state["epoch"], state["step"])
