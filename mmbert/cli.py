@@ -229,33 +229,30 @@ class MMBertCLI(LightningCLI):
             self.model.load_state_dict(WholeCheckpointIO().load_checkpoint(best)["state_dict"])
             monitor, score = self.checkpoints.options.monitor, self.checkpoints.best_score
             log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
-        val = {}
+        self.model.results.clear()  # those of the last validation may be of other weights
         if self.datamodule.val_pairs is not None:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-            val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        test = {}
         if self.datamodule.test_splits:
             trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-            test = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test")}
         if trainer.is_global_zero:
             with quiet_transformers():
                 self.parts.model.save_pretrained(self.folder / "model")
             self.parts.processor.save_pretrained(self.folder / "model")
-            self._report({**val, **test})
+            self._report()
 
     def after_validate(self) -> None:
         """Writes and prints the results."""
-        self._report({k: float(v) for k, v in self.trainer.callback_metrics.items()})
+        self._report()
 
     def after_test(self) -> None:
         """Writes and prints the results."""
-        self._report({k: float(v) for k, v in self.trainer.callback_metrics.items()})
+        self._report()
 
     def _scorer(self, split: str) -> str:
         asked = getattr(self.model.evaluation_options, f"{split}_scorer")
         return self.parts.model.scorer if asked == "auto" else asked
 
-    def _report(self, metrics: dict[str, Any]) -> None:
+    def _report(self) -> None:
         if self.dry or not self.trainer.is_global_zero:
             return
         facts: dict[str, Any] = {
@@ -274,8 +271,8 @@ class MMBertCLI(LightningCLI):
             facts["run/samples_per_second"] = self.model.samples_seen / self.model.training_seconds
         run.plot_curves(self.folder)
         facts["run/wall_seconds"] = run.seconds_since_start() - self.preparation_seconds
-        run.write_metrics(self.folder, {**metrics, **facts})
-        run.print_results(metrics, folder=self.folder)
+        run.write_metrics(self.folder, {**self.model.results, **facts})
+        run.print_results(self.model.results, folder=self.folder)
 
 
 def main(

@@ -44,6 +44,7 @@ class PretrainingModule(L.LightningModule):
         self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
         self._data, self._identity = data, identity or {}
         self._evaluations: list[PairEvaluation] = []
+        self.results: dict[str, float] = {}
         self.samples_seen, self.training_seconds = 0, 0.0
         self._clock = 0.0
 
@@ -182,5 +183,6 @@ class PretrainingModule(L.LightningModule):
     def _log_evaluations(self, names: list[str]) -> None:
         for name, evaluation in zip(names, self._evaluations, strict=False):
             metrics = {f"{name}/{key}": value for key, value in evaluation.metrics().items()}
+            self.results |= metrics  # Lightning's copy is rounded to fp32
             self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
         self._evaluations = []
