@@ -45,13 +45,14 @@ class Encoder(nn.Module):
         for module in self._frozen:
             module.requires_grad_(False)
         self._freeze_loose_parameters(frozen=what != "none")
-        self.train(self.training)
+        self.train(getattr(self, "_asked_to_train", self.training))
 
     def _freeze_loose_parameters(self, *, frozen: bool) -> None:
         """Freezes parameters of the embedding stage that belong to no module of their own."""
 
     def train(self, mode: bool = True) -> "Encoder":
         """Frozen parts stay in evaluation mode, so that dropout can't move them."""
+        self._asked_to_train = mode  # `training` says False of an encoder that is frozen as a whole
         super().train(mode)
         for module in getattr(self, "_frozen", []):
             if module is self:

@@ -214,3 +214,12 @@ def test_create_vit_refuses_a_size_that_the_patch_does_not_divide() -> None:
 def test_create_vit_refuses_what_is_no_vit(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_vit(name)
+
+
+def test_encoder_that_is_thawed_trains_again() -> None:
+    encoder = TextEncoder(tiny_config()).train()
+    encoder.freeze("all")
+    assert not encoder.training
+    encoder.freeze("none")
+    assert all(module.training for module in encoder.modules())
+    assert all(parameter.requires_grad for parameter in encoder.parameters())

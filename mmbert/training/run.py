@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -116,15 +117,20 @@ def plot_curves(folder: Path) -> Path | None:
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained")
-    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
-        for name in sorted(names):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (4.4 * columns, 3.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
+        for name in sorted(names, key=lambda n: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", n)]):
             steps, values = zip(*curves[name], strict=True)
-            label = name.split("/", 1)[1].replace("image_to_text", "I→T").replace("text_to_image", "T→I")
+            label = name.split("/", 1)[1].replace("image_to_text/", "I→T ").replace("text_to_image/", "T→I ")
             axis.plot(steps, values, label=label, marker="." if len(steps) < 40 else None, linewidth=1.4)
         axis.set(title=title, xlabel="optimizer steps")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=8, frameon=False)
     file = folder / "curves.png"
     figure.savefig(file, dpi=120)
     plt.close(figure)
