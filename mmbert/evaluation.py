@@ -52,7 +52,7 @@ class EvaluationOptions:
 def metric_names(objectives: Iterable[str]) -> list[str]:
     """What `PairEvaluation.metrics` can give for a model with these objectives."""
     by_objective = {
-        "mlm": ["mlm_loss", "mlm_accuracy", "mlm_accuracy_shuffled", "mlm_image_gain"],
+        "mlm": ["mlm_loss", "mlm_loss_shuffled", "mlm_accuracy", "mlm_accuracy_shuffled", "mlm_image_gain"],
         "itm": ["itm_loss", "itm_accuracy", "itm_auroc"],
     }
     names = [name for objective in objectives for name in by_objective.get(objective, [])]
@@ -71,6 +71,7 @@ class PairResult(NamedTuple):
     right_hits: int
     wrong_hits: int | None  # None: no picture is a valid wrong one
     mlm_loss: float
+    mlm_loss_wrong: float
     right_score: float
     wrong_score: float | None
 
@@ -119,11 +120,12 @@ class PairEvaluation:
         )
         has_wrong = (batch["pixel_values"] != batch["wrong_pixel_values"]).flatten(1).any(dim=1).tolist()
         size = len(has_wrong)
-        masked, right_hits, wrong_hits, loss = [0] * size, [0] * size, [0] * size, [0.0] * size
+        masked, right_hits, wrong_hits = [0] * size, [0] * size, [0] * size
+        loss, wrong_loss = [0.0] * size, [0.0] * size
         if "mlm" in self.model.objectives:
             text = model.encode_text(batch["mlm_input_ids"], batch["attention_mask"])
             masked, right_hits, loss = self._mlm(text, image, batch["mlm_labels"])
-            _, wrong_hits, _ = self._mlm(text, wrong, batch["mlm_labels"])
+            _, wrong_hits, wrong_loss = self._mlm(text, wrong, batch["mlm_labels"])
         right_score, wrong_score = [0.0] * size, [0.0] * size
         text = model.encode_text(batch["input_ids"], batch["attention_mask"])
         if "itm" in self.model.objectives:
@@ -134,7 +136,7 @@ class PairEvaluation:
             valid = has_wrong[row]
             self.results.append(
                 PairResult(
-                    index, masked[row], right_hits[row], wrong_hits[row] if valid else None, loss[row],
+                    index, masked[row], right_hits[row], wrong_hits[row] if valid else None, loss[row], wrong_loss[row],
                     right_score[row], wrong_score[row] if valid else None,
                 )
             )  # fmt: skip
@@ -190,6 +192,7 @@ class PairEvaluation:
             if shuffled:
                 wrong = sum(r.wrong_hits or 0 for r in both) / shuffled
                 out["mlm_accuracy_shuffled"] = wrong
+                out["mlm_loss_shuffled"] = sum(r.mlm_loss_wrong for r in both) / shuffled
                 out["mlm_image_gain"] = sum(r.right_hits for r in both) / shuffled - wrong
         pairs = [(r.right_score, r.wrong_score) for r in results if r.wrong_score is not None]
         if "itm" in self.model.objectives and pairs:

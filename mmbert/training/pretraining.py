@@ -182,7 +182,9 @@ class PretrainingModule(L.LightningModule):
 
     def _log_evaluations(self, names: list[str]) -> None:
         for name, evaluation in zip(names, self._evaluations, strict=False):
-            metrics = {f"{name}/{key}": value for key, value in evaluation.metrics().items()}
+            with self.trainer.precision_plugin.forward_context():  # Lightning has it around the steps only
+                found = evaluation.metrics()
+            metrics = {f"{name}/{key}": value for key, value in found.items()}
             self.results |= metrics  # Lightning's copy is rounded to fp32
             self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
         self._evaluations = []
