@@ -33,7 +33,7 @@ def test_python_example_asks_the_quickstart_model(
     capsys.readouterr()
     exec(PYTHON[0], {})  # noqa: S102
     printed = capsys.readouterr().out
-    assert re.search(r"\{'two shapes.*': 0\.\d+, 'a large red.*': 0\.\d+\}", printed)
+    assert re.search(r"\{'a small orange.*': 0\.\d+, 'a large red.*': 0\.\d+\}", printed)
 
 
 def test_python_example_builds_every_strategy(capsys: pytest.CaptureFixture[str]) -> None:
