@@ -3,10 +3,13 @@
 import itertools
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmbert.data.sampling import TrainBatches
+from mmbert.data.sampling import TrainBatches, TrainLoader
+from mmbert.errors import UsageError
 
 
 def lengths(count: int, seed: int = 0) -> np.ndarray:
@@ -21,7 +24,7 @@ def batches(
     sampler = TrainBatches(
         lambda _: texts, count, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, pool=pool
     )
-    sampler.set_epoch(epoch)
+    sampler.position = (epoch, 0)
     found = list(sampler)
     assert len(found) == len(sampler)
     return found
@@ -98,7 +101,41 @@ def test_batches_read_the_lengths_of_their_epoch() -> None:
 
     sampler = TrainBatches(of_epoch, 40, batch_size=4, seed=0)
     for epoch in (0, 3):
-        sampler.set_epoch(epoch)
+        sampler.position = (epoch, 0)
         batch = [i for _, i in next(iter(sampler))]
         assert batch == sorted(batch, reverse=epoch == 0)
     assert asked == [0, 3]
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Gives back what it is asked for."""
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[int, int]:
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_goes_on_where_its_state_was_taken(workers: int) -> None:
+    def loader() -> TrainLoader:
+        batches = TrainBatches(lambda epoch: np.arange(10), 10, batch_size=3, seed=0)
+        return TrainLoader(Numbers(), batch_sampler=batches, num_workers=workers, collate_fn=list)
+
+    whole = loader()
+    epochs = [list(whole) for _ in range(3)]  # 3 batches each; the last of an epoch moves on to the next
+    flat = [batch for epoch in epochs for batch in epoch]
+    assert [batch[0][0] for batch in flat] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for taken in range(7):
+        first, second = loader(), loader()
+        for _ in range(taken // 3):
+            list(first)
+        iterator = iter(first)
+        seen = [next(iterator) for _ in range(taken % 3)]
+        second.load_state_dict(first.state_dict())
+        assert seen + list(second) == epochs[taken // 3]
+
+
+def test_loader_refuses_the_state_of_other_batches() -> None:
+    batches = [TrainBatches(lambda epoch: np.arange(10), 10, batch_size=size, seed=0) for size in (3, 2)]
+    one, two = (TrainLoader(Numbers(), batch_sampler=b) for b in batches)
+    with pytest.raises(UsageError, match="3 batches at the checkpoint, now 5"):
+        two.load_state_dict(one.state_dict())
