@@ -42,7 +42,7 @@ class TrainBatches(Sampler[list[Index]]):
     ):
         self.lengths, self.count, self.seed = lengths, count, seed
         self.batch_size, self.rank, self.world_size, self.pool = batch_size, rank, world_size, pool
-        self.position = (0, 0)
+        self.position: Index = (0, 0)
         """Epoch and step that an iteration starts with."""
 
     def __len__(self) -> int:

@@ -66,7 +66,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 writer = _HashingWriter(file)
-                torch.save(checkpoint, writer)
+                torch.save(checkpoint, writer)  # pyright: ignore[reportArgumentType] - write and flush are all it calls
                 file.flush()
                 os.fsync(file.fileno())
             written = digest(temporary)
