@@ -135,7 +135,8 @@ def test_malformed_karpathy_is_refused(root: Path, path: str, value: Any, record
 @pytest.mark.parametrize("top", ["text", 3, [1, 2], None])
 def test_top_level_must_be_an_object(root: Path, top: Any) -> None:
     for format in ("coco", "karpathy", "jsonl"):
-        error_of(root, format, json.dumps(top))
+        message = str(error_of(root, format, json.dumps(top)))
+        assert "expected" in message and "object" in message, message
 
 
 GOOD = '{"image": "a.jpg", "caption": "An ant.", "part": "train"}\n'
