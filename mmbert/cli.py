@@ -35,6 +35,7 @@ from mmbert.training.checkpoints import (
 from mmbert.training.hardware import best_precision, compute_threads
 from mmbert.training.optim import OptimOptions
 from mmbert.training.pretraining import PretrainingModule
+from mmbert.signals import StopSignals
 from mmbert.training.trace import Trace, continue_metrics
 
 log = logging.getLogger("mmbert")
@@ -58,8 +59,8 @@ class Parser(LightningArgumentParser):
 class MMBertCLI(LightningCLI):
     """LightningCLI whose sections are our option classes: model, data, optim, evaluation, trainer."""
 
-    def __init__(self, arguments: list[str], *, preparation_seconds: float = 0.0):
-        self.preparation_seconds = preparation_seconds
+    def __init__(self, arguments: list[str], *, stop: StopSignals, preparation_seconds: float = 0.0):
+        self.stop, self.preparation_seconds = stop, preparation_seconds
         self.folder = Path()
         super().__init__(
             save_config_callback=None,
@@ -155,7 +156,7 @@ class MMBertCLI(LightningCLI):
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         self.dry = bool(options["fast_dev_run"])
         self.folder, self.resumed = self._folder(config, options["default_root_dir"], create=first and not self.dry)
-        self.checkpoints = RunCheckpoints(self.folder / "checkpoints", chosen.checkpoint)
+        self.checkpoints = RunCheckpoints(self.folder / "checkpoints", chosen.checkpoint, self.stop)
         callbacks = list(options.pop("callbacks") or [])
         loggers = []
         if not self.dry:
@@ -290,6 +291,5 @@ def main(
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         arguments = default or ["--help"]
-    sys.argv = [sys.argv[0]]  # LightningCLI warns if it finds both
-    with one_sentence_for_mistakes():
-        MMBertCLI(with_bases(arguments), preparation_seconds=preparation_seconds)
+    with one_sentence_for_mistakes(), StopSignals() as stop:
+        MMBertCLI(with_bases(arguments), stop=stop, preparation_seconds=preparation_seconds)

@@ -1,6 +1,7 @@
 """What a user reads on the terminal: our own log lines, and one sentence for each mistake."""
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -18,13 +19,16 @@ NOISE = (  # warnings of Lightning about what is meant here
     "smaller than the logging interval",
     "could not find the monitored key",
     "The dirpath has changed",
+    "when logging on epoch level in distributed setting",
+    "LightningCLI's args parameter is intended to run from within Python",
 )
 
 
 def set_up_logging() -> None:
     """Shows mmbert's log on the error stream, and of other libraries what is a warning that helps."""
     logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("mmbert").setLevel(logging.INFO)
+    first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    logging.getLogger("mmbert").setLevel(logging.INFO if first else logging.WARNING)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in NOISE:

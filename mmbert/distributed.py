@@ -1,8 +1,9 @@
 """Sums and gathers over all processes; with one process they change nothing."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 
@@ -20,11 +21,21 @@ def gather(rows: Tensor) -> Tensor:
     """Concatenates equally shaped (B, ...) rows of all processes in rank order, with gradients."""
     if world_size() == 1:
         return rows
-    if rows.is_floating_point():
-        return torch.cat(dist_nn.all_gather(rows))
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    return _Gather.apply(rows)  # pyright: ignore[reportReturnType]
+
+
+class _Gather(torch.autograd.Function):
+    """Backward sums what every process found for these rows: each computes a share of one loss."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return summed(grads[0]).chunk(world_size())[rank()]
 
 
 def gather_ragged(rows: Tensor, *, pad: int) -> Tensor:
@@ -47,3 +58,22 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
         dist.all_reduce(count)
         total = total * world_size()
     return total / count.clamp(min=1)
+
+
+def maximum(*values: int) -> tuple[int, ...]:
+    """The largest of each value over all processes, so that all decide alike."""
+    if world_size() == 1:
+        return values
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    everywhere = torch.tensor(values, device=device)
+    dist.all_reduce(everywhere, op=dist.ReduceOp.MAX)
+    return tuple(everywhere.tolist())
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sums a tensor over all processes, without gradients."""
+    if world_size() == 1:
+        return values
+    values = values.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(values)
+    return values

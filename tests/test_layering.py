@@ -14,7 +14,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("errors",),
     ("randomness",),
     ("tokens",),
-    ("distributed",),
+    ("distributed", "signals"),
     ("configuration",),
     ("layers",),
     ("encoders",),

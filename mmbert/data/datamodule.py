@@ -17,6 +17,7 @@ from mmbert.distributed import rank, world_size
 from mmbert.errors import UsageError
 from mmbert.processing import MMBertProcessor
 from mmbert.randomness import permutation
+from mmbert.signals import ignore_in_loader
 
 log = logging.getLogger("mmbert")
 
@@ -158,7 +159,9 @@ class PairsDataModule(L.LightningDataModule):
         return [self._evaluation(pairs) for pairs in self.test_pairs.values()]
 
     def _evaluation(self, pairs: Pairs) -> DataLoader:
-        by_length = np.argsort(pairs.text_lengths(0), kind="stable")[rank() :: world_size()].tolist()
+        by_length = np.argsort(pairs.text_lengths(0), kind="stable")
+        # A process without a pair of its own would leave the others waiting: it repeats one, which counts once.
+        by_length = by_length[rank() % len(by_length) :: world_size()].tolist()
         size = self.options.eval_batch_size
         return self._loader(pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)])
 
@@ -171,6 +174,7 @@ class PairsDataModule(L.LightningDataModule):
             batch_sampler=batch_sampler,
             num_workers=workers,
             collate_fn=Collate(self.processor.pad_token_id),
+            worker_init_fn=ignore_in_loader,
             persistent_workers=False,
             pin_memory=False,
         )

@@ -7,7 +7,6 @@ import lightning as L
 
 from mmbert.configuration import KEYS, MMBertConfig
 from mmbert.data.datamodule import DataOptions, PairsDataModule
-from mmbert.distributed import world_size
 from mmbert.errors import UsageError
 from mmbert.initialization import ModelOptions, build_model
 from mmbert.modeling import MMBertForPreTraining
@@ -93,6 +92,5 @@ def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
     return {
         **{k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in {**flat, **trainer}.items()},
         "seed_everything": int(config.seed_everything),
-        "processes": world_size(),
         "training pairs (SHA-256)": total.hexdigest()[:16],
     }

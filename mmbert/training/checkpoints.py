@@ -13,7 +13,9 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from mmbert.distributed import maximum, world_size
 from mmbert.errors import DataError, UsageError
+from mmbert.signals import StopSignals
 
 log = logging.getLogger("mmbert")
 STEP = re.compile(r"step=(\d+)\.ckpt")
@@ -163,43 +165,96 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class RunCheckpoints(L.Callback):
-    """Saves the last two checkpoints by steps or time, and the best on validation.
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that is the old one or the new one, whatever happens."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
-    Nothing is saved within a step that ends an epoch: there Lightning can't tell afterwards whether validation had run.
+
+class RunCheckpoints(L.Callback):
+    """Saves the last two checkpoints by steps or time, the best on validation, and one where a signal ends the run.
+
+    All processes decide alike. Nothing is saved within a step that ends an epoch: Lightning would repeat the epoch.
+    A checkpoint that a signal writes during validation says so, and the resumed run begins with that validation.
     """
 
-    def __init__(self, folder: Path, options: CheckpointOptions):
-        self.folder, self.options = folder, options
+    def __init__(self, folder: Path, options: CheckpointOptions, stop: StopSignals | None = None):
+        self.folder, self.options, self.stop = folder, options, stop or StopSignals()
         self.best_score: float | None = None
         self.best_path = ""
+        self._in_validation = self._validation_is_due = False
         self._step, self._saved_step, self._saved_at = 0, 0, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Which checkpoint is the best so far."""
-        return {"best_score": self.best_score, "best_name": Path(self.best_path).name}
+        """Which checkpoint is the best so far, and whether a validation was cut short."""
+        return {
+            "best_score": self.best_score,
+            "best_name": Path(self.best_path).name,
+            "validation_is_due": self._in_validation,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the best so far."""
         self.best_score = state_dict["best_score"]
         self.best_path = str(self.folder / state_dict["best_name"]) if state_dict["best_name"] else ""
+        self._validation_is_due = state_dict["validation_is_due"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Tells all processes the folder that the first one has made."""
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock, and does the validation that was cut short."""
         self._step = self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
+        self.stop.defer(True)
+        if self._validation_is_due:
+            self._validation_is_due = False
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False  # from its first batch
+            trainer.validating = True
+            validation.run()
+            trainer.training = True
+            validation._has_run = False  # or Lightning would take the epoch for one that has no batches
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Saves when it is time, at the end of an optimizer step: no checkpoint holds gradients half summed."""
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if stepped and not ends_epoch and self._is_due(trainer.global_step):
+        if stepped and not ends_epoch:
+            self._save_or_leave(trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Does not let a signal wait for the end of validation; several processes can't agree here and do wait."""
+        self._in_validation = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self._in_validation and self.stop.code and world_size() == 1:
             self.save(trainer)
+            self.stop.leave()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves when it is time, after validation."""
-        if self._is_due(trainer.global_step):
+        self._save_or_leave(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the end of training, so that tests which are killed can be done again."""
+        if trainer.global_step > self._saved_step:
             self.save(trainer)
+        self.stop.defer(False)
+        if maximum(self.stop.code)[0]:
+            self.stop.leave()
+
+    def _save_or_leave(self, trainer: L.Trainer) -> None:
+        code, due = maximum(self.stop.code, self._is_due(trainer.global_step))
+        if due or (code and trainer.global_step > self._saved_step):
+            self.save(trainer)
+        if code:
+            self.stop.code = code
+            self.stop.leave()
 
     def _is_due(self, step: int) -> bool:
         since = step - self._saved_step
@@ -216,13 +271,14 @@ class RunCheckpoints(L.Callback):
         trainer.save_checkpoint(path)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            _write_whole(self.folder / "latest", path.name + "\n")
+            write_whole(self.folder / "latest", path.name + "\n")
             others = sorted(self.folder.glob("step=*.ckpt"), key=step_of)
             for old in others[:-2]:
                 trainer.strategy.remove_checkpoint(old)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the checkpoint with the best validation result."""
+        self._in_validation = False
         value = trainer.callback_metrics.get(self.options.monitor)
         if trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
             return
@@ -236,9 +292,3 @@ class RunCheckpoints(L.Callback):
             trainer.save_checkpoint(self.best_path)
             if before and before != self.best_path and trainer.is_global_zero:
                 trainer.strategy.remove_checkpoint(before)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

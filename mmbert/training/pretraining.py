@@ -6,10 +6,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.pairs import Pairs
-from mmbert.distributed import world_size
+from mmbert.distributed import summed, world_size
 from mmbert.errors import UsageError
 from mmbert.evaluation import EvaluationOptions, PairEvaluation
 from mmbert.modeling import MMBertForPreTraining, PreTrainingOutput
@@ -60,7 +61,7 @@ class PretrainingModule(L.LightningModule):
         checkpoint["mmbert"] = {
             "samples_seen": self.samples_seen,
             "training_seconds": self.training_seconds,
-            "identity": self._identity,
+            "identity": {**self._identity, "processes": world_size()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -71,7 +72,7 @@ class PretrainingModule(L.LightningModule):
         """
         own = checkpoint["mmbert"]
         if self.trainer.state.fn == "fit":
-            before, now = own["identity"], self._identity
+            before, now = own["identity"], {**self._identity, "processes": world_size()}
             changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
             if changed:
                 told = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
@@ -107,6 +108,12 @@ class PretrainingModule(L.LightningModule):
         known = [n for n in (by_epochs, by_steps) if n is not None]
         return max(1, min(known, default=1000 * per_epoch))
 
+    def on_fit_start(self) -> None:
+        """Lets processes validate unequal numbers of batches: nothing here has buffers that change."""
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.broadcast_buffers = False
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Ties dropout to the step, so that it does not depend on what happened before."""
         torch.manual_seed(torch_seed(self.seed, "dropout", self._batch_number(), self.global_rank))
@@ -116,17 +123,24 @@ class PretrainingModule(L.LightningModule):
         generator = torch_generator(self.seed, "negatives", self._batch_number())
         output: PreTrainingOutput = self.model(batch, generator=generator)
         assert output.loss is not None and output.objectives is not None
-        self.log("train/loss", output.loss, prog_bar=True)
-        for name, objective in output.objectives.items():
-            self._log_objective(name, objective)
+        self._log_step(output.loss, output.objectives)
         return output.loss
 
-    def _log_objective(self, name: str, output: ObjectiveOutput) -> None:
-        self.log(f"train/{name}_loss", output.loss)
-        if len(output.targets):
-            self.log(f"train/{name}_accuracy", (output.logits.argmax(dim=-1) == output.targets).float().mean())
-        if name != "itc":
-            self.log(f"train/{name}_left_out", output.left_out.float(), on_step=True, reduce_fx="sum")
+    def _log_step(self, loss: Tensor, objectives: dict[str, ObjectiveOutput]) -> None:
+        """Logs what the step showed over all processes."""
+        parts = [loss / world_size()]  # a process's loss is its share times their number
+        for output in objectives.values():
+            hits = (output.logits.argmax(dim=-1) == output.targets).sum()
+            count = hits.new_tensor(len(output.targets))
+            parts += [output.loss / world_size(), hits, count, output.left_out]
+        loss, *values = summed(torch.stack([part.detach().double() for part in parts]).float()).unbind()
+        self.log("train/loss", loss, prog_bar=True)
+        for i, name in enumerate(objectives):
+            mean, hits, count, left_out = values[4 * i : 4 * i + 4]
+            self.log(f"train/{name}_loss", mean)
+            self.log(f"train/{name}_accuracy", hits / count.clamp(min=1))
+            if name != "itc":
+                self.log(f"train/{name}_left_out", left_out, on_step=True, reduce_fx="sum")
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Counts samples and time spent on them, validation left out."""

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 
-from mmbert.distributed import world_size
+from mmbert.distributed import summed, world_size
+from mmbert.training.checkpoints import write_whole
 
 HEADER = "step,epoch,sample_ids_sha256,loss_hex\n"
 
@@ -38,7 +40,9 @@ class Trace(L.Callback):
     ) -> None:
         """Adds the batch, and writes the line where it ends an optimizer step."""
         self._ids += _everywhere(batch["index"].tolist())
-        self._loss += float(outputs["loss"]) * trainer.accumulate_grad_batches
+        # Each process's loss is its share of the sum times the number of processes.
+        loss = float(summed(outputs["loss"].double())) / world_size()
+        self._loss += loss * trainer.accumulate_grad_batches
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -57,7 +61,7 @@ def cut_trace(file: Path, step: int) -> None:
             fields = line.rstrip("\n").split(",")
             if line.endswith("\n") and len(fields) == 4 and int(fields[0]) <= step:
                 kept.append(line)
-    file.write_text(HEADER + "".join(kept))
+    write_whole(file, HEADER + "".join(kept))
 
 
 def continue_metrics(logger: CSVLogger, step: int) -> None:
@@ -71,10 +75,11 @@ def continue_metrics(logger: CSVLogger, step: int) -> None:
             rows = [row for row in reader if row.get("step") and int(float(row["step"])) < step]
     writer: Any = logger.experiment  # deletes the file
     if rows:
-        with file.open("w", newline="") as target:
-            out = csv.DictWriter(target, keys)
-            out.writeheader()
-            out.writerows(rows)
+        target = io.StringIO(newline="")
+        out = csv.DictWriter(target, keys)
+        out.writeheader()
+        out.writerows(rows)
+        write_whole(file, target.getvalue())
         writer.metrics_keys = keys
 
 

@@ -1,0 +1,61 @@
+"""SIGTERM, SIGINT and SIGUSR1: finish the step, save, leave with a code that a scheduler understands."""
+
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger("mmbert")
+
+EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
+"""What a run exits with; 75 (EX_TEMPFAIL of sysexits.h) asks to be queued again."""
+
+
+class StopSignals:
+    """Takes the signals while it is entered.
+
+    Outside of training nothing is to be saved, so a signal ends the process at once, with its code. Within training
+    (`defer`) it is kept in `code` for the end of the optimizer step; a second signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        """Exit code of the signal that has come; 0 = none."""
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._before = self._install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _install(self) -> dict[int, Any]:
+        known = {name: getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)}
+        return {int(number): signal.signal(number, self._received) for number in known.values()}
+
+    def defer(self, deferred: bool) -> None:
+        """Whether signals wait for the end of a step from now on."""
+        self._deferred = deferred
+        if deferred and self._before:
+            self._install()  # Lightning's handler for SIGTERM, which would exit with 0, stands here by now
+
+    def _received(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if not self._deferred or self.code:
+            raise SystemExit(EXIT_CODES[name])
+        self.code = EXIT_CODES[name]
+        log.warning("%s: finishing the step, then saving; once more to leave at once", name)
+
+    def leave(self) -> None:
+        """Ends the process with the code of the signal that has come."""
+        raise SystemExit(self.code)
+
+
+def ignore_in_loader(_: int) -> None:
+    """Lets the loader's processes live on: they go when the run goes, and a step may need their batches."""
+    for name in EXIT_CODES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,83 @@
+"""Several processes compute the loss and the gradients that one computes on the whole batch."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny import randomize, tiny_batch, tiny_config
+from torch import Tensor
+
+from mmbert.distributed import gather, gather_ragged, maximum
+from mmbert.modeling import MMBertForPreTraining
+
+ROWS = 6
+OBJECTIVES = {"mlm": 0.7, "itm": {"weight": 1.3, "negatives": "hard"}, "itc": {"weight": 0.5, "embedding_size": 16}}
+
+
+def in_processes(count: int, work: Any, folder: Path, *arguments: Any) -> list[Any]:
+    """Runs `work(rank, *arguments)` in a gloo group of `count` processes and returns what each returned."""
+
+    def target(rank: int) -> None:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+        torch.save(work(rank, *arguments), folder / f"{rank}.pt")
+        dist.destroy_process_group()
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=target, args=(rank,)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0] * count
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def loss_and_gradients(batch: dict[str, Tensor], fusion: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = MMBertForPreTraining(
+        tiny_config(fusion=fusion, objectives=OBJECTIVES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ).double()
+    randomize(model)
+    output = model(batch, generator=torch.Generator().manual_seed(3))
+    assert output.loss is not None
+    output.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": output.loss.detach(), **gradients}
+
+
+def doubled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+
+@pytest.mark.parametrize("fusion", ["early", "late", "hybrid"])
+def test_two_processes_give_the_loss_and_gradients_of_one(fusion: str, tmp_path: Path) -> None:
+    whole = doubled(tiny_batch(ROWS))
+    expected = loss_and_gradients(whole, fusion)
+
+    def work(rank: int) -> dict[str, Tensor]:
+        own = {k: v[rank * ROWS // 2 : (rank + 1) * ROWS // 2] for k, v in whole.items()}
+        # Texts of a process are padded to its own longest, so captions' hashes and tokens differ in width.
+        carried = own["image_text_keys"]
+        own["image_text_keys"] = carried[:, : int((carried >= 0).sum(dim=1).max())]
+        return loss_and_gradients(own, fusion)
+
+    one, two = in_processes(2, work, tmp_path)
+    assert set(one) == set(expected)
+    for name, value in expected.items():
+        mean = (one[name] + two[name]) / 2  # what DDP does with gradients
+        torch.testing.assert_close(mean, value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_gather_keeps_the_order_of_processes_and_pads_ragged_rows(tmp_path: Path) -> None:
+    def work(rank: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        ragged = torch.full((2, 1 + rank), rank)
+        return gather(torch.tensor([[rank], [10 + rank]])), gather_ragged(ragged, pad=-1), maximum(rank, 5 - rank)
+
+    for rows, ragged, largest in in_processes(2, work, tmp_path):
+        assert rows.tolist() == [[0], [10], [1], [11]]
+        assert ragged.tolist() == [[0, -1], [0, -1], [1, 1], [1, 1]]
+        assert largest == (1, 5)
