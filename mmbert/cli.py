@@ -22,6 +22,7 @@ from mmbert.data.datamodule import DataOptions
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation import EvaluationOptions, metric_names
 from mmbert.initialization import ModelOptions, quiet_transformers
+from mmbert.signals import StopSignals
 from mmbert.training import run
 from mmbert.training.assembly import assemble, run_identity
 from mmbert.training.checkpoints import (
@@ -35,7 +36,6 @@ from mmbert.training.checkpoints import (
 from mmbert.training.hardware import best_precision, compute_threads
 from mmbert.training.optim import OptimOptions
 from mmbert.training.pretraining import PretrainingModule
-from mmbert.signals import StopSignals
 from mmbert.training.trace import Trace, continue_metrics
 
 log = logging.getLogger("mmbert")
@@ -230,6 +230,9 @@ class MMBertCLI(LightningCLI):
             self.model.load_state_dict(WholeCheckpointIO().load_checkpoint(best)["state_dict"])
             monitor, score = self.checkpoints.options.monitor, self.checkpoints.best_score
             log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
+        elif self.datamodule.val_pairs is not None:
+            name = self.checkpoints.options.monitor
+            log.warning("validation never gave %s, so the last weights are tested instead of the best", name)
         self.model.results.clear()  # those of the last validation may be of other weights
         if self.datamodule.val_pairs is not None:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)

@@ -1,0 +1,114 @@
+"""Training in two processes (DDP on gloo): the numbers of one process, no hang at uneven ends, and no orphan."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from interrupted import ROOT, results, trace
+
+from mmbert.cli import main
+
+CONFIG = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
+EXACT = ["--trainer.precision=32-true", "--trainer.max_epochs=2", "--threads=1"]
+
+
+def start(
+    tiny: list[str], root: Path, *more: str, strategy: str = "ddp", torchrun: bool = True, batch_size: int = 8
+) -> subprocess.Popen[str]:
+    """Two processes with half the batch each, started by torchrun or by Lightning."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"] if torchrun else []
+    options = [*EXACT, f"--trainer.default_root_dir={root}", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *CONFIG, *tiny, *options]
+    return subprocess.Popen(
+        [*command, f"--data.batch_size={batch_size}", *more],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> str:
+    """The error stream of a run that must end well."""
+    try:
+        errors = process.communicate(timeout=timeout)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.mark.parametrize("torchrun", [True, False], ids=["torchrun", "lightning"])
+def test_two_processes_train_and_evaluate_as_one(torchrun: bool, tiny: list[str], tmp_path: Path) -> None:
+    # 15 validation pairs in batches of 4: one process has 2 batches, the other 2; 7 pairs and 8.
+    more = ["--name=run", "--data.val_size=15", "--data.eval_batch_size=4", "--evaluation.test_scorer=itm"]
+    main([*CONFIG, *tiny, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
+    errors = finish(start(tiny, tmp_path / "two", *more, torchrun=torchrun))
+    assert "Warning" not in errors, errors
+    one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
+    assert [line[:3] for line in one] == [line[:3] for line in two], "the same samples in every step"
+    for a, b in zip(one, two, strict=True):
+        assert float.fromhex(b[3]) == pytest.approx(float.fromhex(a[3]), rel=1e-5)
+    expected, found = results(tmp_path / "one"), results(tmp_path / "two")
+    assert set(expected) == set(found)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_one_validation_pair_for_two_processes_does_not_hang(tiny: list[str], tmp_path: Path) -> None:
+    errors = finish(start(tiny, tmp_path, "--data.val_size=1", "--trainer.max_epochs=1"))
+    assert "val/itm_auroc" in errors, "without a second pair nothing can be chosen on validation, and that is said"
+
+
+def processes_of(torchrun: subprocess.Popen[str]) -> list[int]:
+    """Process numbers of rank 0 and 1."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        for variable in environment:
+            if variable.startswith(b"RANK=") and parent == torchrun.pid:
+                found[int(variable[5:])] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def wait_for(condition: object, *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # pyright: ignore
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
+@pytest.mark.parametrize(("name", "rank", "seconds"), [("SIGTERM", 1, 30), ("SIGKILL", 1, 60)])
+def test_signal_to_one_process_ends_both_with_a_checkpoint(
+    name: str, rank: int, seconds: float, tiny: list[str], tmp_path: Path
+) -> None:
+    run = start(tiny, tmp_path, "--name=run", "--trainer.max_epochs=2000", "--checkpoint.every_n_steps=3")
+    file = tmp_path / "run/trace.csv"
+    wait_for(lambda: file.is_file() and len(file.read_text().splitlines()) > 8, seconds=90)
+    os.kill(processes_of(run)[rank], getattr(signal, name))
+    started = time.monotonic()
+    errors = run.communicate(timeout=seconds)[1]
+    assert time.monotonic() - started < seconds
+    assert run.returncode != 0
+    steps = int(file.read_text().splitlines()[-1].split(",")[0])
+    latest = (tmp_path / "run/checkpoints/latest").read_text().strip()
+    if name == "SIGTERM":
+        assert latest == f"step={steps}.ckpt", errors
+    else:
+        assert steps - int(latest[5:-5]) <= 3
+    # Both go on from there, to the same curve.
+    more = ["--name=run", "--resume=auto", "--trainer.max_epochs=2000", "--checkpoint.every_n_steps=3"]
+    again = start(tiny, tmp_path, *more)
+    wait_for(lambda: len(file.read_text().splitlines()) > steps + 5, seconds=90)
+    again.terminate()  # passed on to both; killed, torchrun would leave orphans
+    again.communicate(timeout=60)
