@@ -1,5 +1,6 @@
 """What a user reads on the terminal: our own log lines, and one sentence for each mistake."""
 
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,8 @@ NOISE = (  # warnings of Lightning about what is meant here
     "when logging on epoch level in distributed setting",
     "LightningCLI's args parameter is intended to run from within Python",
 )
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def set_up_logging() -> None:
@@ -46,6 +49,12 @@ def one_sentence_for_mistakes() -> Iterator[None]:
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
         print(f"mmbert: error: {text}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"mmbert: error: {place}{error.strerror}; make room, and go on with --resume auto", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = ()) -> str:

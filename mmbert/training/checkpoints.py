@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
             os.replace(temporary, path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
-            temporary.unlink(missing_ok=True)
-            if not path.exists():
-                sum_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+                if not path.exists():
+                    sum_file.unlink(missing_ok=True)
             raise DataError(
-                str(path), f"the checkpoint could not be written ({error})", "room and rights there"
+                str(path),
+                f"the checkpoint could not be written ({error})",
+                f"rights there and room for about {tensor_bytes(checkpoint) / 1e6:,.1f} MB; the checkpoints before it "
+                "are as they were: make room and go on with --resume auto",
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
@@ -104,6 +109,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Removes a checkpoint and its sum."""
         Path(path).unlink(missing_ok=True)
         sum_path(Path(path)).unlink(missing_ok=True)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists: nearly the size of their file."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(tensor_bytes(x) for x in inner)
 
 
 class _HashingWriter:

@@ -1,0 +1,125 @@
+"""A checkpoint is whole or not there, and what goes wrong is said."""
+
+import multiprocessing
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmbert.errors import DataError
+from mmbert.training.checkpoints import WholeCheckpointIO, is_whole, newest_whole, sum_path, tensor_bytes
+
+CHECKPOINT = {"state_dict": {"weight": torch.arange(50_000.0), "bias": torch.ones(3)}, "epoch": 3}
+
+
+def limited(work: Any, *, file_bytes: int) -> dict[str, Any]:
+    """Runs `work` where no file may grow beyond `file_bytes`, as on a full disk, and returns what it returned."""
+    receive, send = multiprocessing.Pipe(duplex=False)
+
+    def target() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        send.send(work())
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    return receive.recv()
+
+
+def test_full_disk_leaves_the_checkpoint_before_it_and_says_what_is_needed(tmp_path: Path) -> None:
+    io = WholeCheckpointIO()
+    io.save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path / "step=1.ckpt")
+
+    def save() -> dict[str, str]:
+        try:
+            io.save_checkpoint(CHECKPOINT, tmp_path / "step=2.ckpt")
+        except DataError as error:
+            return {"error": str(error)}
+        return {}
+
+    error = limited(save, file_bytes=100_000)["error"]
+    assert f"{tmp_path}/step=2.ckpt: the checkpoint could not be written" in error
+    assert "about 0.2 MB" in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step=1.ckpt", "step=1.ckpt.sha256"]
+    assert newest_whole(tmp_path) == tmp_path / "step=1.ckpt"
+    assert io.load_checkpoint(tmp_path / "step=1.ckpt")["epoch"] == 1
+
+
+def test_failed_save_over_an_older_one_keeps_the_older_one(tmp_path: Path) -> None:
+    io, path = WholeCheckpointIO(), tmp_path / "best-step=5.ckpt"
+    io.save_checkpoint({"epoch": 1}, path)
+
+    def save() -> dict[str, str]:
+        with pytest.raises(DataError):
+            io.save_checkpoint(CHECKPOINT, path)
+        return {}
+
+    limited(save, file_bytes=100_000)
+    assert is_whole(path)
+    assert io.load_checkpoint(path) == {"epoch": 1}
+
+
+def test_folder_that_can_not_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file stands where the folder should")
+    with pytest.raises(DataError, match="could not be written"):
+        WholeCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "checkpoints/step=1.ckpt")
+
+
+def test_temporary_folder_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    WholeCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "step=1.ckpt")
+    assert is_whole(tmp_path / "step=1.ckpt")
+
+
+def test_every_cut_and_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    io, path = WholeCheckpointIO(), tmp_path / "step=1.ckpt"
+    io.save_checkpoint(CHECKPOINT, path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(50):
+        damaged = bytearray(whole)
+        at = int(rng.integers(len(whole)))
+        if number % 2:
+            damaged[at] ^= 1 << int(rng.integers(8))
+        else:
+            del damaged[at:]
+        path.write_bytes(damaged)
+        assert not is_whole(path)
+        with pytest.raises(DataError, match="torn"):
+            io.load_checkpoint(path)
+    path.write_bytes(whole)
+    assert is_whole(path)
+
+
+def test_what_is_read_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmbert.training.checkpoints.digest", lambda path: "of something else")
+    with pytest.raises(DataError, match="not what was written"):
+        WholeCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "step=1.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sum_without_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    sum_path(tmp_path / "step=1.ckpt").write_text("0\n")
+    assert newest_whole(tmp_path) is None
+
+
+def test_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/executed",)
+
+    path = tmp_path / "step=1.ckpt"
+    torch.save({"state_dict": {}, "loops": Hostile()}, path)
+    with pytest.raises(Exception, match="Weights only load failed|posix.system"):
+        WholeCheckpointIO().load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_tensor_bytes_counts_nested_tensors() -> None:
+    assert tensor_bytes({"a": [torch.zeros(3), {"b": torch.zeros(2, dtype=torch.int8)}], "c": "text"}) == 14
