@@ -116,7 +116,7 @@ def test_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "step=1.ckpt"
     torch.save({"state_dict": {}, "loops": Hostile()}, path)
-    with pytest.raises(Exception, match="Weights only load failed|posix.system"):
+    with pytest.raises(Exception, match="Weights only load failed"):
         WholeCheckpointIO().load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
 
