@@ -21,6 +21,7 @@ from mmbert.config_files import with_bases
 from mmbert.data.datamodule import DataOptions
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation import EvaluationOptions, metric_names
+from mmbert.import_policy import close_imports
 from mmbert.initialization import ModelOptions, quiet_transformers
 from mmbert.signals import StopSignals
 from mmbert.training import run
@@ -113,6 +114,9 @@ class MMBertCLI(LightningCLI):
             }
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Takes no options from a checkpoint: a stranger's could name anything."""
+
     def instantiate_classes(self) -> None:
         """Builds the parts of the run and says in one line what they are."""
         config = self._section(self.config)
@@ -158,13 +162,14 @@ class MMBertCLI(LightningCLI):
         self.folder, self.resumed = self._folder(config, options["default_root_dir"], create=first and not self.dry)
         self.checkpoints = RunCheckpoints(self.folder / "checkpoints", chosen.checkpoint, self.stop)
         callbacks = list(options.pop("callbacks") or [])
-        loggers = []
+        asked = options.pop("logger")
+        loggers: list[Any] = asked if isinstance(asked, list) else [] if isinstance(asked, bool | None) else [asked]
         if not self.dry:
             step = 0 if self.resumed is None else step_of(self.resumed)
             if self.subcommand == "fit":  # the trace is written before the checkpoint of the same step
                 callbacks += [Trace(self.folder / "trace.csv"), self.checkpoints]
             table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1)
-            loggers = [table, TensorBoardLogger(self.folder, "", "", sub_dir="tensorboard", purge_step=step)]
+            loggers += [table, TensorBoardLogger(self.folder, "", "", sub_dir="tensorboard", purge_step=step)]
             if first:
                 continue_metrics(table, step)
                 (self.folder / "config.yaml").write_text(self._resolved(config))
@@ -295,4 +300,4 @@ def main(
     if not arguments:
         arguments = default or ["--help"]
     with one_sentence_for_mistakes(), StopSignals() as stop:
-        MMBertCLI(with_bases(arguments), stop=stop, preparation_seconds=preparation_seconds)
+        MMBertCLI(with_bases(close_imports(arguments)), stop=stop, preparation_seconds=preparation_seconds)

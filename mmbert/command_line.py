@@ -76,6 +76,14 @@ def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = (
     nested = re.search(r"does not accept option '([\w.]+)'", message)
     if nested:
         return f"there is no option {nested.group(1)}.{did_you_mean(nested.group(1), options)}"
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
+    if denied:
+        name = denied.group(1)
+        key = re.search(r"Parser key \"([\w.]+)\"", message)
+        return (
+            f"{key.group(1) + ': ' if key else ''}a configuration may not name '{name}', since naming it runs its code; "
+            f"if you trust it, add --allow-import {name.split('.')[0]} on the command line."
+        )
     typed = re.search(r"Parser key \"([\w.]+)\": (.*)", message)
     if typed:
         said = re.sub(r"<class '([\w.]+)'>", r"\1", typed.group(2))

@@ -7,6 +7,7 @@ import yaml
 from mmbert.errors import DataError, UsageError
 
 OPTIONS = ("--config", "-c")
+MAX_VALUES = 100_000
 
 
 def with_bases(arguments: list[str]) -> list[str]:
@@ -35,6 +36,17 @@ def with_bases(arguments: list[str]) -> list[str]:
     return out
 
 
+def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Values that a YAML document stands for when every alias is written out: a few lines can stand for billions."""
+    if node is None or id(node) in known:
+        return 0 if node is None else known[id(node)]
+    known[id(node)] = MAX_VALUES  # for an alias within itself
+    inner = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else []
+    inner = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+    known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
+
+
 def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
     """The file preceded by everything it builds on."""
     if file.resolve() in above:
@@ -43,7 +55,10 @@ def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
         asked = f", which {above[-1]} builds on" if above else ""
         raise UsageError(f"--config {file}: there is no such file{asked}.")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MAX_VALUES:
+            raise DataError(str(file), f"more than {MAX_VALUES:,} values once its aliases are followed", "a configuration")
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark is not None else str(file)

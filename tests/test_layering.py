@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("processing",),
     ("data.masking", "data.sampling", "data.pairs", "data.datamodule"),
     ("evaluation",),
-    ("config_files",),
+    ("config_files", "import_policy"),
     ("training",),
     ("command_line", "cli"),
     ("__init__", "__main__"),
