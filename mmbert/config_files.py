@@ -57,7 +57,9 @@ def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
     try:
         text = file.read_text(encoding="utf-8")
         if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MAX_VALUES:
-            raise DataError(str(file), f"more than {MAX_VALUES:,} values once its aliases are followed", "a configuration")
+            raise DataError(
+                str(file), f"more than {MAX_VALUES:,} values once its aliases are followed", "a configuration"
+            )
         content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)

@@ -89,7 +89,7 @@ def load_bert(source: str) -> BertModel:
         if config.model_type != "bert":
             raise UsageError(f"text_pretrained='{source}' is a {config.model_type}; mmbert takes a BERT.")
         with quiet_transformers():  # it would report the pooler, which is not wanted, as unexpected
-            return BertModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False)
+            return BertModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False, use_safetensors=True)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(

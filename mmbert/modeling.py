@@ -1,7 +1,9 @@
 """The models: encoders, fusion and heads in transformers' clothes (save, load, Auto classes)."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from mmbert.configuration import MMBertConfig
 from mmbert.encoders import ImageEncoder, TextEncoder
-from mmbert.errors import UsageError
+from mmbert.errors import DataError, UsageError, quote
 from mmbert.fusion import build_fusion
 from mmbert.layers import FusionLayer
 from mmbert.objectives import EncodedBatch, ObjectiveOutput, build_objectives
@@ -29,6 +31,21 @@ class MMBertPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "text"]  # noqa: RUF012 - transformers declares it so
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """Loads a saved model from a folder or the hub, from safetensors only: the other format is code.
+
+        Raises:
+            DataError: The folder's index names a file outside of the folder.
+            OSError: Nothing to load there.
+        """
+        index = Path(str(pretrained_model_name_or_path)) / "model.safetensors.index.json"
+        if index.is_file():
+            for shard in set(json.loads(index.read_text())["weight_map"].values()):
+                if Path(shard).name != shard or (index.parent / shard).is_symlink():
+                    raise DataError(f"{index}:weight_map", quote(shard), "a file in the same folder")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **{**options, "use_safetensors": True})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

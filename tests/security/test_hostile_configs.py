@@ -12,7 +12,15 @@ import pytest
 from mmbert.cli import main
 
 ROOT = Path(__file__).parents[2]
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "shutil.rmtree")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "shutil.rmtree",
+)
 
 POPEN = "{class_path: subprocess.Popen, init_args: {args: [touch, SENTINEL]}}"
 CONFIGS = {
