@@ -80,9 +80,10 @@ def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = (
     if denied:
         name = denied.group(1)
         key = re.search(r"Parser key \"([\w.]+)\"", message)
+        place = f"{key.group(1)}: " if key else ""
         return (
-            f"{key.group(1) + ': ' if key else ''}a configuration may not name '{name}', since naming it runs its code; "
-            f"if you trust it, add --allow-import {name.split('.')[0]} on the command line."
+            f"{place}a configuration may not name '{name}', since naming it runs its code; if you trust it, add "
+            f"--allow-import {name.split('.')[0]} on the command line."
         )
     typed = re.search(r"Parser key \"([\w.]+)\": (.*)", message)
     if typed:

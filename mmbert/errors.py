@@ -32,6 +32,20 @@ class DataError(ValueError):
         return "\n".join([describe(self.place, self.found, self.expected), *self.others])
 
 
+class NotFiniteError(DataError):
+    """The loss or its gradient is no number any more; the run stops before the optimizer takes the step.
+
+    Args:
+        place: the step.
+        found: what is not finite.
+        facts: what the step saw: losses, learning rates, gradient norms, samples.
+    """
+
+    def __init__(self, place: str, found: str = "", facts: dict[str, object] | None = None) -> None:
+        super().__init__(place, found, "a finite loss: lower optim.lr, or look at the samples of the step")
+        self.facts = facts or {}
+
+
 def describe(place: str, found: str, expected: str) -> str:
     """The one line a problem is shown as: "FILE:RECORD: found; expected ..."."""
     if not found:

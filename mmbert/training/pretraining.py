@@ -1,5 +1,6 @@
 """`PretrainingModule`: moves batches through the model, logs, and steps the optimizer. No maths of its own."""
 
+import math
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.pairs import Pairs
 from mmbert.distributed import summed, world_size
-from mmbert.errors import UsageError
+from mmbert.errors import NotFiniteError, UsageError
 from mmbert.evaluation import EvaluationOptions, PairEvaluation
 from mmbert.modeling import MMBertForPreTraining, PreTrainingOutput
 from mmbert.objectives import ObjectiveOutput
@@ -48,6 +49,8 @@ class PretrainingModule(L.LightningModule):
         self.results: dict[str, float] = {}
         self.samples_seen, self.training_seconds = 0, 0.0
         self._clock = 0.0
+        self._since_step: list[dict[str, Tensor]] = []  # losses of the batches since the last optimizer step
+        self._indices: list[int] = []  # and their samples
 
     def configure_optimizers(self) -> Any:
         """AdamW with groups and a schedule over all optimizer steps."""
@@ -90,7 +93,40 @@ class PretrainingModule(L.LightningModule):
             raise UsageError("trainer.gradient_clip_algorithm=value; mmbert clips by norm only.")
         limit = torch.inf if not gradient_clip_val else float(gradient_clip_val)
         norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        self._stop_if_not_finite(optimizer, norm)
         self.log("train/grad_norm", norm)
+
+    def _stop_if_not_finite(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        loss = float(summed(torch.stack([loss for losses in self._since_step for loss in losses.values()]).sum()))
+        # fp16's scaler tries larger and larger scales and skips the steps whose gradients overflow.
+        scaled = str(self.trainer.precision).startswith("16")
+        if not math.isfinite(loss) or not (scaled or bool(norm.isfinite())):
+            what = "loss" if not math.isfinite(loss) else "norm of the gradient"
+            value = loss if not math.isfinite(loss) else float(norm)
+            raise NotFiniteError(
+                f"step {self.trainer.global_step + 1}", f"the {what} is {value}", self._facts(optimizer)
+            )
+        self._since_step = []
+
+    def _facts(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+        """What the step saw, for the file that explains why a run stopped."""
+        groups = optimizer.param_groups
+        norms = {
+            str(group["name"]): float(
+                torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm()
+            )
+            for group in groups
+        }
+        pairs = [self._data.train_pairs.examples[i] for i in self._indices]
+        return {
+            "step": self.trainer.global_step + 1,
+            "epoch": self.trainer.current_epoch,
+            "losses": [{name: float(loss) for name, loss in losses.items()} for losses in self._since_step],
+            "learning_rates": {str(group["name"]): group["lr"] for group in groups},
+            "gradient_norms_after_clipping": norms,
+            "sample_ids": self._indices,
+            "samples": [{"place": pair.place, "image": str(pair.image)} for pair in pairs],
+        }
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, from the data rather than from Lightning's loaders.
@@ -123,6 +159,10 @@ class PretrainingModule(L.LightningModule):
         generator = torch_generator(self.seed, "negatives", self._batch_number())
         output: PreTrainingOutput = self.model(batch, generator=generator)
         assert output.loss is not None and output.objectives is not None
+        if not self._since_step:
+            self._indices = []
+        self._since_step.append({name: objective.loss.detach() for name, objective in output.objectives.items()})
+        self._indices += batch["index"].tolist()
         self._log_step(output.loss, output.objectives)
         return output.loss
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 
 from mmbert.distributed import summed, world_size
+from mmbert.errors import NotFiniteError
 from mmbert.training.checkpoints import write_whole
 
 HEADER = "step,epoch,sample_ids_sha256,loss_hex\n"
@@ -51,6 +53,14 @@ class Trace(L.Callback):
             with self.file.open("a") as file:
                 file.write(f"{self._step},{trainer.current_epoch},{ids},{self._loss.hex()}\n")
         self._ids, self._loss = [], 0.0
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Keeps what a step saw whose loss was not finite, beside the trace."""
+        if isinstance(exception, NotFiniteError):
+            name = "not_finite.json" if trainer.global_rank == 0 else f"not_finite-{trainer.global_rank}.json"
+            file = self.file.with_name(name)
+            write_whole(file, json.dumps(exception.facts, indent=2) + "\n")
+            exception.others = (f"  what the step saw is in {file}; no weights were changed by it",)
 
 
 def cut_trace(file: Path, step: int) -> None:
