@@ -160,6 +160,7 @@ class MMBertCLI(LightningCLI):
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         self.dry = bool(options["fast_dev_run"])
         self.folder, self.resumed = self._folder(config, options["default_root_dir"], create=first and not self.dry)
+        self.trace = Trace(self.folder / "trace.csv")
         self.checkpoints = RunCheckpoints(self.folder / "checkpoints", chosen.checkpoint, self.stop)
         callbacks = list(options.pop("callbacks") or [])
         asked = options.pop("logger")
@@ -167,7 +168,7 @@ class MMBertCLI(LightningCLI):
         if not self.dry:
             step = 0 if self.resumed is None else step_of(self.resumed)
             if self.subcommand == "fit":  # the trace is written before the checkpoint of the same step
-                callbacks += [Trace(self.folder / "trace.csv"), self.checkpoints]
+                callbacks += [self.trace, self.checkpoints]
             table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1)
             loggers += [table, TensorBoardLogger(self.folder, "", "", sub_dir="tensorboard", purge_step=step)]
             if first:
@@ -268,7 +269,7 @@ class MMBertCLI(LightningCLI):
             "run/seed": self.model.seed,
             "run/fusion": self._section(self.config).model.fusion,
             "run/parameters": sum(p.numel() for p in self.model.parameters()),
-            "run/samples": self.model.samples_seen,
+            **self.model.skipped.facts(),
             "run/steps": self.trainer.global_step,
             "run/val_scorer": self._scorer("val"),
             "run/test_scorer": self._scorer("test"),
@@ -276,8 +277,12 @@ class MMBertCLI(LightningCLI):
             "run/peak_memory_bytes": run.peak_memory_bytes(),
             **run.versions(),
         }
-        if self.model.training_seconds:
-            facts["run/samples_per_second"] = self.model.samples_seen / self.model.training_seconds
+        account = self.trace.account
+        if account.seen:
+            facts["run/samples_seen"] = account.seen
+            facts["run/samples_repeated"], facts["run/samples_lost"] = account.repeated, account.lost
+        if account.seen and self.model.training_seconds:
+            facts["run/samples_per_second"] = account.seen / self.model.training_seconds
         run.plot_curves(self.folder)
         facts["run/wall_seconds"] = run.seconds_since_start() - self.preparation_seconds
         run.write_metrics(self.folder, {**self.model.results, **facts})

@@ -20,6 +20,7 @@ NOISE = (  # warnings of Lightning about what is meant here
     "smaller than the logging interval",
     "could not find the monitored key",
     "The dirpath has changed",
+    "callbacks used to create the checkpoint need to be provided",
     "when logging on epoch level in distributed setting",
     "LightningCLI's args parameter is intended to run from within Python",
 )

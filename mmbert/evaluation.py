@@ -113,6 +113,8 @@ class PairEvaluation:
     @torch.no_grad()
     def step(self, batch: dict[str, Tensor]) -> None:
         """Evaluates one batch that holds `wrong_pixel_values`; a row is without a wrong picture where the two agree."""
+        if len(batch["index"]) == 0:
+            return
         model = self.model.mmbert
         image, wrong = (
             model.encode_image(batch["pixel_values"]),

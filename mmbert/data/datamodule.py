@@ -61,6 +61,11 @@ class DataOptions:
     """Processes that decode pictures; changes no result."""
     length_pool: int = 50
     """Batches whose texts are sorted by length together; 1 = no grouping."""
+    on_bad_sample: str = "stop"
+    """What a picture that can't be read does: stop ends the run with its name; skip puts another sample in its place,
+    counts it in metrics.json, and ends the run above `max_bad_fraction`."""
+    max_bad_fraction: float = 0.01
+    """Fraction of a split's pairs that may be skipped."""
     val_size: int | None = 1000
     """At most so many images validate, a fixed sample, with their first caption; None = all."""
     test_captions: int = 1
@@ -120,7 +125,8 @@ class PairsDataModule(L.LightningDataModule):
                 for e in examples
                 for i in range(min(captions, len(e.captions)))
             ]
-        return Pairs(examples, self.processor, self.masking, seed=self.seed, augmentation=augmentation)
+        skip = self.options.on_bad_sample == "skip"
+        return Pairs(examples, self.processor, self.masking, seed=self.seed, augmentation=augmentation, skip_bad=skip)
 
     def steps_per_epoch(self) -> int:
         """Training batches an epoch, for each process."""
@@ -195,6 +201,10 @@ def _check(options: DataOptions) -> None:
         raise UsageError(f"data.num_workers={options.num_workers}: must be 0 or more.")
     if options.max_text_length < 3:
         raise UsageError(f"data.max_text_length={options.max_text_length}: [CLS], one token and [SEP] need 3.")
+    if options.on_bad_sample not in ("stop", "skip"):
+        raise UsageError(f"data.on_bad_sample='{options.on_bad_sample}'; allowed are stop, skip.")
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise UsageError(f"data.max_bad_fraction={options.max_bad_fraction}: a fraction from 0 to 1.")
     for name in ("mlm_probability", "crop"):
         if not 0 < getattr(options, name) <= 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: a fraction above 0, up to 1.")

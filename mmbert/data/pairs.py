@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +12,15 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from mmbert.data.examples import Example
+from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
 from mmbert.data.sampling import Index
 from mmbert.processing import MMBertProcessor, pad
 from mmbert.randomness import mix, numpy_generator, permutation
 from mmbert.tokens import IGNORE_INDEX, NO_TEXT
 
+STAND_INS = 100  # tries to find a picture that can be read
+NO_PICTURE = torch.zeros(0, dtype=torch.uint8)
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
@@ -42,6 +45,8 @@ class Sample(NamedTuple):
     image_key: int
     text_key: int
     image_text_keys: tuple[int, ...]
+    asked: int = -1  # position that was asked for; another than `index` where this sample stands in for it
+    skipped: tuple[tuple[int, str], ...] = ()  # what it stands in for, and what was tried before: position and why
 
 
 def text_key(text: str) -> int:
@@ -60,6 +65,8 @@ class Pairs(Dataset[Sample]):
         seed: The run's seed.
         augmentation: Changes to the pictures; None for evaluation, which takes the first caption of each image, the
             same masks in every epoch, and adds a wrong picture (see `wrong_pictures`).
+        skip_bad: Pictures that can't be read are left out rather than raised: in training another sample, a function of
+            (seed, epoch, sample), takes the place; in evaluation the pair is left out. `Sample.skipped` tells.
     """
 
     def __init__(
@@ -70,9 +77,10 @@ class Pairs(Dataset[Sample]):
         *,
         seed: int,
         augmentation: Augmentation | None,
+        skip_bad: bool = False,
     ):
         self.examples, self.processor, self.masking, self.seed = examples, processor, masking, seed
-        self.augmentation = augmentation
+        self.augmentation, self.skip_bad = augmentation, skip_bad
         self.captions_each = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [text_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
@@ -100,7 +108,26 @@ class Pairs(Dataset[Sample]):
         return np.array([len(e.captions[i]) for e, i in zip(self.examples, shown, strict=True)])
 
     def __getitem__(self, index: Index | int) -> Sample:
-        epoch, i = index if isinstance(index, tuple) else (0, index)
+        """One sample; with `skip_bad` maybe another one, or in evaluation one without pictures.
+
+        Raises:
+            BadImageError: A picture that can't be read, unless `skip_bad`; or hardly any that can.
+        """
+        epoch, first = index if isinstance(index, tuple) else (0, index)
+        skipped: list[tuple[int, str]] = []
+        i = first
+        while True:
+            try:
+                return self._sample(epoch, i)._replace(asked=first, skipped=tuple(skipped))
+            except BadImageError as error:
+                if not self.skip_bad or len(skipped) == STAND_INS:
+                    raise
+                skipped.append((i, error.reason))
+                if self.augmentation is None:
+                    return Sample(i, [], [], [], NO_PICTURE, None, 0, 0, (), first, tuple(skipped))
+                i = int(mix(self.seed, "stand-in", epoch, first, len(skipped)) % np.uint64(len(self)))
+
+    def _sample(self, epoch: int, i: int) -> Sample:
         example = self.examples[i]
         number = self._caption_number(epoch, i)
         caption = example.captions[number]
@@ -111,7 +138,7 @@ class Pairs(Dataset[Sample]):
         continues = [str(piece).startswith("##") for piece in pieces]
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
         picture = self.processor.picture(example.image) if not training else self._augmented(epoch, i, caption)
-        wrong = None if self.wrong is None else self.processor.picture(self.examples[self.wrong[i]].image)
+        wrong = None if self.wrong is None else self._wrong_picture(i, picture)
         return Sample(
             i,
             ids,
@@ -123,6 +150,15 @@ class Pairs(Dataset[Sample]):
             self.text_keys[i][number],
             self.text_keys[i],
         )
+
+    def _wrong_picture(self, i: int, own: Tensor) -> Tensor:
+        assert self.wrong is not None
+        try:
+            return self.processor.picture(self.examples[self.wrong[i]].image)
+        except BadImageError:
+            if not self.skip_bad:
+                raise
+            return own  # what the evaluation takes for "there is no wrong picture"
 
     def _caption_number(self, epoch: int, i: int) -> int:
         if self.augmentation is None:
@@ -181,19 +217,25 @@ def wrong_pictures(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[in
 class Collate:
     """Samples to the batch that `MMBertForPreTraining` and the evaluation take.
 
-    Keys: `index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64; `pixel_values` and,
-    in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`, `text_key` (B,) and
-    `image_text_keys` (B, C) int64 hashes.
+    Keys: `index` and `asked` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
+    `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`,
+    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes. Samples without pictures are left out. Where some were
+    skipped there are also `skipped` (S,) int64 positions and `skipped_why`, a list of S texts.
     """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
+    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
         """Pads and stacks."""
+        skipped = [entry for sample in samples for entry in sample.skipped]
+        samples = [sample for sample in samples if sample.input_ids]
+        if not samples:
+            return {"index": torch.zeros(0, dtype=torch.int64), **_told(skipped)}
         input_ids, attention_mask = pad([s.input_ids for s in samples], self.pad_token_id)
         batch = {
             "index": torch.tensor([s.index for s in samples]),
+            "asked": torch.tensor([s.asked for s in samples]),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "mlm_input_ids": pad([s.mlm_input_ids for s in samples], self.pad_token_id)[0],
@@ -206,4 +248,10 @@ class Collate:
         wrong = [s.wrong_picture for s in samples if s.wrong_picture is not None]
         if wrong:
             batch["wrong_pixel_values"] = torch.stack(wrong)
-        return batch
+        return batch | _told(skipped)
+
+
+def _told(skipped: list[tuple[int, str]]) -> dict[str, Any]:
+    if not skipped:
+        return {}
+    return {"skipped": torch.tensor([i for i, _ in skipped]), "skipped_why": [why for _, why in skipped]}

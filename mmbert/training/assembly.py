@@ -68,7 +68,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
 
 FREE = {  # may change when a run is resumed: they change no number, or only what is reported
     "data.annotations", "data.images", "data.num_workers", "data.eval_batch_size", "data.val_size",
-    "data.test_captions", "optim.activation_checkpointing", "optim.compile",
+    "data.test_captions", "data.max_bad_fraction", "optim.activation_checkpointing", "optim.compile",
 }  # fmt: skip
 
 

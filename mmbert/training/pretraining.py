@@ -1,5 +1,6 @@
 """`PretrainingModule`: moves batches through the model, logs, and steps the optimizer. No maths of its own."""
 
+import logging
 import math
 import time
 from typing import Any
@@ -12,12 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.pairs import Pairs
 from mmbert.distributed import summed, world_size
-from mmbert.errors import NotFiniteError, UsageError
+from mmbert.errors import NotFiniteError, UsageError, quote
 from mmbert.evaluation import EvaluationOptions, PairEvaluation
 from mmbert.modeling import MMBertForPreTraining, PreTrainingOutput
 from mmbert.objectives import ObjectiveOutput
 from mmbert.randomness import torch_generator, torch_seed
+from mmbert.training.account import Skipped
 from mmbert.training.optim import OptimOptions, build_optimizer
+
+log = logging.getLogger("mmbert")
 
 
 class PretrainingModule(L.LightningModule):
@@ -47,7 +51,8 @@ class PretrainingModule(L.LightningModule):
         self._data, self._identity = data, identity or {}
         self._evaluations: list[PairEvaluation] = []
         self.results: dict[str, float] = {}
-        self.samples_seen, self.training_seconds = 0, 0.0
+        self.training_seconds = 0.0
+        self.skipped = Skipped(data.options.max_bad_fraction)
         self._clock = 0.0
         self._since_step: list[dict[str, Tensor]] = []  # losses of the batches since the last optimizer step
         self._indices: list[int] = []  # and their samples
@@ -62,7 +67,7 @@ class PretrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the run has counted, and what it is."""
         checkpoint["mmbert"] = {
-            "samples_seen": self.samples_seen,
+            "skipped": self.skipped.why,
             "training_seconds": self.training_seconds,
             "identity": {**self._identity, "processes": world_size()},
         }
@@ -80,7 +85,7 @@ class PretrainingModule(L.LightningModule):
             if changed:
                 told = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
                 raise UsageError(f"this is not the run that the checkpoint was saved in: {told}. Start a new one.")
-        self.samples_seen, self.training_seconds = own["samples_seen"], own["training_seconds"]
+        self.skipped.why, self.training_seconds = own["skipped"], own["training_seconds"]
 
     def configure_gradient_clipping(
         self,
@@ -156,6 +161,7 @@ class PretrainingModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Computes the weighted loss of one batch."""
+        self._count_skipped("train", self._data.train_pairs, batch)
         generator = torch_generator(self.seed, "negatives", self._batch_number())
         output: PreTrainingOutput = self.model(batch, generator=generator)
         assert output.loss is not None and output.objectives is not None
@@ -165,6 +171,17 @@ class PretrainingModule(L.LightningModule):
         self._indices += batch["index"].tolist()
         self._log_step(output.loss, output.objectives)
         return output.loss
+
+    def _count_skipped(self, split: str, pairs: Pairs, batch: dict[str, Any]) -> None:
+        if "skipped" not in batch:
+            return
+        examples = [pairs.examples[i] for i in batch["skipped"].tolist()]
+        why = {
+            int(i): [f"{example.place}: picture {quote(example.image.name)}", reason]
+            for i, example, reason in zip(batch["skipped"], examples, batch["skipped_why"], strict=True)
+        }
+        for i in self.skipped.add(split, len(pairs), why):
+            log.warning("skipped in %s: %s", split, ": ".join(why[i]))
 
     def _log_step(self, loss: Tensor, objectives: dict[str, ObjectiveOutput]) -> None:
         """Logs what the step showed over all processes."""
@@ -187,7 +204,6 @@ class PretrainingModule(L.LightningModule):
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         samples = len(batch["index"]) * world_size()
-        self.samples_seen += samples
         self.training_seconds += seconds
         self.log("samples/s", samples / seconds, prog_bar=True)
         optimizer = self.optimizers()
@@ -220,10 +236,14 @@ class PretrainingModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects results."""
+        assert self._data.val_pairs is not None
+        self._count_skipped("val", self._data.val_pairs, batch)
         self._evaluations[dataloader_idx].step(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects results."""
+        split = self._data.test_splits[dataloader_idx]
+        self._count_skipped(split, self._data.test_pairs[split], batch)
         self._evaluations[dataloader_idx].step(batch)
 
     def on_validation_epoch_end(self) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
+import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from mmbert.distributed import summed, world_size
+from mmbert.distributed import gather, summed, world_size
 from mmbert.errors import NotFiniteError
+from mmbert.training.account import SampleAccount
 from mmbert.training.checkpoints import write_whole
 
 HEADER = "step,epoch,sample_ids_sha256,loss_hex\n"
@@ -27,13 +28,30 @@ class Trace(L.Callback):
 
     def __init__(self, file: Path):
         self.file = file
+        self.account = SampleAccount(0, 0)
+        self._restored: dict[str, Any] = {}
         self._ids: list[int] = []
         self._loss = 0.0
         self._step = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What became of the samples so far."""
+        return self.account.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._restored = state_dict
+        account = self.account  # of a run that has nothing left to train, too
+        account.seen, account.repeated, account.lost = (state_dict[k] for k in ("seen", "repeated", "lost"))
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Cuts the file back to the step that the run starts from."""
         self._step = trainer.global_step
+        batches: Any = trainer.train_dataloader
+        per_epoch = int(trainer.num_training_batches) * batches.batch_sampler.batch_size * world_size()
+        self.account = SampleAccount(batches.batch_sampler.count, per_epoch)
+        if self._restored:
+            self.account.load_state_dict(self._restored)
         if trainer.is_global_zero:
             cut_trace(self.file, trainer.global_step)
 
@@ -41,7 +59,9 @@ class Trace(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
         """Adds the batch, and writes the line where it ends an optimizer step."""
-        self._ids += _everywhere(batch["index"].tolist())
+        delivered, asked = gather(torch.stack([batch["index"], batch["asked"]], dim=1)).T.tolist()
+        self._ids += delivered
+        self.account.add(trainer.current_epoch, asked)
         # Each process's loss is its share of the sum times the number of processes.
         loss = float(summed(outputs["loss"].double())) / world_size()
         self._loss += loss * trainer.accumulate_grad_batches
@@ -91,11 +111,3 @@ def continue_metrics(logger: CSVLogger, step: int) -> None:
         out.writerows(rows)
         write_whole(file, target.getvalue())
         writer.metrics_keys = keys
-
-
-def _everywhere(ids: list[int]) -> list[int]:
-    if world_size() == 1:
-        return ids
-    parts: list[list[int]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, ids)
-    return [i for part in parts for i in part]

@@ -204,6 +204,7 @@ def test_collate_pads_and_stacks(folder: Path, training: bool) -> None:
     assert len({len(s.input_ids) for s in samples}) > 1
     shapes = {
         "index": (4,),
+        "asked": (4,),
         "input_ids": (4, longest),
         "attention_mask": (4, longest),
         "mlm_input_ids": (4, longest),

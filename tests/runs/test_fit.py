@@ -41,7 +41,8 @@ def test_run_folder_holds_what_the_readme_promises(fusion: str, tiny: list[str],
         assert metrics["test/mlm_image_gain"] == 0.0
     for key in ("wall_seconds", "samples_per_second", "peak_memory_bytes", "seed", "parameters", "version/torch"):
         assert f"run/{key}" in metrics
-    assert metrics["run/samples"] == 64
+    kinds = ("seen", "skipped", "repeated", "lost")
+    assert [metrics[f"run/samples_{kind}"] for kind in kinds] == [64, 0, 0, 0]
     assert (folder / "curves.png").stat().st_size > 5000
     assert (folder / "metrics.csv").read_text().count("\n") > 2
     assert list((folder / "tensorboard").iterdir()) and list((folder / "checkpoints").glob("best-*.ckpt"))
