@@ -37,6 +37,7 @@ from mmbert.training.checkpoints import (
 from mmbert.training.hardware import best_precision, compute_threads
 from mmbert.training.optim import OptimOptions
 from mmbert.training.pretraining import PretrainingModule
+from mmbert.training.sharding import fsdp_strategy, load_whole, whole_weights
 from mmbert.training.trace import Trace, continue_metrics
 
 log = logging.getLogger("mmbert")
@@ -157,6 +158,8 @@ class MMBertCLI(LightningCLI):
         self.precision_reason = "as asked"
         if options["precision"] is None:
             options["precision"], self.precision_reason = best_precision()
+        if options["strategy"] == "model_parallel":
+            options["strategy"] = fsdp_strategy(options["devices"], options["num_nodes"])
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         self.dry = bool(options["fast_dev_run"])
         self.folder, self.resumed = self._folder(config, options["default_root_dir"], create=first and not self.dry)
@@ -233,7 +236,7 @@ class MMBertCLI(LightningCLI):
             return
         best = self.checkpoints.best_path
         if best:
-            self.model.load_state_dict(WholeCheckpointIO().load_checkpoint(best)["state_dict"])
+            load_whole(self.model, WholeCheckpointIO().load_checkpoint(best)["state_dict"])
             monitor, score = self.checkpoints.options.monitor, self.checkpoints.best_score
             log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
         elif self.datamodule.val_pairs is not None:
@@ -244,9 +247,10 @@ class MMBertCLI(LightningCLI):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         if self.datamodule.test_splits:
             trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        weights = whole_weights(self.parts.model)
         if trainer.is_global_zero:
             with quiet_transformers():
-                self.parts.model.save_pretrained(self.folder / "model")
+                self.parts.model.save_pretrained(self.folder / "model", state_dict=weights)
             self.parts.processor.save_pretrained(self.folder / "model")
             self._report()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +21,7 @@ from mmbert.objectives import ObjectiveOutput
 from mmbert.randomness import torch_generator, torch_seed
 from mmbert.training.account import Skipped
 from mmbert.training.optim import OptimOptions, build_optimizer
+from mmbert.training.sharding import gather_shards, shard, spread_shards, whole
 
 log = logging.getLogger("mmbert")
 
@@ -56,6 +58,11 @@ class PretrainingModule(L.LightningModule):
         self._clock = 0.0
         self._since_step: list[dict[str, Tensor]] = []  # losses of the batches since the last optimizer step
         self._indices: list[int] = []  # and their samples
+
+    def configure_model(self) -> None:
+        """Spreads the model over the processes, where the strategy is FSDP2."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         """AdamW with groups and a schedule over all optimizer steps."""
@@ -97,7 +104,7 @@ class PretrainingModule(L.LightningModule):
         if gradient_clip_algorithm == "value":
             raise UsageError("trainer.gradient_clip_algorithm=value; mmbert clips by norm only.")
         limit = torch.inf if not gradient_clip_val else float(gradient_clip_val)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit))
         self._stop_if_not_finite(optimizer, norm)
         self.log("train/grad_norm", norm)
 
@@ -232,6 +239,7 @@ class PretrainingModule(L.LightningModule):
         self._start_evaluations([*self._data.test_pairs.values()], options.test_images, options.test_scorer)
 
     def _start_evaluations(self, splits: list[Pairs], images: int, scorer: str) -> None:
+        gather_shards(self.model)
         self._evaluations = [PairEvaluation(self.model, pairs.image_sample(images), scorer=scorer) for pairs in splits]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -262,3 +270,4 @@ class PretrainingModule(L.LightningModule):
             self.results |= metrics  # Lightning's copy is rounded to fp32
             self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
         self._evaluations = []
+        spread_shards(self.model)

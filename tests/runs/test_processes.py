@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from interrupted import ROOT, results, trace
 
 from mmbert.cli import main
+from mmbert.modeling import MMBertForPreTraining
 
 CONFIG = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
 EXACT = ["--trainer.precision=32-true", "--trainer.max_epochs=2", "--threads=1"]
@@ -58,6 +60,31 @@ def test_two_processes_train_and_evaluate_as_one(torchrun: bool, tiny: list[str]
     assert set(expected) == set(found)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_fsdp_trains_as_one_process_and_resumes_to_the_bit(tiny: list[str], tmp_path: Path) -> None:
+    more = ["--name=run", "--checkpoint.every_n_steps=3"]
+    main([*CONFIG, *tiny, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
+    finish(start(tiny, tmp_path / "two", *more, strategy="model_parallel"))
+    one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
+    assert [line[:3] for line in one] == [line[:3] for line in two]
+    for a, b in zip(one, two, strict=True):
+        assert float.fromhex(b[3]) == pytest.approx(float.fromhex(a[3]), rel=1e-5)
+    expected, found = results(tmp_path / "one"), results(tmp_path / "two")
+    assert set(expected) == set(found)
+    for name in ("test/mlm_loss", "test/itm_loss", "val/mlm_loss"):  # ranks may swap where two scores nearly agree
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+    weights = [
+        MMBertForPreTraining.from_pretrained(tmp_path / name / "run/model").state_dict() for name in ("one", "two")
+    ]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-3)
+
+    for file in (tmp_path / "two/run/checkpoints").glob("step=8.ckpt*"):
+        file.unlink()
+    errors = finish(start(tiny, tmp_path / "two", *more, "--resume=auto", strategy="model_parallel"))
+    assert "resuming at step 6" in errors
+    assert [line.split(",") for line in trace(tmp_path / "two")[1:]] == two
 
 
 def test_one_validation_pair_for_two_processes_does_not_hang(tiny: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""FSDP2: parameters, gradients and optimizer state are spread over the processes, layer by layer."""
+
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from mmbert.errors import UsageError
+from mmbert.layers import FusionLayer
+from mmbert.modeling import MMBertForPreTraining
+
+
+def fsdp_strategy(devices: Any, nodes: int) -> ModelParallelStrategy:
+    """Lightning's strategy `model_parallel` as mmbert uses it: data-parallel, with whole checkpoints in one file.
+
+    Raises:
+        UsageError: `devices` is no number, so the size of the mesh is not known.
+    """
+    if not str(devices).isdigit():
+        raise UsageError(f"trainer.strategy=model_parallel needs trainer.devices as a number; it is {devices!r}.")
+    size = int(devices) * nodes
+    return ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+def shard(model: MMBertForPreTraining, mesh: DeviceMesh) -> None:
+    """Shards every transformer layer by itself, and the rest (embeddings, heads) with the whole."""
+    if isinstance(model, FSDPModule):
+        return
+    encoders = model.mmbert.text_encoder, model.mmbert.image_encoder
+    layers = [layer for encoder in encoders for layer in encoder.blocks()[1]]
+    layers += [module for module in model.modules() if isinstance(module, FusionLayer)]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def gather_shards(model: MMBertForPreTraining) -> None:
+    """Puts together what does not belong to a layer, for an evaluation that calls parts of the model by themselves."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+
+
+def spread_shards(model: MMBertForPreTraining) -> None:
+    """The other way round, after the evaluation."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that is spread over the processes, put together; others as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def load_whole(module: nn.Module, state: dict[str, Any]) -> None:
+    """`load_state_dict` for whole weights, into a model that may be spread over the processes."""
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """The `state_dict` of a model that may be spread over the processes, whole on the first; all must call it."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
