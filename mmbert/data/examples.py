@@ -44,6 +44,37 @@ def read_examples(
         DataError: something is wrong with the files; the message lists the first problems.
         UsageError: the format or a key is unknown, or keys contradict each other.
     """
+    problems = Problems() if problems is None else problems
+    splits: dict[str, list[Example]] = {}
+    for example in gather_examples(format, annotations, images, problems, **keys):
+        splits.setdefault(example.split, []).append(example)
+    problems.raise_if_any()
+    problems.log_notes()
+    order = [name for name in FIRST_SPLITS if name in splits]
+    return {name: splits[name] for name in [*order, *(name for name in splits if name not in order)]}
+
+
+def gather_examples(
+    format: str,
+    annotations: PathLike | Mapping[str, PathLike],
+    images: PathLike | Mapping[str, PathLike] | ImageFolder,
+    problems: Problems,
+    **keys: Any,
+) -> list[Example]:
+    """Do what `read_examples` does, but leave what is wrong in `problems` and give the examples that are right.
+
+    Args:
+        format: as in `read_examples`, and so are `annotations` and `keys`.
+        images: as in `read_examples`, or a folder that is looked into already.
+        problems: receives what is wrong.
+
+    Returns:
+        The examples in the order of the files.
+
+    Raises:
+        DataError: the folder of the pictures does not exist.
+        UsageError: the format or a key is unknown, or keys contradict each other.
+    """
     if format not in FORMATS:
         raise UsageError(f"format is {format!r}; expected {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
     reader = FORMATS[format]
@@ -53,9 +84,8 @@ def read_examples(
         if key not in allowed:
             known = ", ".join(allowed) or "no options"
             raise UsageError(f"format {format} has no option {key!r}; expected {known}.{did_you_mean(key, allowed)}")
-    problems = Problems() if problems is None else problems
 
-    splits: dict[str, list[Example]] = {}
+    gathered: list[Example] = []
     owner: dict[Path, Example] = {}
     for split, file, folder in _files(annotations, images):
         with problems:
@@ -63,30 +93,33 @@ def read_examples(
             if not examples and not problems.total:
                 problems.add(str(file), "no examples", "at least one picture with a caption")
             for example in examples:
-                splits.setdefault(example.split, []).append(example)
-                first = owner.setdefault(example.image, example).split
+                first = owner.setdefault(example.image, example)
                 # A test set may be cut in parts that are reported apart; training or choosing on it is another thing.
-                if first != example.split and {first, example.split} & {"train", "val"}:
-                    problems.note(f"pictures in {example.split} and another split", example.place)
-    problems.raise_if_any()
-    problems.log_notes()
-    order = [name for name in FIRST_SPLITS if name in splits]
-    return {name: splits[name] for name in [*order, *(name for name in splits if name not in order)]}
+                if first.split != example.split and {first.split, example.split} & {"train", "val"}:
+                    kind = f"pictures in {example.split} and another split"
+                    found = f"the picture of {first.place} again, now in {example.split}"
+                    problems.note(kind, example.place, found, f"it in {first.split} only")
+            gathered += examples
+    return gathered
 
 
 def _files(
-    annotations: PathLike | Mapping[str, PathLike], images: PathLike | Mapping[str, PathLike]
+    annotations: PathLike | Mapping[str, PathLike], images: PathLike | Mapping[str, PathLike] | ImageFolder
 ) -> list[tuple[str | None, Path, ImageFolder]]:
     """List (split or None, annotation file, picture folder)."""
     if not isinstance(annotations, Mapping):
         if isinstance(images, Mapping):
             raise UsageError("images gives a folder per split; expected one folder, since annotations is one file")
-        return [(None, Path(annotations), ImageFolder(images))]
+        return [(None, Path(annotations), _folder(images))]
     if not annotations:
         raise UsageError("annotations is empty; expected a file, or a file for each split")
     if not isinstance(images, Mapping):
-        folder = ImageFolder(images)
+        folder = _folder(images)
         return [(split, Path(file), folder) for split, file in annotations.items()]
     if missing := [split for split in annotations if split not in images]:
         raise UsageError(f"images has no folder for the split {missing[0]!r}; expected one for each annotation file")
     return [(split, Path(file), ImageFolder(images[split])) for split, file in annotations.items()]
+
+
+def _folder(images: PathLike | ImageFolder) -> ImageFolder:
+    return images if isinstance(images, ImageFolder) else ImageFolder(images)

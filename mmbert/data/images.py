@@ -85,11 +85,27 @@ def load_image(
         raise BadImageError(name, str(error)) from error.__cause__
 
 
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """Read a picture file whole, for `load_image` to decode.
+
+    Raises:
+        BadImageError: it is no regular file, larger than `MAX_FILE_BYTES`, or cannot be read.
+    """
+    try:
+        return _content(path)
+    except _Unusable as error:
+        raise BadImageError(os.fspath(path), str(error)) from error.__cause__
+
+
 class _Unusable(ValueError):
     """Why a picture is refused; `load_image` adds the name."""
 
 
 def _from_file(path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
+    return _from_bytes(_content(path), max_pixels, background)
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -104,12 +120,11 @@ def _from_file(path: str | os.PathLike[str], max_pixels: int, background: tuple[
         if info.st_size > MAX_FILE_BYTES:
             raise _Unusable(f"{info.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
         with open(handle, "rb", closefd=False) as file:
-            content = file.read()
+            return file.read()
     except OSError as error:
         raise _Unusable(f"cannot be read ({error.strerror})") from error
     finally:
         os.close(handle)
-    return _from_bytes(content, max_pixels, background)
 
 
 def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:

@@ -11,7 +11,7 @@ import pytest
 from annotation_files import COCO, KARPATHY, error_of, read, record_of
 
 from mmbert.data.examples import Problems, read_examples
-from mmbert.errors import UsageError, did_you_mean
+from mmbert.errors import DataError, UsageError, did_you_mean
 
 
 def test_coco_joins_captions_to_images(root: Path) -> None:
@@ -107,6 +107,41 @@ def test_empty_captions_among_good_ones_are_dropped_and_counted(root: Path, capl
     place = f"{root.parent / 'captions.any'}:images[0].sentences[2]"
     assert problems.notes == {"empty captions dropped": (2, place)}
     assert [r.getMessage() for r in caplog.records] == [f"empty captions dropped: 2 (first: {place})"]
+
+
+def test_strict_problems_list_each_note_with_its_place(root: Path) -> None:
+    karpathy, coco = json.loads(json.dumps(KARPATHY)), json.loads(json.dumps(COCO))
+    karpathy["images"][0]["sentences"] += [{"raw": "  "}, {"raw": ""}]
+    karpathy["images"][1]["sentences"] = [{"raw": ""}]
+    coco["annotations"][1]["caption"] = " "
+    coco["images"].append({"id": 3, "file_name": "c.jpg"})
+    rows = '{"image": "a.jpg", "caption": ["x", "", " "]}'
+    for format, content, keys, expected in (
+        ("karpathy", karpathy, {}, ["images[0].sentences[2]", "images[0].sentences[3]", "images[1].sentences[0]"]),
+        ("coco", coco, {"drop_uncaptioned": True}, ["annotations[1]", "images[0]", "images[2]"]),
+        ("coco", coco, {}, ["annotations[1]", "images[2]"]),
+        ("jsonl", rows, {}, ["1", "1"]),
+    ):
+        problems = Problems(strict=True)
+        error = error_of(root, format, content, problems=problems, **keys)
+        places = [place.partition("captions.any:")[2] for place, _, _ in problems.listed]
+        assert places == expected and problems.total == len(expected) and not problems.notes
+        assert "an empty caption; expected text, or no caption" in str(error)
+
+
+def test_a_picture_in_two_splits_is_a_note_and_strictly_a_problem(root: Path, caplog: Any) -> None:
+    files = {}
+    for split in ("train", "val"):
+        files[split] = root.parent / f"{split}.jsonl"
+        files[split].write_text('{"image": "a.jpg", "caption": "x"}')
+    with caplog.at_level(logging.WARNING, logger="mmbert"):
+        read_examples("jsonl", files, root)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"pictures in val and another split: 1 (first: {files['val']}:1)"
+    ]
+    problems = Problems(strict=True)
+    with pytest.raises(DataError, match=r"val.jsonl:1: the picture of .*train.jsonl:1 again, now in val; expected it"):
+        read_examples("jsonl", files, root, problems=problems)
 
 
 def test_links_inside_the_root_are_followed(root: Path) -> None:

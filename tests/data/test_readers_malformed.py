@@ -115,6 +115,17 @@ def test_malformed_coco_is_refused(root: Path, path: str, value: Any, record: st
 
 
 @pytest.mark.parametrize(
+    ("path", "value"),
+    [("caption", None), ("caption", changed), ("image_id", "7"), ("image_id", "7" * 5000), ("image_id", "x" * 5000)],
+)
+def test_image_is_not_reported_for_its_bad_annotation(root: Path, path: str, value: Any) -> None:
+    content = changed(COCO, f"annotations.1.{path}", value)
+    others = error_of(root, "coco", content).others
+    assert len(others) == len(str(value)) // 5000  # whose image_id no image has, not even of the other type
+    assert all(len(line) < 500 for line in others)
+
+
+@pytest.mark.parametrize(
     ("path", "value", "record", "found"),
     [
         ("images", changed, "", "no key 'images'"),

@@ -35,10 +35,12 @@ class Problems:
 
     Args:
         limit: problems listed in the final error; the rest is only counted.
+        strict: what `note` is told is a problem too, each with its own place.
     """
 
-    def __init__(self, limit: int = 10) -> None:
+    def __init__(self, limit: int = 10, *, strict: bool = False) -> None:
         self.limit = limit
+        self.strict = strict
         self.listed: list[tuple[str, str, str]] = []
         self.total = 0
         self.notes: dict[str, tuple[int, str]] = {}
@@ -50,8 +52,16 @@ class Problems:
         if len(self.listed) < self.limit:
             self.listed.append((place, found, expected))
 
-    def note(self, kind: str, place: str) -> None:
-        """Count something dropped that is no error, such as an empty caption among good ones."""
+    def note(self, kind: str, place: str, found: str, expected: str) -> None:
+        """Count something that is no error, such as an empty caption dropped among good ones.
+
+        Args:
+            kind: what is counted, for the one line of the log.
+            place: as in `add`; so are `found` and `expected`, which are used where it is a problem (`strict`).
+        """
+        if self.strict:
+            self.add(place, found, expected)
+            return
         count, first = self.notes.get(kind, (0, place))
         self.notes[kind] = (count + 1, first)
 
@@ -85,6 +95,10 @@ class Problems:
             logger.warning("%s: %s (first: %s)", kind, f"{count:,}", first)
 
 
+class NoPictureError(DataError):
+    """A record names a picture that is not in the folder."""
+
+
 class ImageFolder:
     """Turns the picture names of an annotation file into files that exist inside one folder.
 
@@ -112,7 +126,8 @@ class ImageFolder:
             place: record that names the picture, for the message.
 
         Raises:
-            DataError: the name leaves the root, or there is no such file.
+            NoPictureError: there is no such file.
+            DataError: the name leaves the root, or is not that of a file.
         """
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
@@ -123,7 +138,7 @@ class ImageFolder:
         entry = entries.get(path.name)
         if entry is None:
             hint = self._other_spelling(path, entries)
-            raise DataError(place, f"no picture file {quote(name)}", f"it inside {self.root}.{hint}")
+            raise NoPictureError(place, f"no picture file {quote(name)}", f"it inside {self.root}.{hint}")
         file = folder / path.name
         if entry.is_symlink():
             file = self._inside(str(file), name, place)
@@ -143,7 +158,8 @@ class ImageFolder:
                 ) from None
             except (OSError, ValueError):  # ValueError: NUL or a lone surrogate in the name
                 # Not remembered: a wrong folder name is rare, and a typo may be in every record.
-                raise DataError(place, f"no picture file {quote(name)}", f"its folder inside {self.root}") from None
+                found = f"no picture file {quote(name)}"
+                raise NoPictureError(place, found, f"its folder inside {self.root}") from None
         return self._folders[parent]
 
     def _inside(self, path: str, name: str, place: str) -> Path:
@@ -171,6 +187,11 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:  # a loop of links
         return False
+
+
+def note_empty_caption(problems: Problems, place: str) -> None:
+    """Count a caption without text that was dropped."""
+    problems.note("empty captions dropped", place, "an empty caption", "text, or no caption")
 
 
 def clean_caption(text: object, place: str) -> str:

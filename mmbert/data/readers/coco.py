@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption
-from mmbert.data.readers.strict import expect, field, load_json, missing_key
-from mmbert.errors import DataError
+from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption, note_empty_caption
+from mmbert.data.readers.strict import MAX_INT_DIGITS, expect, field, load_json, missing_key
+from mmbert.errors import DataError, quote
 
 
 def read_coco(
@@ -41,7 +41,7 @@ def read_coco(
             record = expect(record, dict, "the image", place)
             key = _identifier(record, "id", place)
             if key in pictures:
-                raise DataError(place, f"id {key!r} is also the id of {pictures[key][1]}", "each id once")
+                raise DataError(place, f"id {quote(key)} is also the id of {pictures[key][1]}", "each id once")
             bad_ids.add(key)
             file, _ = images.find(field(record, "file_name", str, place), place)
             if file in files:
@@ -52,19 +52,26 @@ def read_coco(
 
     captions: dict[int | str, list[str]] = {key: [] for key in pictures}
     used: dict[int | str, str] = {}
+    reported: set[int | str | None] = set()
     for index, record in enumerate(annotations):
         place = f"{path}:annotations[{index}]"
+        key, before = None, problems.total
         with problems:
             record = expect(record, dict, "the annotation", place)
             key = _identifier(record, "image_id", place)
             if key in bad_ids:
                 continue  # its image is already reported
             if key not in captions:
-                raise DataError(place, f"image_id {key!r} is no image's id", _known_id(key, captions))
+                reported.add(twin := _other_type(key, captions))
+                expected = "a known id"
+                if twin is not None:
+                    kind = "a number" if isinstance(twin, int) else "a string"
+                    expected = f"one of the images' ids (there is {quote(twin)}, {kind})"
+                raise DataError(place, f"image_id {quote(key)} is no image's id", expected)
             if "id" in record:
                 number = _identifier(record, "id", place)
                 if number in used:
-                    raise DataError(place, f"id {number!r} is also the id of {used[number]}", "each id once")
+                    raise DataError(place, f"id {quote(number)} is also the id of {used[number]}", "each id once")
                 used[number] = place
             if "caption" not in record:
                 error = missing_key("caption", record, place)
@@ -72,16 +79,20 @@ def read_coco(
             if caption := clean_caption(record["caption"], place):
                 captions[key].append(caption)
             else:
-                problems.note("empty captions dropped", place)
+                note_empty_caption(problems, place)
+        if problems.total > before:
+            reported.add(key)
 
     examples = []
     for key, (file, place) in pictures.items():
         if captions[key]:
             examples.append(Example(file, tuple(captions[key]), str(key), split or "train", place))
-        elif drop_uncaptioned:
-            problems.note("pictures without a caption dropped", place)
-        else:
-            problems.add(place, f"no caption for image {key!r}", "at least one, or drop_uncaptioned=True")
+            continue
+        found = f"no caption for image {quote(key)}"
+        if drop_uncaptioned:
+            problems.note("pictures without a caption dropped", place, found, "at least one")
+        elif key not in reported:  # otherwise what is wrong with its captions is already said
+            problems.add(place, found, "at least one, or drop_uncaptioned=True")
     return examples
 
 
@@ -90,9 +101,12 @@ def _identifier(record: dict[str, Any], key: str, place: str) -> int | str:
     return value if isinstance(value, str) else field(record, key, int, place)
 
 
-def _known_id(key: int | str, known: dict[int | str, list[str]]) -> str:
-    """Say what would have been right; ids of the wrong type (42 and "42") are the usual reason."""
+def _other_type(key: int | str, known: dict[int | str, list[str]]) -> int | str | None:
+    """The known id that only differs in its type, as 42 and "42" do: the usual reason for an unknown one."""
     if isinstance(key, int):
-        return f"one of the images' ids (there is {str(key)!r}, a string)" if str(key) in known else "a known id"
-    is_number = key.isdecimal() and int(key) in known
-    return f"one of the images' ids (there is {int(key)}, a number)" if is_number else "a known id"
+        twin: int | str = str(key)
+    elif key.isdecimal() and len(key) <= MAX_INT_DIGITS:
+        twin = int(key)
+    else:
+        return None
+    return twin if twin in known else None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption
+from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption, note_empty_caption
 from mmbert.data.readers.strict import expect, field, load_json, missing_key
 from mmbert.errors import DataError, UsageError, did_you_mean, quote
 
@@ -42,6 +42,7 @@ def read_karpathy(path: Path, images: ImageFolder, problems: Problems, *, split:
                 raise DataError(place, f"the picture of {seen[file]} again", "each picture in one record")
             seen[file] = place
             captions = []
+            before = problems.total
             for number, sentence in enumerate(field(record, "sentences", list, place)):
                 where = f"{place}.sentences[{number}]"
                 sentence = expect(sentence, dict, "the sentence", where)
@@ -50,8 +51,9 @@ def read_karpathy(path: Path, images: ImageFolder, problems: Problems, *, split:
                 if caption := clean_caption(sentence["raw"], where):
                     captions.append(caption)
                 else:
-                    problems.note("empty captions dropped", where)
-            if not captions:
+                    note_empty_caption(problems, where)
+            if captions:
+                examples.append(Example(file, tuple(captions), image_id, SPLITS[name], place))
+            elif problems.total == before:  # otherwise its empty captions are already reported
                 raise DataError(place, "no sentence with text", "at least one caption")
-            examples.append(Example(file, tuple(captions), image_id, SPLITS[name], place))
     return examples

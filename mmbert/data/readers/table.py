@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption, json_type
+from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption, json_type, note_empty_caption
 from mmbert.data.readers.strict import field, iter_json_lines, missing_key, read_text
 from mmbert.errors import DataError, UsageError, did_you_mean, quote
 
@@ -144,7 +144,7 @@ def _captions(record: dict[str, Any], keys: list[str], place: str, problems: Pro
     if not captions:
         raise DataError(place, f"no text in {' or '.join(map(repr, keys))}", "at least one caption")
     for _ in range(dropped):
-        problems.note("empty captions dropped", place)
+        note_empty_caption(problems, place)
     return tuple(captions)
 
 
