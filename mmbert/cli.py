@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.command_line import explain, one_sentence_for_mistakes, set_up_logging
+from mmbert.commands import COMMANDS, run_command
 from mmbert.config_files import with_bases
 from mmbert.data.datamodule import DataOptions
 from mmbert.errors import UsageError, did_you_mean
@@ -55,7 +56,7 @@ class Parser(LightningArgumentParser):
         subcommands: dict[str, Parser] = next((a.choices for a in self._actions if isinstance(a.choices, dict)), {})
         for parser in subcommands.values():
             known += [action.dest for action in parser._actions]
-        raise UsageError(explain(message, known, list(subcommands))) from ex
+        raise UsageError(explain(message, known, [*subcommands, *COMMANDS] if subcommands else [])) from ex
 
 
 class MMBertCLI(LightningCLI):
@@ -65,6 +66,7 @@ class MMBertCLI(LightningCLI):
         self.stop, self.preparation_seconds = stop, preparation_seconds
         self.folder = Path()
         super().__init__(
+            parser_kwargs={"epilog": "Also: " + "; ".join(f"mmbert {command}" for command in COMMANDS.values())},
             save_config_callback=None,
             seed_everything_default=0,
             parser_class=Parser,
@@ -308,5 +310,8 @@ def main(
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         arguments = default or ["--help"]
+    if arguments[0] in COMMANDS:  # for callers that do not come through mmbert.__main__
+        run_command(arguments)
+        return
     with one_sentence_for_mistakes(), StopSignals() as stop:
         MMBertCLI(with_bases(close_imports(arguments)), stop=stop, preparation_seconds=preparation_seconds)

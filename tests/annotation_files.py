@@ -26,6 +26,22 @@ KARPATHY = {
 }
 
 
+def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy with one value replaced, or removed for the value `changed`."""
+    content = json.loads(json.dumps(content))
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    target: Any = content
+    for part in parents:
+        target = target[part]
+    if value is changed:
+        del target[last]
+    elif last == len(target):
+        target.append(value)
+    else:
+        target[last] = value
+    return content
+
+
 def read(root: Path, format: str, content: Any, **keys: Any) -> dict[str, list[Example]]:
     file = root.parent / "captions.any"
     if not isinstance(content, (str, bytes)):

@@ -23,13 +23,15 @@ LAYERS: list[tuple[str, ...]] = [
     ("modeling",),
     ("initialization",),
     ("metrics",),
-    ("data.sniff", "data.images", "data.readers", "data.examples", "data.__init__"),
+    ("data.sniff", "data.images", "data.readers", "data.examples", "data.guess", "data.__init__"),
     ("processing",),
-    ("data.masking", "data.sampling", "data.pairs", "data.datamodule"),
+    ("data.masking", "data.sampling", "data.pairs", "data.datamodule", "data.check"),
     ("evaluation",),
     ("config_files", "import_policy"),
     ("training",),
-    ("command_line", "cli"),
+    ("command_line",),
+    ("commands",),
+    ("cli",),
     ("__init__", "__main__"),
 ]
 MAY_IMPORT_ONLY = {"metrics": {"errors", "metrics"}}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_files import COCO, KARPATHY, error_of, read, record_of
+from annotation_files import COCO, KARPATHY, changed, error_of, read, record_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -62,22 +62,6 @@ def test_broken_json_is_refused_with_its_place(root: Path, format: str, content:
 def test_byte_order_mark_is_accepted(root: Path) -> None:
     assert len(read(root, "coco", b"\xef\xbb\xbf" + COCO_TEXT.encode())["train"]) == 2
     assert read(root, "jsonl", b'\xef\xbb\xbf{"image": "a.jpg", "caption": "x"}')["train"]
-
-
-def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy with one value replaced, or removed for the value `changed`."""
-    content = json.loads(json.dumps(content))
-    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    target: Any = content
-    for part in parents:
-        target = target[part]
-    if value is changed:
-        del target[last]
-    elif last == len(target):
-        target.append(value)
-    else:
-        target[last] = value
-    return content
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,25 @@ def _csv_rows(path: Path, problems: Problems, needed: list[str], delimiter: str)
         problems.add(f"{path}:{start}", f"broken CSV ({error})", 'a closing quote; write a quote inside as ""')
 
 
+def csv_header(path: Path, delimiter: str) -> tuple[str, list[str]]:
+    """Return the place and the cells of the header line, without any check; ("", []) if it is broken.
+
+    Raises:
+        DataError: no readable text file.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for row in reader:
+            place, start = f"{path}:{start}", reader.line_num + 1
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                return place, cells
+    except csv.Error:  # the reader says more
+        pass
+    return "", []
+
+
 def _checked_header(cells: list[str], needed: list[str], delimiter: str, place: str) -> list[str]:
     if len(cells) == 1:
         other = next((mark for mark in ",;\t|" if mark != delimiter and mark in cells[0]), None)

@@ -1,0 +1,191 @@
+"""What an annotation file does not say about itself: its format, its keys, the folder of its pictures."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmbert.data.readers.base import ImageFolder, NoPictureError, Problems, json_type
+from mmbert.data.readers.strict import iter_json_lines, load_json, read_text
+from mmbert.data.readers.table import csv_header
+from mmbert.errors import DataError, quote
+
+log = logging.getLogger("mmbert")
+
+IMAGE_KEYS = (
+    "image", "image_path", "image_file", "filename", "file_name", "filepath", "file", "img", "img_path", "path",
+    "picture", "photo",
+)  # fmt: skip
+"""Usual names of the field with the picture's path; the first that a file has is taken, in any case of letters."""
+CAPTION_KEYS = ("caption", "captions", "text", "sentence", "sentences", "alt", "alt_text", "description", "title")
+"""Usual names of the field with the caption, as above."""
+
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+LOOKED_AT = 100
+"""Records that the keys are looked for in."""
+KINDS = (
+    "an object with 'images' and 'annotations' (coco) or with 'images' that have 'sentences' (karpathy), one object "
+    "with picture and caption per line (jsonl), or a name in .csv or .tsv; --format says which it is"
+)
+
+
+def guess_format(path: Path) -> str:
+    """Tell the format from the suffix, or else from the content.
+
+    Returns:
+        A name in `mmbert.data.readers.FORMATS`.
+
+    Raises:
+        DataError: the file cannot be read, is broken JSON, or is nothing known.
+    """
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    text = read_text(path)
+    if suffix != ".json" and text.lstrip()[0] not in "{[":
+        raise DataError(str(path), f"a name in {suffix!r} and content that is no JSON", KINDS)
+    try:
+        top = load_json(path)
+    except DataError:
+        if any(_is_row(line) for line in text[: 1 << 20].splitlines()[:10]):
+            return "jsonl"
+        raise
+    if isinstance(top, dict):
+        if _has_row_keys(top):  # one line is a whole JSON text too
+            return "jsonl"
+        images = top.get("images")
+        keys = {key for record in _dicts(images if isinstance(images, list) else ()) for key in record}
+        if "sentences" in keys:
+            return "karpathy"
+        if "annotations" in top:
+            return "coco"
+        if "images" in top and keys & {"file_name", "filename"}:  # the other half is missing: the reader says so
+            return "coco" if "file_name" in keys else "karpathy"
+    raise DataError(str(path), f"the file is {json_type(top)}", KINDS)
+
+
+def _is_row(line: str) -> bool:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and _has_row_keys(record)
+
+
+def _has_row_keys(record: dict[str, Any]) -> bool:
+    return all(_first(known, record) for known in (IMAGE_KEYS, CAPTION_KEYS))
+
+
+def _dicts(records: Iterable[Any]) -> list[dict[str, Any]]:
+    return [record for record in islice(records, LOOKED_AT) if isinstance(record, dict)]
+
+
+def guess_keys(path: Path, format: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Find the keys of a jsonl or csv file that are not given, among the usual names.
+
+    Args:
+        path: the annotation file.
+        format: jsonl or csv.
+        given: options of the reader that are known: `image_key`, `caption_key`, `delimiter`.
+
+    Returns:
+        `given` with `image_key` and `caption_key`; without them where the file has no record to look at, which its
+        reader then reports.
+
+    Raises:
+        DataError: the file cannot be read, or none of the usual names is in its first records.
+    """
+    wanted = {"image_key": IMAGE_KEYS, "caption_key": CAPTION_KEYS}
+    missing = [key for key in wanted if key not in given]
+    if not missing:
+        return given
+    if format == "csv":
+        place, names = csv_header(path, given.get("delimiter", ","))
+        if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
+            return given  # another delimiter: the reader says which
+    else:
+        rows = list(islice(iter_json_lines(path, Problems()), LOOKED_AT))
+        place = rows[0][0] if rows else ""
+        names = list(dict.fromkeys(name for _, record in rows for name in record))
+    if not names:
+        return given
+    found = {}
+    for key in missing:
+        name = _first(wanted[key], names)
+        if name is None:
+            what = key.removesuffix("_key")
+            raise DataError(
+                place,
+                f"no known name of the {what} among {json_type(dict.fromkeys(names)).removeprefix('an object with ')}",
+                f"one of {', '.join(wanted[key])}; --{key} gives another",
+            )
+        found[key] = name
+    log.info("taken by its name: %s", ", ".join(f"{key} {name}" for key, name in found.items()))
+    return {**given, **found}
+
+
+def _first(known: Iterable[str], names: Iterable[str]) -> str | None:
+    spelled = {name.lower(): name for name in reversed(list(names))}
+    return next((spelled[name] for name in known if name in spelled), None)
+
+
+class GuessedFolder(ImageFolder):
+    """The folder of the pictures where none is given, settled by the first picture that is found.
+
+    Looked into, in this order: the folder of the annotation file, `images` in it, `images` beside it.
+
+    Args:
+        path: the annotation file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.root = os.path.dirname(os.path.abspath(path))
+        known = (self.root, os.path.join(self.root, "images"), os.path.join(os.path.dirname(self.root), "images"))
+        self._candidates = [ImageFolder(folder) for folder in known if os.path.isdir(folder)]
+        self._settled: ImageFolder | None = None
+        self._missed = 0
+        self._first = ("", "")
+
+    def find(self, name: str, place: str) -> tuple[Path, str]:
+        """Return what `ImageFolder.find` does.
+
+        Raises:
+            NoPictureError: there is no such file, in none of the folders as long as none is settled.
+            DataError: as in `ImageFolder.find`.
+        """
+        if self._settled is not None:
+            return self._settled.find(name, place)
+        missing: list[NoPictureError] = []
+        for folder in self._candidates:
+            try:
+                found = folder.find(name, place)
+            except NoPictureError as error:
+                missing.append(error)
+            else:
+                self._settled, self.root = folder, folder.root
+                log.info("pictures in %s", folder.root)
+                return found
+        self._missed += 1
+        if self._missed == 1:
+            self._first = name, place
+        for error in missing:
+            if "There is" in error.expected:  # a file of other case or suffix
+                raise error
+        raise NoPictureError(place, f"no picture file {quote(name)}", f"it in {self._where()}; or give --images DIR")
+
+    def raise_if_unsettled(self) -> None:
+        """Say once that no folder has the pictures, rather than for each of them.
+
+        Raises:
+            NoPictureError: at least two pictures were looked for, and none was found.
+        """
+        if self._settled is None and self._missed > 1:
+            name, place = self._first
+            found = f"no picture file {quote(name)}, nor any other of {self._missed:,}"
+            raise NoPictureError(place, found, f"them in {self._where()}; or give --images DIR")
+
+    def _where(self) -> str:
+        return " or ".join(folder.root for folder in self._candidates)
