@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from annotation_files import COCO, KARPATHY, error_of, read, record_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmbert.data.examples import Problems, read_examples
@@ -250,7 +250,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["coco", "karpathy", "jsonl", "csv"]), JSON_VALUES | st.binary(max_size=40))
 def test_any_content_gives_examples_or_a_data_error(root: Path, format: str, content: Any) -> None:
     try:

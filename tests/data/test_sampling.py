@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmbert.data.sampling import TrainBatches, TrainLoader
@@ -39,7 +39,6 @@ shapes = {
 }
 
 
-@settings(max_examples=100, deadline=None)
 @given(world_size=st.integers(1, 4), **shapes)
 def test_epoch_repeats_nothing_and_processes_share_nothing(
     world_size: int, count: int, batch_size: int, **kw: int
@@ -53,7 +52,6 @@ def test_epoch_repeats_nothing_and_processes_share_nothing(
     assert count - len(seen) < batch_size * world_size  # only the remainder is left out
 
 
-@settings(max_examples=60, deadline=None)
 @given(world_size=st.integers(2, 4), **shapes)
 def test_global_batches_do_not_depend_on_the_number_of_processes(
     world_size: int, count: int, batch_size: int, **kw: int
@@ -63,7 +61,6 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(
     assert [[i for rank in step for i in rank] for step in zip(*many, strict=True)] == one
 
 
-@settings(max_examples=30, deadline=None)
 @given(**shapes)
 def test_order_follows_from_seed_and_epoch(count: int, batch_size: int, **kw: int) -> None:
     assert batches(count, batch_size, **kw) == batches(count, batch_size, **kw)
