@@ -79,6 +79,8 @@ class PairsDataModule(L.LightningDataModule):
         super().__init__()
         _check(options)
         self.options, self.processor, self.seed = options, processor, seed
+        self.position: dict[str, int] | None = None
+        """Where the training loader starts, as `TrainLoader.state_dict` tells it; None: at the beginning."""
         keys = {}
         if options.format in ("jsonl", "csv"):
             names = ("image_key", "caption_key", "split_key", "split_values")
@@ -154,7 +156,11 @@ class PairsDataModule(L.LightningDataModule):
             world_size=world_size(),
             pool=options.length_pool,
         )
-        return self._loader(pairs, batch_sampler=batches, kind=TrainLoader)
+        loader = self._loader(pairs, batch_sampler=batches, kind=TrainLoader)
+        if self.position is not None:
+            assert isinstance(loader, TrainLoader)
+            loader.load_state_dict(self.position)
+        return loader
 
     def val_dataloader(self) -> DataLoader | list:
         """The fixed validation pairs; none if there is no split "val"."""

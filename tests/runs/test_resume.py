@@ -26,6 +26,15 @@ def test_resumed_run_is_bit_identical(batch: int, whole: Path, tiny: list[str], 
     assert results(tmp_path) == results(whole)
 
 
+def test_run_killed_between_epochs_is_bit_identical(whole: Path, tiny: list[str], tmp_path: Path) -> None:
+    """The newest checkpoint is that of the epoch's end, where Lightning takes no part of an epoch to be left."""
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2, hook="on_train_epoch_start")
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "step=4.ckpt\n"
+    fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    assert trace(tmp_path) == trace(whole)
+    assert results(tmp_path) == results(whole)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_resumed_run_is_bit_identical_with_workers(workers: int, whole: Path, tiny: list[str], tmp_path: Path) -> None:
     options = ["--name=run", f"--data.num_workers={workers}"]
