@@ -17,7 +17,7 @@ from mmbert.distributed import rank, world_size
 from mmbert.errors import UsageError
 from mmbert.processing import MMBertProcessor
 from mmbert.randomness import permutation
-from mmbert.signals import ignore_in_loader
+from mmbert.signals import StopSignals
 
 log = logging.getLogger("mmbert")
 
@@ -186,7 +186,7 @@ class PairsDataModule(L.LightningDataModule):
             batch_sampler=batch_sampler,
             num_workers=workers,
             collate_fn=Collate(self.processor.pad_token_id),
-            worker_init_fn=ignore_in_loader,
+            worker_init_fn=StopSignals.for_loader(),
             persistent_workers=False,
             pin_memory=False,
         )
