@@ -139,6 +139,13 @@ class PairsDataModule(L.LightningDataModule):
         val = {} if self.val_pairs is None else {"val": len(self.val_pairs)}
         return {"train": len(self.train_pairs), **val, **{k: len(v) for k, v in self.test_pairs.items()}}
 
+    def cut_share(self, *, at_most: int = 1000) -> float:
+        """Fraction of training captions that `max_text_length` cuts, from a fixed sample of one caption an image."""
+        pairs = self.train_pairs
+        chosen = permutation(self.seed, "cut captions", 0, len(pairs))[:at_most]
+        numbers = pairs.caption_numbers(0)
+        return self.processor.cut_share([pairs.examples[i].captions[numbers[i]] for i in chosen])
+
     def train_dataloader(self) -> DataLoader:
         """Batches in the order of (seed, epoch).
 
