@@ -131,6 +131,44 @@ def test_loader_goes_on_where_its_state_was_taken(workers: int) -> None:
         assert seen + list(second) == epochs[taken // 3]
 
 
+@given(
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(0, 1000),
+    st.integers(1, 4),
+    st.integers(0, 60),
+)
+def test_order_resumed_anywhere_is_that_of_the_whole_run(
+    count: int, batch_size: int, world_size: int, seed: int, pool: int, taken: int
+) -> None:
+    """Each process on its own; a position after the last batch of an epoch is the start of the next."""
+    texts = lengths(count)
+    for rank in range(world_size):
+
+        def loader(rank: int = rank) -> TrainLoader:
+            batches = TrainBatches(
+                lambda epoch: np.roll(texts, epoch), count, batch_size=batch_size, seed=seed, rank=rank,
+                world_size=world_size, pool=pool,
+            )  # fmt: skip
+            return TrainLoader(Numbers(), batch_sampler=batches, collate_fn=list)
+
+        whole, first, second = loader(), loader(), loader()
+        steps = len(whole)
+        if not steps:
+            return
+        epochs = 2 + taken // steps
+        expected = [batch for _ in range(epochs) for batch in whole]
+        assert len(expected) == epochs * steps
+        seen = [batch for _ in range(taken // steps) for batch in first]
+        iterator = iter(first)
+        seen += [next(iterator) for _ in range(taken % steps)]
+        second.load_state_dict(first.state_dict())
+        while len(seen) < len(expected):
+            seen += list(second)
+        assert seen == expected
+
+
 def test_loader_refuses_the_state_of_other_batches() -> None:
     batches = [TrainBatches(lambda epoch: np.arange(10), 10, batch_size=size, seed=0) for size in (3, 2)]
     one, two = (TrainLoader(Numbers(), batch_sampler=b) for b in batches)
