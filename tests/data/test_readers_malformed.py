@@ -46,6 +46,10 @@ def test_bytes_that_are_no_text_are_refused(root: Path, format: str, content: by
         ('{"x": {"a": 1}, "a": 2, "x": 3}', "1:25", "the same key twice"),
         ('{"x": ' + "9" * 10_000 + "}", "1:7", "a whole number of 10,000 digits"),
         ('{"x": ' + NEST, "", "nested too deep"),
+        # Found by tests/fuzz/fuzz_annotations.py: what stands behind the refused value need not be JSON.
+        ("9" * 22 + "-]", "1:1", "a whole number of 22 digits"),
+        ('{"a": 1, "a"' + " " * 50 + ": 2}]", "1:10", "the same key twice"),
+        ('{"x": ' + "9" * 22 + "e]]", "1:7", "a whole number of 22 digits"),
     ],
 )
 def test_broken_json_is_refused_with_its_place(root: Path, format: str, content: str, record: str, found: str) -> None:
