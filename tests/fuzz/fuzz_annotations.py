@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing of the annotation readers: `python tests/fuzz/fuzz_annotations.py CORPUS -max_total_time=600`.
+"""Coverage-guided fuzzing of the readers: `python tests/fuzz/fuzz_annotations.py CORPUS -max_total_time=600`.
 
-Needs `pip install '.[fuzz]'`. The first byte of an input chooses the format; the rest is the file, and must give examples
+Needs `pip install '.[fuzz]'`. The first byte of an input chooses the format; the rest is the file: examples
 or a `DataError`.
 """
 
