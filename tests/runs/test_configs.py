@@ -1,4 +1,4 @@
-"""Configurations: typos get a suggestion, wrong types a reason, any junk an exit code, and what is printed reads back."""
+"""Configurations: a typo gets a suggestion, junk an exit code, and what is printed reads back to itself."""
 
 import random
 from pathlib import Path
@@ -86,6 +86,8 @@ def test_typo_is_told_with_what_was_meant(typo: str, tmp_path: Path, capsys: pyt
         ("checkpoint: {every_seconds: {}}", "checkpoint.every_seconds"),
         ("trainer: {max_epochs: many}", "trainer.max_epochs"),
         ("threads: 0", "threads"),
+        ("base: 3", "base: expected a file"),
+        ("base: [null]", "base: expected a file"),
         ("name: [a]", "name"),
     ],
 )
