@@ -1,11 +1,12 @@
 # Two commands are enough: `make train` and `make test`. Both set up .venv by themselves.
 PYTHON ?= python3
+SHELL := /bin/bash
 BIN := .venv/bin
 
-.PHONY: help train test check install format clean
+.PHONY: help train test test-full check audit install format clean
 
 help:      ## show this
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 train: .venv/installed  ## prepare the embedded data, train the small hybrid model, print the results
 	$(BIN)/python train.py
@@ -13,10 +14,18 @@ train: .venv/installed  ## prepare the embedded data, train the small hybrid mod
 test: .venv/installed-test  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+test-full: .venv/installed-test  ## the tests with 50 kills and 20,000 examples instead of 5 and 500; log in test-full.log
+	set -o pipefail; MMBERT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout=3600 \
+		--durations=20 2>&1 | tee test-full.log
+
 check: .venv/installed-dev  ## what CI runs besides the tests: lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+audit: .venv/installed-dev  ## known vulnerabilities of what is installed; needs the network
+	$(BIN)/python -m pip install --quiet --editable '.[audit]'
+	$(BIN)/pip-audit --local --skip-editable
 
 install: .venv/installed  ## create .venv and install mmbert into it
 

@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from mmbert.command_line import explain, one_sentence_for_mistakes, set_up_logging
+from mmbert.command_line import explain, one_sentence_for_mistakes, refuse_empty, set_up_logging
 from mmbert.commands import COMMANDS, run_command
 from mmbert.config_files import with_bases
 from mmbert.data.datamodule import DataOptions
@@ -42,6 +42,15 @@ from mmbert.training.sharding import fsdp_strategy, load_whole, whole_weights
 from mmbert.training.trace import Trace, continue_metrics
 
 log = logging.getLogger("mmbert")
+
+SECTIONS: dict[str, type] = {
+    "model": ModelOptions,
+    "data": DataOptions,
+    "optim": OptimOptions,
+    "evaluation": EvaluationOptions,
+    "checkpoint": CheckpointOptions,
+}
+"""Name of a section of the configuration -> its options, whose attribute docstrings are the help texts."""
 
 
 class Parser(LightningArgumentParser):
@@ -102,11 +111,8 @@ class MMBertCLI(LightningCLI):
             type=str | None,
             help="Go on with a run: 'auto' takes the newest whole checkpoint of --name, or the path of a checkpoint.",
         )
-        parser.add_class_arguments(ModelOptions, "model")
-        parser.add_class_arguments(DataOptions, "data")
-        parser.add_class_arguments(OptimOptions, "optim")
-        parser.add_class_arguments(EvaluationOptions, "evaluation")
-        parser.add_class_arguments(CheckpointOptions, "checkpoint")
+        for name, options in SECTIONS.items():
+            parser.add_class_arguments(options, name)
         parser.add_lightning_class_args(L.Trainer, "trainer")
         parser.set_defaults(
             {
@@ -123,6 +129,7 @@ class MMBertCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds the parts of the run and says in one line what they are."""
         config = self._section(self.config)
+        refuse_empty(config, {**SECTIONS, "trainer": None})
         self.config_init = self.parser.instantiate_classes(self.config)
         chosen = self._section(self.config_init)
         torch.set_num_threads(config.threads or compute_threads(chosen.data.num_workers))
@@ -229,6 +236,11 @@ class MMBertCLI(LightningCLI):
             config.model.fusion, parameters / 1e6, trainable / 1e6, sizes, self.trainer.precision,
             self.precision_reason, torch.get_num_threads(), self._scorer("val"), self._scorer("test"),
             "dry run, nothing is written" if self.dry else f"output in {self.folder}",
+        )  # fmt: skip
+
+        log.info(
+            "data.max_text_length=%d cuts %.1f %% of captions (a sample of at most 1,000)",
+            config.data.max_text_length, 100 * self.datamodule.cut_share(),
         )  # fmt: skip
 
     def after_fit(self) -> None:

@@ -6,8 +6,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, get_args, get_type_hints
 
 from mmbert.errors import DataError, UsageError, did_you_mean
 
@@ -56,6 +57,24 @@ def one_sentence_for_mistakes() -> Iterator[None]:
         place = f"{error.filename}: " if error.filename else ""
         print(f"mmbert: error: {place}{error.strerror}; make room, and go on with --resume auto", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def refuse_empty(config: Any, sections: Mapping[str, type | None]) -> None:
+    """Refuses what jsonargparse lets through: a section that is no mapping, and null for a value that must be there.
+
+    Args:
+        config: The sections as parsed.
+        sections: Name of each section, and the dataclass of its options; None: only the section itself is checked.
+
+    Raises:
+        UsageError: With the key.
+    """
+    for name, options in sections.items():
+        if not hasattr(config[name], "as_dict"):
+            raise UsageError(f"{name}: expected a mapping of options. Got value: {config[name]!r}")
+        for key, kind in ({} if options is None else get_type_hints(options)).items():
+            if config[name].get(key) is None and type(None) not in get_args(kind):
+                raise UsageError(f"{name}.{key}: expected a {getattr(kind, '__name__', kind)}. Got value: null")
 
 
 def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = ()) -> str:

@@ -69,5 +69,7 @@ def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
         raise DataError(str(file), f"a {type(content).__name__}", "a YAML mapping of options")
     bases = (content or {}).get("base") or []
     bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UsageError(f"{file}: base: expected a file or a list of files. Got value: {bases!r}")
     before = [path for base in bases for path in _chain(file.parent / base, (*above, file.resolve()))]
     return [*before, file]

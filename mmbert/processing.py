@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mmbert.data.images import ImageSource, load_image
-from mmbert.errors import UsageError
+from mmbert.errors import UsageError, quote
 
 SETTINGS_FILE = "picture_settings.json"
 
@@ -109,10 +109,24 @@ class MMBertProcessor:
         return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with [CLS] and [SEP], cut to `max_text_length`. "[MASK]" in a text is text, no special token."""
-        return self.tokenizer(text, truncation=True, max_length=self.max_text_length, split_special_tokens=True)[
-            "input_ids"
-        ]  # pyright: ignore[reportReturnType]
+        """Token ids with [CLS] and [SEP], cut to `max_text_length`. "[MASK]" in a text is text, no special token.
+
+        Raises:
+            UsageError: A text with half a surrogate pair, which no tokenizer takes; readers refuse it with its record.
+        """
+        try:
+            return self.tokenizer(text, truncation=True, max_length=self.max_text_length, split_special_tokens=True)[
+                "input_ids"
+            ]  # pyright: ignore[reportReturnType]
+        except TypeError as error:
+            raise UsageError(f"the text {quote(text)} is no valid Unicode: {error}") from error
+
+    def cut_share(self, texts: Sequence[str]) -> float:
+        """Fraction of texts that `encode` cuts."""
+        if not texts:
+            return 0.0
+        rows = self.tokenizer([*texts], split_special_tokens=True, verbose=False)["input_ids"]
+        return sum(len(row) > self.max_text_length for row in rows) / len(rows)  # pyright: ignore
 
     def picture(self, source: ImageSource) -> Tensor:
         """(3, S, S) uint8, resized but not normalised."""

@@ -1,9 +1,11 @@
 """SIGTERM, SIGINT and SIGUSR1: finish the step, save, leave with a code that a scheduler understands."""
 
 import logging
+import multiprocessing
 import signal
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 log = logging.getLogger("mmbert")
 
@@ -18,6 +20,8 @@ class StopSignals:
     (`defer`) it is kept in `code` for the end of the optimizer step; a second signal ends the process at once.
     """
 
+    _entered: ClassVar[int] = 0
+
     def __init__(self) -> None:
         self.code = 0
         """Exit code of the signal that has come; 0 = none."""
@@ -26,11 +30,24 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._before = self._install()
+        self._children = multiprocessing.active_children()
+        StopSignals._entered += 1
         return self
 
     def __exit__(self, *_: object) -> None:
+        StopSignals._entered -= 1
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # After an error the loader's processes are still there, and Python would wait for them at its end: for ever,
+        # since they ignore the SIGTERM that it sends them.
+        for process in multiprocessing.active_children():
+            if process.daemon and process not in self._children:
+                process.kill()
+
+    @classmethod
+    def for_loader(cls) -> Callable[[int], None] | None:
+        """What the loader's processes start with: nothing where nobody takes the signals."""
+        return _ignore if cls._entered else None
 
     def _install(self) -> dict[int, Any]:
         known = {name: getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)}
@@ -54,7 +71,7 @@ class StopSignals:
         raise SystemExit(self.code)
 
 
-def ignore_in_loader(_: int) -> None:
+def _ignore(_: int) -> None:
     """Lets the loader's processes live on: they go when the run goes, and a step may need their batches."""
     for name in EXIT_CODES:
         if hasattr(signal, name):

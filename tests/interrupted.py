@@ -3,12 +3,16 @@
 import json
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from mmbert.cli import main
+from mmbert.training import run as run_folder
 from mmbert.training.pretraining import PretrainingModule
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 HARD = [
     "--trainer.max_epochs=3",
     "--trainer.precision=32-true",
+    "--threads=1",
     "--model.hidden_dropout_prob=0.1",
     "--model.attention_probs_dropout_prob=0.1",
     "--model.objectives={mlm: 1, itm: {negatives: hard}, itc: 1}",
@@ -27,9 +32,10 @@ HARD = [
 
 
 def fit(tiny: list[str], root: Path, *more: str) -> None:
-    """A run with dropout, augmentation, hard negatives and a warm-up schedule."""
+    """A run with dropout, augmentation, hard negatives and a warm-up; without curves.png, a third of its time."""
     config = str(ROOT / "configs/quickstart.yaml")
-    main(["fit", "--config", config, *tiny, *HARD, f"--trainer.default_root_dir={root}", *more])
+    with mock.patch.object(run_folder, "plot_curves"):
+        main(["fit", "--config", config, *tiny, *HARD, f"--trainer.default_root_dir={root}", *more])
 
 
 def killed(run: Callable[[], None], *, after_batch: int, hook: str = "on_train_batch_end") -> None:
@@ -52,6 +58,37 @@ def killed(run: Callable[[], None], *, after_batch: int, hook: str = "on_train_b
     process.start()
     process.join(timeout=120)
     assert process.exitcode == 9, "the run should have been killed"
+
+
+def killed_at(run: Callable[[], None], *, seconds: float) -> bool:
+    """Runs in a process of its own and sends SIGKILL so many seconds after its start; False if it was done by then."""
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        run()
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join(timeout=seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), "the run failed by itself"
+    return process.exitcode != 0
+
+
+def failed(run: Callable[[], None], log: Path) -> tuple[int | None, str]:
+    """Exit code and error stream of a run in a process of its own."""
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        sys.stderr = log.open("w", buffering=1)
+        run()
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None, "the run did not end"
+    return process.exitcode, log.read_text()
 
 
 def trace(root: Path, name: str = "run") -> list[str]:

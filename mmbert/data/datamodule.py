@@ -17,7 +17,7 @@ from mmbert.distributed import rank, world_size
 from mmbert.errors import UsageError
 from mmbert.processing import MMBertProcessor
 from mmbert.randomness import permutation
-from mmbert.signals import ignore_in_loader
+from mmbert.signals import StopSignals
 
 log = logging.getLogger("mmbert")
 
@@ -79,6 +79,8 @@ class PairsDataModule(L.LightningDataModule):
         super().__init__()
         _check(options)
         self.options, self.processor, self.seed = options, processor, seed
+        self.position: dict[str, int] | None = None
+        """Where the training loader starts, as `TrainLoader.state_dict` tells it; None: at the beginning."""
         keys = {}
         if options.format in ("jsonl", "csv"):
             names = ("image_key", "caption_key", "split_key", "split_values")
@@ -137,6 +139,13 @@ class PairsDataModule(L.LightningDataModule):
         val = {} if self.val_pairs is None else {"val": len(self.val_pairs)}
         return {"train": len(self.train_pairs), **val, **{k: len(v) for k, v in self.test_pairs.items()}}
 
+    def cut_share(self, *, at_most: int = 1000) -> float:
+        """Fraction of training captions that `max_text_length` cuts, from a fixed sample of one caption an image."""
+        pairs = self.train_pairs
+        chosen = permutation(self.seed, "cut captions", 0, len(pairs))[:at_most]
+        numbers = pairs.caption_numbers(0)
+        return self.processor.cut_share([pairs.examples[i].captions[numbers[i]] for i in chosen])
+
     def train_dataloader(self) -> DataLoader:
         """Batches in the order of (seed, epoch).
 
@@ -154,7 +163,11 @@ class PairsDataModule(L.LightningDataModule):
             world_size=world_size(),
             pool=options.length_pool,
         )
-        return self._loader(pairs, batch_sampler=batches, kind=TrainLoader)
+        loader = self._loader(pairs, batch_sampler=batches, kind=TrainLoader)
+        if self.position is not None:
+            assert isinstance(loader, TrainLoader)
+            loader.load_state_dict(self.position)
+        return loader
 
     def val_dataloader(self) -> DataLoader | list:
         """The fixed validation pairs; none if there is no split "val"."""
@@ -180,7 +193,7 @@ class PairsDataModule(L.LightningDataModule):
             batch_sampler=batch_sampler,
             num_workers=workers,
             collate_fn=Collate(self.processor.pad_token_id),
-            worker_init_fn=ignore_in_loader,
+            worker_init_fn=StopSignals.for_loader(),
             persistent_workers=False,
             pin_memory=False,
         )

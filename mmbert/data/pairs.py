@@ -15,6 +15,7 @@ from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
 from mmbert.data.sampling import Index
+from mmbert.errors import DataError
 from mmbert.processing import MMBertProcessor, pad
 from mmbert.randomness import mix, numpy_generator, permutation
 from mmbert.tokens import IGNORE_INDEX, NO_TEXT
@@ -126,6 +127,12 @@ class Pairs(Dataset[Sample]):
                 if self.augmentation is None:
                     return Sample(i, [], [], [], NO_PICTURE, None, 0, 0, (), first, tuple(skipped))
                 i = int(mix(self.seed, "stand-in", epoch, first, len(skipped)) % np.uint64(len(self)))
+            except DataError:
+                raise
+            except Exception as error:  # a mistake of ours or of a library: say at least where; survives the loader
+                place, image = self.examples[i].place, self.examples[i].image
+                error.add_note(f"mmbert: in sample {i} of epoch {epoch}: {place}, {image}")
+                raise
 
     def _sample(self, epoch: int, i: int) -> Sample:
         example = self.examples[i]

@@ -1,6 +1,7 @@
 """Options to the parts of a run, cheapest first, so that a mistake is told before a weight or a picture is read."""
 
 import hashlib
+import json
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -67,9 +68,18 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
 
 
 FREE = {  # may change when a run is resumed: they change no number, or only what is reported
-    "data.annotations", "data.images", "data.num_workers", "data.eval_batch_size", "data.val_size",
+    "data.annotations", "data.images", "data.tokenizer", "data.num_workers", "data.eval_batch_size", "data.val_size",
     "data.test_captions", "data.max_bad_fraction", "optim.activation_checkpointing", "optim.compile",
 }  # fmt: skip
+
+
+def tokenizer_sum(tokenizer: Any) -> str:
+    """SHA-256 of what a tokenizer does, wherever it was loaded from."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    if isinstance(content, dict):
+        content = {**content, "truncation": None, "padding": None}  # set by each call
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
@@ -77,7 +87,7 @@ def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
 
     Args:
         config: The sections as parsed.
-        data: Its training pairs are summed: pictures' names and captions.
+        data: Its training pairs are summed, pictures' names and captions; and its tokenizer.
 
     Returns:
         Flat names to plain values, for a checkpoint.
@@ -93,4 +103,5 @@ def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
         **{k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in {**flat, **trainer}.items()},
         "seed_everything": int(config.seed_everything),
         "training pairs (SHA-256)": total.hexdigest()[:16],
+        "tokenizer (SHA-256)": tokenizer_sum(data.processor.tokenizer)[:16],
     }

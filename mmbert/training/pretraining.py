@@ -92,6 +92,8 @@ class PretrainingModule(L.LightningModule):
             if changed:
                 told = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
                 raise UsageError(f"this is not the run that the checkpoint was saved in: {told}. Start a new one.")
+            # Lightning hands a loader its state within an epoch only: after its last batch the order would start anew.
+            self._data.position = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
         self.skipped.why, self.training_seconds = own["skipped"], own["training_seconds"]
 
     def configure_gradient_clipping(

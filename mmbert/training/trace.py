@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from mmbert.distributed import gather, summed, world_size
-from mmbert.errors import NotFiniteError
+from mmbert.errors import DataError, NotFiniteError
 from mmbert.training.account import SampleAccount
 from mmbert.training.checkpoints import write_whole
 
@@ -33,6 +33,7 @@ class Trace(L.Callback):
         self._ids: list[int] = []
         self._loss = 0.0
         self._step = 0
+        self._at = "before the first batch"
 
     def state_dict(self) -> dict[str, Any]:
         """What became of the samples so far."""
@@ -55,6 +56,11 @@ class Trace(L.Callback):
         if trainer.is_global_zero:
             cut_trace(self.file, trainer.global_step)
 
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, number: int) -> None:
+        """Notes where the run is, for `on_exception`."""
+        samples = ", ".join(map(str, batch["index"].tolist()))
+        self._at = f"in or after batch {number + 1} of epoch {trainer.current_epoch}, samples {samples}"
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
@@ -75,7 +81,9 @@ class Trace(L.Callback):
         self._ids, self._loss = [], 0.0
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Keeps what a step saw whose loss was not finite, beside the trace."""
+        """Says where the run was; keeps what a step saw whose loss was not finite, beside the trace."""
+        if isinstance(exception, Exception) and not isinstance(exception, DataError):
+            exception.add_note(f"mmbert: {trainer.global_step} optimizer steps done, {self._at}; --resume auto goes on")
         if isinstance(exception, NotFiniteError):
             name = "not_finite.json" if trainer.global_rank == 0 else f"not_finite-{trainer.global_rank}.json"
             file = self.file.with_name(name)

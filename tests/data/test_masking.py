@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmbert.data.masking import Masking
@@ -58,7 +58,6 @@ def test_masking_splits_80_10_10() -> None:
     assert min(replacements) >= FIRST and max(replacements) < VOCAB and len(replacements) > 700
 
 
-@settings(max_examples=200)
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(0, 10**6), st.booleans(), st.floats(0.01, 1.0))
 def test_masking_predicts_at_least_one_and_never_a_special_token(
     ids: list[int], seed: int, whole_word: bool, probability: float

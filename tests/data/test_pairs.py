@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor
 
@@ -152,7 +152,6 @@ def is_wrong(text_keys: list[tuple[int, ...]], image_keys: list[int], text: int,
     return image_keys[text] != image_keys[image] and text_keys[text][0] not in text_keys[image]
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 4), st.lists(st.integers(0, 6), min_size=1, max_size=3)), min_size=1, max_size=12
@@ -170,7 +169,6 @@ def test_wrong_pictures_are_wrong_wherever_one_exists(rows: list[tuple[int, list
     assert np.array_equal(wrong, wrong_pictures(text_keys, image_keys, seed))
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=2, max_size=30), st.integers(0, 100))
 def test_wrong_pictures_serve_once_each_unless_most_captions_are_equal(rows: list[tuple[int, int]], seed: int) -> None:
     """A swap that repairs a text exists as long as no text and no picture conflicts with half of the other side."""

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmbert.data.sampling import TrainBatches, TrainLoader
@@ -39,7 +39,6 @@ shapes = {
 }
 
 
-@settings(max_examples=100, deadline=None)
 @given(world_size=st.integers(1, 4), **shapes)
 def test_epoch_repeats_nothing_and_processes_share_nothing(
     world_size: int, count: int, batch_size: int, **kw: int
@@ -53,7 +52,6 @@ def test_epoch_repeats_nothing_and_processes_share_nothing(
     assert count - len(seen) < batch_size * world_size  # only the remainder is left out
 
 
-@settings(max_examples=60, deadline=None)
 @given(world_size=st.integers(2, 4), **shapes)
 def test_global_batches_do_not_depend_on_the_number_of_processes(
     world_size: int, count: int, batch_size: int, **kw: int
@@ -63,7 +61,6 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(
     assert [[i for rank in step for i in rank] for step in zip(*many, strict=True)] == one
 
 
-@settings(max_examples=30, deadline=None)
 @given(**shapes)
 def test_order_follows_from_seed_and_epoch(count: int, batch_size: int, **kw: int) -> None:
     assert batches(count, batch_size, **kw) == batches(count, batch_size, **kw)
@@ -132,6 +129,44 @@ def test_loader_goes_on_where_its_state_was_taken(workers: int) -> None:
         seen = [next(iterator) for _ in range(taken % 3)]
         second.load_state_dict(first.state_dict())
         assert seen + list(second) == epochs[taken // 3]
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(0, 1000),
+    st.integers(1, 4),
+    st.integers(0, 60),
+)
+def test_order_resumed_anywhere_is_that_of_the_whole_run(
+    count: int, batch_size: int, world_size: int, seed: int, pool: int, taken: int
+) -> None:
+    """Each process on its own; a position after the last batch of an epoch is the start of the next."""
+    texts = lengths(count)
+    for rank in range(world_size):
+
+        def loader(rank: int = rank) -> TrainLoader:
+            batches = TrainBatches(
+                lambda epoch: np.roll(texts, epoch), count, batch_size=batch_size, seed=seed, rank=rank,
+                world_size=world_size, pool=pool,
+            )  # fmt: skip
+            return TrainLoader(Numbers(), batch_sampler=batches, collate_fn=list)
+
+        whole, first, second = loader(), loader(), loader()
+        steps = len(whole)
+        if not steps:
+            return
+        epochs = 2 + taken // steps
+        expected = [batch for _ in range(epochs) for batch in whole]
+        assert len(expected) == epochs * steps
+        seen = [batch for _ in range(taken // steps) for batch in first]
+        iterator = iter(first)
+        seen += [next(iterator) for _ in range(taken % steps)]
+        second.load_state_dict(first.state_dict())
+        while len(seen) < len(expected):
+            seen += list(second)
+        assert seen == expected
 
 
 def test_loader_refuses_the_state_of_other_batches() -> None:

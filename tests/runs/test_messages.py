@@ -135,3 +135,13 @@ def test_bare_console_script_prints_help(capsys: pytest.CaptureFixture[str]) -> 
         main([])
     assert stopped.value.code == 0
     assert "fit" in capsys.readouterr().out
+
+
+def test_share_of_captions_that_are_cut_is_told_once(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for length, said in ((40, "cuts 0.0 % of captions"), (4, "cuts 100.0 % of captions")):
+        caplog.clear()
+        options = [f"--data.max_text_length={length}", "--trainer.fast_dev_run=1"]
+        main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *options])
+        assert caplog.text.count(said) == 1

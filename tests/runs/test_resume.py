@@ -1,10 +1,14 @@
 """Kill a run at any moment, resume it, and its loss curve is bit-identical to that of a run that was left alone."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from interrupted import fit, killed, results, trace, weights
+
+from mmbert.training import pretraining
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +27,15 @@ def test_resumed_run_is_bit_identical(batch: int, whole: Path, tiny: list[str], 
     assert len(trace(whole)) == 13
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(tmp_path)[name]), name
+    assert results(tmp_path) == results(whole)
+
+
+def test_run_killed_between_epochs_is_bit_identical(whole: Path, tiny: list[str], tmp_path: Path) -> None:
+    """The newest checkpoint is that of the epoch's end, where Lightning takes no part of an epoch to be left."""
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2, hook="on_train_epoch_start")
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "step=4.ckpt\n"
+    fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    assert trace(tmp_path) == trace(whole)
     assert results(tmp_path) == results(whole)
 
 
@@ -106,3 +119,46 @@ def test_resume_refuses_another_run(
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err
     assert trace(tmp_path) == before, "nothing is lost"
+
+
+def test_resume_refuses_other_captions_and_another_tokenizer_behind_the_same_paths(
+    tiny: list[str], shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "shapes"
+    for name in ("tokenizer", "annotations"):
+        shutil.copytree(shapes / name, copied / name)
+    files = {split: str(copied / f"annotations/captions_{split}.json") for split in ("train", "val")}
+    options = ["--name=run", f"--data.tokenizer={copied}/tokenizer", f"--data.annotations={json.dumps(files)}"]
+    killed(lambda: fit(tiny, tmp_path, *options), after_batch=2)
+
+    def refused() -> str:
+        with pytest.raises(SystemExit) as stopped:
+            fit(tiny, tmp_path, *options, "--resume=auto")
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    train = copied / "annotations/captions_train.json"
+    before = train.read_text()
+    train.write_text(before.replace(" circle", " square", 1))
+    assert "training pairs (SHA-256) was" in refused()
+    train.write_text(before)
+    tokenizer = copied / "tokenizer/tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    words = content["model"]["vocab"]
+    words["red"], words["blue"] = words["blue"], words["red"]
+    tokenizer.write_text(json.dumps(content))
+    assert "tokenizer (SHA-256) was" in refused()
+    # The same tokenizer elsewhere is the same tokenizer.
+    fit(tiny, tmp_path, *options, "--resume=auto", f"--data.tokenizer={shapes}/tokenizer", "--trainer.max_epochs=3")
+    assert len(trace(tmp_path)) == 13
+
+
+def test_resume_refuses_another_number_of_processes(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2)
+    monkeypatch.setattr(pretraining, "world_size", lambda: 2)
+    with pytest.raises(SystemExit) as stopped:
+        fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    assert stopped.value.code == 2
+    assert "processes was 1 and is 2" in capsys.readouterr().err

@@ -179,7 +179,8 @@ def _short_int(digits: str) -> int:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_short_int)
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|-?Infinity|NaN|-?[\d.eE+-]+')
+# A number ends where Python's parser ends it: behind "12-" there is a syntax error, but 12 was read before.
+_TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]|-?Infinity|NaN|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?')
 
 
 def _locate(text: str) -> int:
@@ -196,8 +197,8 @@ def _locate(text: str) -> int:
         elif word in "}]":
             keys.pop()
         elif word[0] == '"':
-            if text[token.end() : token.end() + 40].lstrip().startswith(":"):
-                key = json.loads(word, strict=False)
+            if token.group(2):
+                key = json.loads(token.group(1), strict=False)
                 if key in keys[-1]:
                     return token.start()
                 keys[-1].add(key)
