@@ -25,7 +25,9 @@ check: .venv/installed-dev  ## what CI runs besides the tests: lint, format, typ
 
 audit: .venv/installed-dev  ## known vulnerabilities of what is installed; needs the network
 	$(BIN)/python -m pip install --quiet --editable '.[audit]'
-	$(BIN)/pip-audit --local --skip-editable
+	@# Without --strict what the service does not know would pass as clean.
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > .venv/frozen.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement .venv/frozen.txt
 
 install: .venv/installed  ## create .venv and install mmbert into it
 
