@@ -47,7 +47,7 @@ class StopSignals:
     @classmethod
     def for_loader(cls) -> Callable[[int], None] | None:
         """What the loader's processes start with: nothing where nobody takes the signals."""
-        return _ignore if cls._entered else None
+        return ignore_in_loader if cls._entered else None
 
     def _install(self) -> dict[int, Any]:
         known = {name: getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)}
@@ -71,7 +71,7 @@ class StopSignals:
         raise SystemExit(self.code)
 
 
-def _ignore(_: int) -> None:
+def ignore_in_loader(_: int) -> None:
     """Lets the loader's processes live on: they go when the run goes, and a step may need their batches."""
     for name in EXIT_CODES:
         if hasattr(signal, name):
