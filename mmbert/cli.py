@@ -238,10 +238,10 @@ class MMBertCLI(LightningCLI):
             "dry run, nothing is written" if self.dry else f"output in {self.folder}",
         )  # fmt: skip
 
-        log.info(
-            "data.max_text_length=%d cuts %.1f %% of captions (a sample of at most 1,000)",
-            config.data.max_text_length, 100 * self.datamodule.cut_share(),
-        )  # fmt: skip
+        cut = self.datamodule.cut_share()
+        if cut:
+            length = config.data.max_text_length
+            log.info("data.max_text_length=%d cuts %.1f %% of captions (a sample of at most 1,000)", length, 100 * cut)
 
     def after_fit(self) -> None:
         """Tests the best checkpoint once and leaves results, curves and the model to share."""

@@ -11,21 +11,14 @@ from typing import Any, NamedTuple
 
 MODES = ("official", "clean")
 ARTICLES = frozenset(("a", "an", "the"))
-NUMBERS = dict(
-    zip(
-        "none zero one two three four five six seven eight nine ten".split(),
-        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
-        strict=True,
-    )
-)
+NUMBERS: dict[str, str] = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")  # the script's look-behind is mistyped and always true
 MOST_PERIODS = 32  # the script passes re.UNICODE, which is 32, where the number of replacements belongs
 # Data of the official script, its spelling mistakes included. Copyright (c) 2014 Aishwarya Agrawal, BSD-2-Clause.
-CONTRACTIONS = dict(
-    pair.split(":")
-    for pair in """
+_TABLE = """
     aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn't couldn'tve:couldn't've
     couldnt've:couldn't've didnt:didn't doesnt:doesn't dont:don't hadnt:hadn't hadnt've:hadn't've hadn'tve:hadn't've
     hasnt:hasn't havent:haven't hed:he'd hed've:he'd've he'dve:he'd've hes:he's howd:how'd howll:how'll hows:how's
@@ -45,8 +38,8 @@ CONTRACTIONS = dict(
     wouldve:would've wouldnt:wouldn't wouldnt've:wouldn't've wouldn'tve:wouldn't've yall:y'all yall'll:y'all'll
     y'allll:y'all'll yall'd've:y'all'd've y'alld've:y'all'd've y'all'dve:y'all'd've youd:you'd youd've:you'd've
     you'dve:you'd've youll:you'll youre:you're youve:you've
-    """.split()
-)
+"""
+CONTRACTIONS: dict[str, str] = {short: full for short, _, full in (pair.partition(":") for pair in _TABLE.split())}
 
 
 class Answered(NamedTuple):

@@ -140,8 +140,8 @@ def test_bare_console_script_prints_help(capsys: pytest.CaptureFixture[str]) -> 
 def test_share_of_captions_that_are_cut_is_told_once(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for length, said in ((40, "cuts 0.0 % of captions"), (4, "cuts 100.0 % of captions")):
+    for length, times in ((40, 0), (4, 1)):
         caplog.clear()
         options = [f"--data.max_text_length={length}", "--trainer.fast_dev_run=1"]
         main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *options])
-        assert caplog.text.count(said) == 1
+        assert caplog.text.count("cuts 100.0 % of captions") == times
