@@ -1,16 +1,23 @@
 """The small commands beside training, `mmbert data check ...`: their options, and what they print."""
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from mmbert.command_line import explain, one_sentence_for_mistakes, set_up_logging
 from mmbert.data.check import check_file
 from mmbert.data.readers import FORMATS
+from mmbert.data.vqa import check_same_questions, read_annotations, read_questions, read_results
 from mmbert.errors import UsageError
+from mmbert.metrics.vqa import MODES, Answered, vqa_accuracy
 from mmbert.signals import StopSignals
 
-COMMANDS = {"data": "data check FILE, which lists every problem of an annotation file and its pictures"}
+COMMANDS = {
+    "data": "data check FILE, which lists every problem of an annotation file and its pictures",
+    "score": "score vqa, which scores a file of predictions as the official script does",
+}
 """First word -> what it is for; `mmbert --help` lists them under LightningCLI's own."""
 
 
@@ -76,7 +83,37 @@ def _parser() -> Parser:
     check.add_argument("--caption_key", metavar="K", nargs="+", help="Fields with captions (jsonl, csv). Without it: "
                        "a usual name, such as caption, text, sentence.")  # fmt: skip
     check.add_argument("--split_key", metavar="K", help="Field that tells the split (jsonl, csv). Without it: one.")
+
+    score = commands.add_parser("score", help=COMMANDS["score"])
+    vqa = score.add_subparsers(required=True, metavar="vqa").add_parser(
+        "vqa",
+        help="score VQA predictions",
+        description="Prints JSON with the official script's keys: overall, perQuestionType, perAnswerType, in percent.",
+    )
+    vqa.set_defaults(run=_score_vqa)
+    vqa.add_argument("--questions", metavar="Q.json", required=True, help="Questions as VQAv2 publishes them.")
+    vqa.add_argument("--annotations", metavar="A.json", required=True, help="Human answers as VQAv2 publishes them.")
+    vqa.add_argument("--results", metavar="R.json", required=True, help='[{"question_id": 1, "answer": "red"}, ...]')
+    vqa.add_argument("--mode", choices=MODES, default="official", help="official, with its quirks; or clean, which "
+                     "always normalises and is printed under its own key.")  # fmt: skip
+    vqa.add_argument("--out", metavar="S.json", help="Writes what is printed to this file too.")
     return parser
+
+
+def _score_vqa(*, questions: str, annotations: str, results: str, mode: str, out: str | None) -> int:
+    asked, answered = read_questions(Path(questions)), read_annotations(Path(annotations))
+    check_same_questions(asked, answered)
+    said = read_results(Path(results), answered)
+    rows = (
+        Answered(number, said[number], known.answers, known.question_type, known.answer_type)
+        for number, known in answered.items()
+    )
+    scores = vqa_accuracy(rows, mode=mode)
+    text = json.dumps(scores if mode == "official" else {mode: scores}, indent=2, ensure_ascii=True)
+    print(text)
+    if out is not None:
+        Path(out).write_text(text + "\n")
+    return 0
 
 
 def _data_check(file: str, *, images: str | None, format: str | None, **keys: str | list[str] | None) -> int:

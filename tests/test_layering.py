@@ -25,7 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("metrics",),
     ("data.sniff", "data.images", "data.readers", "data.examples", "data.guess", "data.__init__"),
     ("processing",),
-    ("data.masking", "data.sampling", "data.pairs", "data.datamodule", "data.check"),
+    ("data.masking", "data.sampling", "data.pairs", "data.datamodule", "data.check", "data.vqa"),
     ("evaluation",),
     ("config_files", "import_policy"),
     ("training",),

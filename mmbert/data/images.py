@@ -2,6 +2,7 @@
 
 import os
 import stat
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -132,7 +133,9 @@ def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int
         # Pillow joins comment blocks in quadratic time: ten megabytes of them take minutes.
         raise _Unusable(f"more than {MAX_GIF_METADATA:,} bytes before the first frame of a GIF")
     try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
+        with warnings.catch_warnings():  # our own bound is lower and says more
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise _Unusable(guess_content(content, FORMATS)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -96,8 +96,15 @@ def question_accuracy(prediction: str, answers: Sequence[Mapping[str, Any]], *, 
     said = _strip(prediction)
     if mode == "clean" or len(set(texts)) > 1:
         texts, said = [normalize_answer(text) for text in texts], normalize_answer(said)
-    rest = [{k: v for k, v in answer.items() if k != "answer"} for answer in answers]
+    own = [answer.get("answer_id") for answer in answers]
     total = 0.0
+    if None not in own and len(set(own)) == len(own):  # all records differ, so each leaves itself out
+        matches = texts.count(said)
+        if_other, if_same = min(1.0, matches / 3), min(1.0, (matches - 1) / 3)
+        for text in texts:
+            total += if_same if text == said else if_other
+        return total / len(texts)
+    rest = [{k: v for k, v in answer.items() if k != "answer"} for answer in answers]
     for i, text in enumerate(texts):
         others = (j for j, other in enumerate(texts) if other != text or rest[j] != rest[i])
         total += min(1.0, sum(texts[j] == said for j in others) / 3)
