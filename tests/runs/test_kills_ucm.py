@@ -22,7 +22,7 @@ def command(shared: Path, root: Path, *more: str) -> list[str]:
         f"--model.image_pretrained={weights}/vit_small_patch14_dinov2", f"--data.images={data}/images",
         f"--trainer.default_root_dir={root}", "--name=run", "--data.num_workers=2", "--threads=1",
         "--trainer.max_epochs=2", "--data.test_captions=1", "--data.val_size=50", "--evaluation.test_images=20",
-        "--checkpoint.every_n_steps=10", "--trainer.enable_progress_bar=false", *more,
+        "--checkpoint.every_n_steps=4", "--trainer.enable_progress_bar=false", *more,
     ]  # fmt: skip
 
 
