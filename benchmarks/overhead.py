@@ -17,15 +17,15 @@ from typing import Any
 
 from mmbert.cli import main
 from mmbert.training.checkpoints import RunCheckpoints
-from mmbert.training.pretraining import PretrainingModule
+from mmbert.training.module import TrainingModule
 from mmbert.training.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 TOGGLED = (
     (Trace, "on_train_batch_end"),
     (RunCheckpoints, "on_train_batch_end"),
-    (PretrainingModule, "on_train_batch_start"),
-    (PretrainingModule, "_stop_if_not_finite"),
+    (TrainingModule, "on_train_batch_start"),
+    (TrainingModule, "_stop_if_not_finite"),
 )
 
 
@@ -41,20 +41,20 @@ class Blocks:
         self.seconds: list[list[float]] = []
         for owner, name in TOGGLED:
             setattr(owner, name, self._toggled(getattr(owner, name)))
-        original = PretrainingModule.training_step
+        original = TrainingModule.training_step
 
-        def training_step(module: PretrainingModule, *arguments: Any) -> Any:
+        def training_step(module: TrainingModule, *arguments: Any) -> Any:
             self.tick()
             return original(module, *arguments)
 
-        setattr(PretrainingModule, "training_step", training_step)  # noqa: B010 - other signature
+        setattr(TrainingModule, "training_step", training_step)  # noqa: B010 - other signature
 
     def _toggled(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def method(*arguments: Any) -> Any:
             if self.on:
                 return original(*arguments)
             for owner in arguments:
-                if isinstance(owner, PretrainingModule) and original.__name__ == "_stop_if_not_finite":
+                if isinstance(owner, TrainingModule) and original.__name__ == "_stop_if_not_finite":
                     owner._since_step = []
             return None
 

@@ -24,6 +24,7 @@ from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation import EvaluationOptions, metric_names
 from mmbert.import_policy import close_imports
 from mmbert.initialization import ModelOptions, quiet_transformers
+from mmbert.modeling import MMBertForTask
 from mmbert.signals import StopSignals
 from mmbert.training import run
 from mmbert.training.assembly import assemble, run_identity
@@ -31,13 +32,14 @@ from mmbert.training.checkpoints import (
     CheckpointOptions,
     RunCheckpoints,
     WholeCheckpointIO,
+    best_watched,
     is_whole,
     newest_whole,
     step_of,
 )
 from mmbert.training.hardware import best_precision, compute_threads
+from mmbert.training.module import TrainingModule
 from mmbert.training.optim import OptimOptions
-from mmbert.training.pretraining import PretrainingModule
 from mmbert.training.sharding import fsdp_strategy, load_whole, whole_weights
 from mmbert.training.trace import Trace, continue_metrics
 
@@ -86,7 +88,7 @@ class MMBertCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """What can be done; predict comes with the tasks that predict something."""
+        """What can be done with a run; `mmbert predict` and `evaluate` take the model that a run leaves."""
         skipped = {
             "model",
             "train_dataloaders",
@@ -141,13 +143,14 @@ class MMBertCLI(LightningCLI):
         seed = int(config.seed_everything)
         self.parts = assemble(chosen.model, chosen.data, chosen.optim, seed=seed)
         self.datamodule = self.parts.data
-        known = [f"val/{name}" for name in metric_names(self.parts.model.objectives)]
+        known = [f"val/{name}" for name in self._watched()]
+        chosen.checkpoint.monitor = chosen.checkpoint.monitor or best_watched(known)
         if chosen.checkpoint.monitor not in known:
             raise UsageError(
                 f"checkpoint.monitor='{chosen.checkpoint.monitor}' is no validation result of these objectives; "
                 f"allowed are {', '.join(known)}.{did_you_mean(chosen.checkpoint.monitor, known)}"
             )
-        self.model = PretrainingModule(
+        self.model = TrainingModule(
             self.parts.model,
             self.parts.data,
             optim=chosen.optim,
@@ -157,6 +160,13 @@ class MMBertCLI(LightningCLI):
         )
         self.trainer = self._trainer(config, chosen)
         self._announce(config)
+
+    def _watched(self) -> list[str]:
+        """Results that can choose the best checkpoint; only validation has them."""
+        model = self.parts.model
+        if isinstance(model, MMBertForTask):
+            return [f"{model.config.task}_{name}" for name in model.task.watched]
+        return metric_names(model.objectives)
 
     def _section(self, config: Any) -> Any:
         """The options of the subcommand that runs."""
@@ -231,10 +241,9 @@ class MMBertCLI(LightningCLI):
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         sizes = ", ".join(f"{count:,} {split}" for split, count in self.datamodule.sizes().items())
         log.info(
-            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | "
-            "ranked by %s in validation, %s in test | %s",
-            config.model.fusion, parameters / 1e6, trainable / 1e6, sizes, self.trainer.precision,
-            self.precision_reason, torch.get_num_threads(), self._scorer("val"), self._scorer("test"),
+            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | %s | %s",
+            self.parts.model.config.fusion, parameters / 1e6, trainable / 1e6, sizes, self.trainer.precision,
+            self.precision_reason, torch.get_num_threads(), self._judged(),
             "dry run, nothing is written" if self.dry else f"output in {self.folder}",
         )  # fmt: skip
 
@@ -278,23 +287,36 @@ class MMBertCLI(LightningCLI):
 
     def _scorer(self, split: str) -> str:
         asked = getattr(self.model.evaluation_options, f"{split}_scorer")
-        return self.parts.model.scorer if asked == "auto" else asked
+        return self.parts.model.scorer if asked == "auto" else asked  # pyright: ignore - only pretraining asks
+
+    def _judged(self) -> str:
+        model = self.parts.model
+        if isinstance(model, MMBertForTask):
+            return f"{model.config.task} with {len(model.task.labels)} labels, best by {self._monitor()}"
+        return f"ranked by {self._scorer('val')} in validation, {self._scorer('test')} in test"
+
+    def _monitor(self) -> str:
+        return str(self._section(self.config_init).checkpoint.monitor)
 
     def _report(self) -> None:
         if self.dry or not self.trainer.is_global_zero:
             return
         facts: dict[str, Any] = {
             "run/seed": self.model.seed,
-            "run/fusion": self._section(self.config).model.fusion,
+            "run/fusion": self.parts.model.config.fusion,
             "run/parameters": sum(p.numel() for p in self.model.parameters()),
             **self.model.skipped.facts(),
             "run/steps": self.trainer.global_step,
-            "run/val_scorer": self._scorer("val"),
-            "run/test_scorer": self._scorer("test"),
             "run/precision": str(self.trainer.precision),
             "run/peak_memory_bytes": run.peak_memory_bytes(),
             **run.versions(),
         }
+        if isinstance(self.parts.model, MMBertForTask):
+            facts["run/labels"] = len(self.parts.model.task.labels)
+        else:
+            facts |= {"run/val_scorer": self._scorer("val"), "run/test_scorer": self._scorer("test")}
+        for split, rows in self.model.predictions.items():
+            run.write_predictions(self.folder / f"predictions_{split}.json", rows)
         account = self.trace.account
         if account.seen:
             facts["run/samples_seen"] = account.seen

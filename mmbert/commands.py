@@ -9,7 +9,7 @@ from typing import NoReturn
 from mmbert.command_line import explain, one_sentence_for_mistakes, set_up_logging
 from mmbert.data.check import check_file
 from mmbert.data.readers import FORMATS
-from mmbert.data.vqa import check_same_questions, read_annotations, read_questions, read_results
+from mmbert.data.readers.vqa import check_same_questions, read_annotations, read_questions, read_results
 from mmbert.errors import UsageError
 from mmbert.metrics.vqa import MODES, Answered, vqa_accuracy
 from mmbert.signals import StopSignals

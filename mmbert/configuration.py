@@ -66,6 +66,9 @@ class Architecture:
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "itm": 1.0, "itc": 1.0})
     """Pretraining objectives with their weights, `{"mlm": 1.0}`, or with options, `{"itm": {"weight": 1.0,
     "negatives": "hard"}}`; names in `mmbert.objectives.OBJECTIVES`. A weight weighs; 0 leaves the objective out."""
+    task: str | None = None
+    """Fine-tunes for a task, with its head in place of the objectives': a name in `mmbert.tasks.TASKS` (vqa,
+    decision). None: pretraining."""
 
     def check(self) -> None:
         """Refuses what can't be built.
@@ -112,6 +115,10 @@ class MMBertConfig(Architecture, PreTrainedConfig):
 
     model_type = "mmbert"
 
+    labels: list[str] = field(default_factory=list)
+    """What the task chooses from, in the order of the head's outputs; taken from the training data."""
+    pictures: int = 1
+    """Pictures of each text of the task: two for NLVR2, 0 for text alone."""
     num_hidden_layers: int = 0  # for tools that ask every config; filled from `fusion_layers`
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -77,3 +77,12 @@ def summed(values: Tensor) -> Tensor:
     values = values.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(values)
     return values
+
+
+def everywhere(rows: list[Any]) -> list[Any]:
+    """The rows of all processes, which may differ in number."""
+    if world_size() == 1:
+        return rows
+    parts: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

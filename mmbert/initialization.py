@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as logging_of_transformers
@@ -16,7 +17,7 @@ from transformers.utils import logging as logging_of_transformers
 from mmbert.configuration import KEYS, Architecture, MMBertConfig
 from mmbert.encoders import create_vit
 from mmbert.errors import UsageError
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
 
 log = logging.getLogger("mmbert")
 
@@ -25,6 +26,9 @@ log = logging.getLogger("mmbert")
 class ModelOptions(Architecture):
     """What a model is, and where its first weights come from."""
 
+    pretrained: str | None = None
+    """Folder of a saved mmbert (RUN/model) to start from: it gives the architecture, the tokenizer, how pictures are
+    prepared, and every weight that has the same name here; other heads start fresh. None: see the two keys below."""
     text_pretrained: str | None = None
     """Pretrained BERT: a name on the hub ("bert-base-uncased") or a local folder. None: from scratch."""
     image_pretrained: str | None = None
@@ -32,14 +36,22 @@ class ModelOptions(Architecture):
     and model.safetensors. None: from scratch."""
 
 
-def build_model(options: ModelOptions) -> MMBertForPreTraining:
-    """Builds the model that `options` describe and loads the pretrained encoders they name.
+def build_model(options: ModelOptions, *, labels: Sequence[str] = (), pictures: int = 1) -> HeadedModel:
+    """Builds the model that `options` describe and loads the pretrained weights they name.
 
     The weights are loaded after construction, because transformers redraws foreign weights during it.
 
+    Args:
+        options: Architecture and sources.
+        labels: What `options.task` chooses from.
+        pictures: Pictures of each text of the task.
+
     Raises:
-        UsageError: A width, depth or name that does not fit the pretrained encoder.
+        UsageError: A width, depth or name that does not fit the pretrained weights.
     """
+    of_task = {} if options.task is None else {"labels": [*labels], "pictures": pictures}
+    if options.pretrained is not None:
+        return _build_from_folder(options, of_task)
     text = None if options.text_pretrained is None else load_bert(options.text_pretrained)
     vit: Any = None
     architecture = {name: getattr(options, name) for name in KEYS}
@@ -49,7 +61,7 @@ def build_model(options: ModelOptions) -> MMBertForPreTraining:
         architecture["image_model"] = timm_name(options.image_pretrained)
         vit = create_vit(timm_source(options.image_pretrained), pretrained=True, img_size=options.image_size)
         _fill_from_vit(architecture, vit, options.image_pretrained)
-    model = MMBertForPreTraining(MMBertConfig(**architecture))
+    model = new_model(MMBertConfig(**architecture, **of_task))
     if text is not None:
         load_layers(
             model.mmbert.text_encoder.bert,
@@ -61,6 +73,60 @@ def build_model(options: ModelOptions) -> MMBertForPreTraining:
         own = model.mmbert.image_encoder.vit
         load_layers(own, vit.state_dict(), unused="blocks", source="image_pretrained")
         own.pretrained_cfg = vit.pretrained_cfg  # mean, std and interpolation that these weights were trained with
+    return model
+
+
+def new_model(config: MMBertConfig) -> HeadedModel:
+    """The model that `config` describes, with random weights."""
+    return MMBertForPreTraining(config) if config.task is None else MMBertForTask(config)
+
+
+STARTS_ANEW = ("objectives", "task", "hidden_dropout_prob", "attention_probs_dropout_prob")
+"""Keys that may differ from those of the folder a model starts from."""
+
+
+def saved_config(folder: str) -> MMBertConfig:
+    """The configuration of a saved mmbert.
+
+    Raises:
+        UsageError: The folder holds none.
+    """
+    if not (Path(folder) / "model.safetensors").is_file() or not (Path(folder) / "config.json").is_file():
+        raise UsageError(
+            f"'{folder}' is no folder of a saved mmbert: config.json or model.safetensors is missing. "
+            "A run leaves one in RUN/model."
+        )
+    try:
+        return MMBertConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{folder}' is no folder of a saved mmbert: {error}") from error
+
+
+def _build_from_folder(options: ModelOptions, of_task: dict[str, Any]) -> HeadedModel:
+    folder = str(options.pretrained)
+    if options.text_pretrained is not None or options.image_pretrained is not None:
+        raise UsageError("model.pretrained gives both encoders; leave model.text_pretrained and image_pretrained out.")
+    saved = saved_config(folder)
+    default = ModelOptions()
+    for key in KEYS:
+        asked = getattr(options, key)
+        if key in STARTS_ANEW:
+            setattr(saved, key, asked)
+        elif asked != getattr(default, key) and asked != getattr(saved, key):
+            raise UsageError(
+                f"model.{key}={asked!r}, but model.pretrained='{folder}' has {getattr(saved, key)!r}; leave it out."
+            )
+    saved.labels, saved.pictures = of_task.get("labels", []), of_task.get("pictures", 1)
+    model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "pictures")}))
+    state = load_file(Path(folder) / "model.safetensors")
+    own = model.state_dict()
+    fitting = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}
+    lacking = [name for name in own if name.startswith("mmbert.") and name not in fitting]
+    if lacking:
+        raise UsageError(f"model.pretrained='{folder}' lacks {len(lacking)} weights, such as {lacking[0]}.")
+    model.load_state_dict(fitting, strict=False)
+    fresh = sorted({".".join(name.split(".")[:2]) for name in own if name not in fitting})
+    log.info("pretrained: %d tensors from %s; fresh: %s", len(fitting), folder, ", ".join(fresh) or "none")
     return model
 
 

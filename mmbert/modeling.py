@@ -18,6 +18,7 @@ from mmbert.errors import DataError, UsageError, quote
 from mmbert.fusion import build_fusion
 from mmbert.layers import FusionLayer
 from mmbert.objectives import EncodedBatch, ObjectiveOutput, build_objectives
+from mmbert.tasks import Task, build_task
 from mmbert.tokens import Fused, Tokens
 
 
@@ -167,6 +168,11 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         self.post_init()
 
     @property
+    def heads(self) -> nn.Module:
+        """What stands on the fused tokens."""
+        return self.objectives
+
+    @property
     def scorer(self) -> str:
         """The cheapest objective that can rank images and captions: itc, else itm."""
         return "itc" if "itc" in self.objectives else "itm"
@@ -188,6 +194,35 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         outputs = {name: objective(encoded) for name, objective in self.objectives.items()}
         loss = torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
         return PreTrainingOutput(loss=loss, objectives=outputs)
+
+
+class MMBertForTask(MMBertPreTrainedModel):
+    """An `MMBertModel` with the head of the task that `config.task` names; `config.labels` are what it chooses from."""
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        self.mmbert = MMBertModel(config)
+        self.task: Task = build_task(config)
+        self.post_init()
+
+    @property
+    def heads(self) -> nn.Module:
+        """What stands on the fused tokens."""
+        return self.task
+
+    def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
+        """Computes the loss of one batch.
+
+        Args:
+            batch: See `mmbert.data.labelled_samples.CollateLabelled` for its keys.
+            generator: Not used; a task draws nothing.
+        """
+        output = self.task(EncodedBatch(self.mmbert, batch))
+        return PreTrainingOutput(loss=output.loss, objectives={str(self.config.task): output})
+
+
+HeadedModel = MMBertForPreTraining | MMBertForTask
+"""What can be trained."""
 
 
 def _projection(width: int, hidden_size: int) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 
 from mmbert.cli import main
 from mmbert.training import run as run_folder
-from mmbert.training.pretraining import PretrainingModule
+from mmbert.training.module import TrainingModule
 
 ROOT = Path(__file__).parents[1]
 # 64 training pairs in batches of 16: 4 steps an epoch, 3 epochs.
@@ -43,15 +43,15 @@ def killed(run: Callable[[], None], *, after_batch: int, hook: str = "on_train_b
 
     def target() -> None:
         torch.set_num_threads(1)
-        original, seen = getattr(PretrainingModule, hook), [0]
+        original, seen = getattr(TrainingModule, hook), [0]
 
-        def dying(self: PretrainingModule, *arguments: object) -> None:
+        def dying(self: TrainingModule, *arguments: object) -> None:
             original(self, *arguments)
             seen[0] += 1
             if seen[0] == after_batch:
                 os._exit(9)
 
-        setattr(PretrainingModule, hook, dying)
+        setattr(TrainingModule, hook, dying)
         run()
 
     process = multiprocessing.get_context("fork").Process(target=target)

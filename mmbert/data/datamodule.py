@@ -1,8 +1,10 @@
-"""`PairsDataModule`: annotation files to training, validation and test batches."""
+"""Annotation files to training, validation and test batches: of pairs for pretraining, labelled ones for a task."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -10,14 +12,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmbert.data.examples import Example, read_examples
+from mmbert.data.labelled import LabelledExample, read_labelled
+from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
 from mmbert.data.masking import Masking
-from mmbert.data.pairs import Augmentation, Collate, Pairs
+from mmbert.data.pairs import Collate, Pairs
+from mmbert.data.samples import Augmentation, Samples
 from mmbert.data.sampling import TrainBatches, TrainLoader
 from mmbert.distributed import rank, world_size
-from mmbert.errors import UsageError
+from mmbert.errors import DataError, UsageError
 from mmbert.processing import MMBertProcessor
 from mmbert.randomness import permutation
 from mmbert.signals import StopSignals
+from mmbert.tasks import Priors, task_class
 
 log = logging.getLogger("mmbert")
 
@@ -27,22 +33,37 @@ class DataOptions:
     """Where the pairs are and how they are read."""
 
     format: str = "coco"
-    """Format of the annotations: a name in `mmbert.data.readers.FORMATS` (coco, karpathy, jsonl, csv)."""
+    """Format of the annotations: a name in `mmbert.data.readers.FORMATS` (coco, karpathy, jsonl, csv); for a task one
+    in `mmbert.data.labelled.LABELLED_FORMATS` (vqav2, easy_vqa, jsonl, nlvr, nlvr2)."""
     annotations: str | dict[str, str] = ""
     """One file that tells the splits itself, or a file for each: {train: ..., val: ..., test: ...}. Every split whose
     name starts with "test" is tested and reported under its own name."""
-    images: str = ""
-    """Folder that the annotations' picture paths start from."""
-    image_key: str = "image"
-    """Field of a JSONL or CSV record with the picture's path."""
+    images: str | dict[str, str] = ""
+    """Folder that the annotations' picture paths start from, or one for each split. Empty: the texts of a task stand
+    alone."""
+    image_key: str | list[str] = "image"
+    """Field of a JSONL or CSV record with the picture's path; for a task fields, where a text has several pictures."""
     caption_key: str | list[str] = "caption"
     """Field or fields with the caption (a string or a list of strings); every text that is not empty counts."""
     split_key: str | None = None
     """Field that tells the split of a JSONL or CSV record."""
     split_values: dict[str, list[str]] | None = None
     """Values of `split_key` that make up a split, {val: [...], test: [...]}; the others are for training."""
+    text_key: str = "text"
+    """Field of a task's JSONL record with the text."""
+    label_key: str = "label"
+    """Field of a task's JSONL record with the label."""
+    id_key: str | None = None
+    """Field of a task's JSONL record that names it in predictions. None: its number in the file."""
+    questions: dict[str, str] | None = None
+    """Question files of vqav2, one for each split."""
+    image_names: str | dict[str, str] = ""
+    """How an image_id becomes a file name: a template, COCO_val2014_{:012d}.jpg, or a JSON file with COCO's list of
+    images; one for all or one for each split. For a task's JSONL what the field's value is put into, {}.jpg."""
+    min_answer_count: int = 9
+    """Training questions that an answer must be the commonest one of to be in the vocabulary of VQA."""
     tokenizer: str | None = None
-    """Tokenizer: a name on the hub or a folder. None: that of `model.text_pretrained`."""
+    """Tokenizer: a name on the hub or a folder. None: that of `model.pretrained` or `model.text_pretrained`."""
     max_text_length: int = 64
     """Longer texts are cut, in tokens incl. [CLS] and [SEP]."""
     mlm_probability: float = 0.15
@@ -67,44 +88,63 @@ class DataOptions:
     max_bad_fraction: float = 0.01
     """Fraction of a split's pairs that may be skipped."""
     val_size: int | None = 1000
-    """At most so many images validate, a fixed sample, with their first caption; None = all."""
+    """At most so many images, with their first caption, or examples of a task validate, a fixed sample; None = all."""
     test_captions: int = 1
     """Captions of each image that masked words and matching are tested on, at most; retrieval takes the first."""
 
 
-class PairsDataModule(L.LightningDataModule):
-    """Reads the annotations on construction, so that a mistake in them is told before anything else happens."""
+class SplitsDataModule(L.LightningDataModule):
+    """Training, validation and test splits as loaders; a subclass says what a sample is (`_samples`, `collate`).
 
-    def __init__(self, options: DataOptions, processor: MMBertProcessor, *, seed: int):
+    Args:
+        options: Where the data is.
+        examples: split -> what a reader found.
+        processor: Tokenizer and picture settings.
+        seed: The run's seed.
+
+    Raises:
+        UsageError: No training split, or one that fills no batch.
+    """
+
+    collate: Callable[[list[Any]], dict[str, Any]]
+
+    def __init__(
+        self, options: DataOptions, examples: Mapping[str, Sequence[Any]], processor: MMBertProcessor, *, seed: int
+    ):
         super().__init__()
-        _check(options)
-        self.options, self.processor, self.seed = options, processor, seed
+        self.options, self.examples, self.processor, self.seed = options, examples, processor, seed
         self.position: dict[str, int] | None = None
         """Where the training loader starts, as `TrainLoader.state_dict` tells it; None: at the beginning."""
-        keys = {}
-        if options.format in ("jsonl", "csv"):
-            names = ("image_key", "caption_key", "split_key", "split_values")
-            keys = {name: getattr(options, name) for name in names}
-        self.examples = read_examples(options.format, options.annotations, options.images, **keys)
-        if not self.examples.get("train"):
-            raise UsageError(
-                f"data.annotations={options.annotations!r} has no split 'train', only {sorted(self.examples)}."
-            )
-        tokenizer = processor.tokenizer
-        special = frozenset(int(i) for i in tokenizer.all_special_ids)
-        ordinary = np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
-        self.masking = Masking(
-            mask_token_id=int(tokenizer.mask_token_id),  # pyright: ignore[reportArgumentType]
-            ordinary_ids=ordinary,
-            special_ids=special,
-            probability=options.mlm_probability,
-            whole_word=options.whole_word,
-        )
-        self.train_pairs = self._pairs("train", Augmentation(options.crop, options.flip))
+        if not examples.get("train"):
+            raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
+        self.train_pairs = self._samples(examples["train"], Augmentation(options.crop, options.flip))
         self._refuse_oversized_batch()
-        self.val_pairs = self._pairs("val", None, options.val_size) if self.examples.get("val") else None
-        self.test_splits = sorted(name for name in self.examples if name.startswith("test"))
-        self.test_pairs = {name: self._pairs(name, None, captions=options.test_captions) for name in self.test_splits}
+        self.val_pairs = self._samples(self._some(examples["val"], "val")) if examples.get("val") else None
+        self.test_splits = sorted(name for name in examples if name.startswith("test"))
+        self.test_pairs = {name: self._samples(self._tested(examples[name])) for name in self.test_splits}
+
+    def _samples(self, examples: Sequence[Any], augmentation: Augmentation | None = None) -> Samples:
+        """The samples of a split, for evaluation where there is no augmentation."""
+        raise NotImplementedError
+
+    def _tested(self, examples: Sequence[Any]) -> Sequence[Any]:
+        """What of a test split is tested."""
+        return examples
+
+    def _some(self, examples: Sequence[Any], split: str) -> Sequence[Any]:
+        size = self.options.val_size
+        if size is None or size >= len(examples):
+            return examples
+        return [examples[i] for i in sorted(permutation(self.seed, f"sample {split}", 0, len(examples))[:size])]
+
+    def shown_texts(self, chosen: Sequence[int]) -> list[str]:
+        """The texts of training samples in the first epoch."""
+        raise NotImplementedError
+
+    @property
+    def skip_bad(self) -> bool:
+        """Whether pictures that can't be read are left out."""
+        return self.options.on_bad_sample == "skip"
 
     def _refuse_oversized_batch(self) -> None:
         if self.steps_per_epoch() == 0:
@@ -113,22 +153,6 @@ class PairsDataModule(L.LightningDataModule):
                 f"data.batch_size={self.options.batch_size} times {processes} processes is more than the "
                 f"{pairs} training pairs; choose at most {pairs // processes}."
             )
-
-    def _pairs(
-        self, split: str, augmentation: Augmentation | None, size: int | None = None, *, captions: int = 1
-    ) -> Pairs:
-        examples: Sequence[Example] = self.examples[split]
-        if size is not None and size < len(examples):
-            chosen = sorted(permutation(self.seed, f"sample {split}", 0, len(examples))[:size])
-            examples = [examples[i] for i in chosen]
-        if captions > 1:  # evaluation shows the first caption, so each goes first once
-            examples = [
-                replace(e, captions=e.captions[i:] + e.captions[:i])
-                for e in examples
-                for i in range(min(captions, len(e.captions)))
-            ]
-        skip = self.options.on_bad_sample == "skip"
-        return Pairs(examples, self.processor, self.masking, seed=self.seed, augmentation=augmentation, skip_bad=skip)
 
     def steps_per_epoch(self) -> int:
         """Training batches an epoch, for each process."""
@@ -140,11 +164,9 @@ class PairsDataModule(L.LightningDataModule):
         return {"train": len(self.train_pairs), **val, **{k: len(v) for k, v in self.test_pairs.items()}}
 
     def cut_share(self, *, at_most: int = 1000) -> float:
-        """Fraction of training captions that `max_text_length` cuts, from a fixed sample of one caption an image."""
-        pairs = self.train_pairs
-        chosen = permutation(self.seed, "cut captions", 0, len(pairs))[:at_most]
-        numbers = pairs.caption_numbers(0)
-        return self.processor.cut_share([pairs.examples[i].captions[numbers[i]] for i in chosen])
+        """Fraction of training texts that `max_text_length` cuts, from a fixed sample."""
+        chosen = permutation(self.seed, "cut captions", 0, len(self.train_pairs))[:at_most]
+        return self.processor.cut_share(self.shown_texts(chosen.tolist()))
 
     def train_dataloader(self) -> DataLoader:
         """Batches in the order of (seed, epoch).
@@ -170,14 +192,14 @@ class PairsDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader | list:
-        """The fixed validation pairs; none if there is no split "val"."""
+        """The fixed validation samples; none if there is no split "val"."""
         return [] if self.val_pairs is None else self._evaluation(self.val_pairs)
 
     def test_dataloader(self) -> list[DataLoader]:
         """One loader for each split in `test_splits`."""
         return [self._evaluation(pairs) for pairs in self.test_pairs.values()]
 
-    def _evaluation(self, pairs: Pairs) -> DataLoader:
+    def _evaluation(self, pairs: Samples) -> DataLoader:
         by_length = np.argsort(pairs.text_lengths(0), kind="stable")
         # A process without a pair of its own would leave the others waiting: it repeats one, which counts once.
         by_length = by_length[rank() % len(by_length) :: world_size()].tolist()
@@ -185,14 +207,13 @@ class PairsDataModule(L.LightningDataModule):
         return self._loader(pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)])
 
     def _loader(
-        self, pairs: Pairs, *, batch_sampler: TrainBatches | list[list[int]], kind: type[DataLoader] = DataLoader
+        self, pairs: Samples, *, batch_sampler: TrainBatches | list[list[int]], kind: type[DataLoader] = DataLoader
     ) -> DataLoader:
-        workers = self.options.num_workers
         return kind(
             pairs,
             batch_sampler=batch_sampler,
-            num_workers=workers,
-            collate_fn=Collate(self.processor.pad_token_id),
+            num_workers=self.options.num_workers,
+            collate_fn=self.collate,
             worker_init_fn=StopSignals.for_loader(),
             persistent_workers=False,
             pin_memory=False,
@@ -206,8 +227,136 @@ class PairsDataModule(L.LightningDataModule):
         return batch
 
 
-def _check(options: DataOptions) -> None:
-    for name in ("batch_size", "eval_batch_size", "length_pool", "test_captions"):
+class PairsDataModule(SplitsDataModule):
+    """Image-caption pairs; reads the annotations on construction, so that a mistake is told before anything happens."""
+
+    train_pairs: Pairs
+    val_pairs: Pairs | None
+    test_pairs: dict[str, Pairs]
+
+    def __init__(self, options: DataOptions, processor: MMBertProcessor, *, seed: int):
+        _check(options)
+        keys: dict[str, Any] = {}
+        if options.format in ("jsonl", "csv"):
+            names = ("image_key", "caption_key", "split_key", "split_values")
+            keys = {name: getattr(options, name) for name in names}
+        examples = read_examples(options.format, options.annotations, options.images, **keys)
+        tokenizer = processor.tokenizer
+        special = frozenset(int(i) for i in tokenizer.all_special_ids)
+        ordinary = np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
+        self.masking = Masking(
+            mask_token_id=int(tokenizer.mask_token_id),  # pyright: ignore[reportArgumentType]
+            ordinary_ids=ordinary,
+            special_ids=special,
+            probability=options.mlm_probability,
+            whole_word=options.whole_word,
+        )
+        self.collate = Collate(processor.pad_token_id)
+        super().__init__(options, examples, processor, seed=seed)
+
+    def _samples(self, examples: Sequence[Example], augmentation: Augmentation | None = None) -> Pairs:
+        return Pairs(
+            examples, self.processor, self.masking, seed=self.seed, augmentation=augmentation, skip_bad=self.skip_bad
+        )
+
+    def _tested(self, examples: Sequence[Example]) -> Sequence[Example]:
+        captions = self.options.test_captions
+        if captions == 1:
+            return examples
+        return [  # evaluation shows the first caption, so each goes first once
+            replace(e, captions=e.captions[i:] + e.captions[:i])
+            for e in examples
+            for i in range(min(captions, len(e.captions)))
+        ]
+
+    def shown_texts(self, chosen: Sequence[int]) -> list[str]:
+        """The captions that images show in the first epoch."""
+        numbers = self.train_pairs.caption_numbers(0)
+        return [self.train_pairs.examples[i].captions[numbers[i]] for i in chosen]
+
+
+class LabelledDataModule(SplitsDataModule):
+    """Labelled texts with their pictures, for the task that has these labels.
+
+    Args:
+        options: Where the data is.
+        examples: What `read_task_data` gave.
+        labels: What the task chooses from.
+        task: A name in `mmbert.tasks.TASKS`.
+        processor: Tokenizer and picture settings.
+        seed: The run's seed.
+    """
+
+    train_pairs: LabelledSamples
+    val_pairs: LabelledSamples | None
+    test_pairs: dict[str, LabelledSamples]
+
+    def __init__(
+        self,
+        options: DataOptions,
+        examples: Mapping[str, Sequence[LabelledExample]],
+        labels: Sequence[str],
+        processor: MMBertProcessor,
+        *,
+        task: str,
+        seed: int,
+    ):
+        self.task, self._number = task_class(task), {label: i for i, label in enumerate(labels)}
+        self.collate = CollateLabelled(processor.pad_token_id, len(labels))
+        usable = [e for e in examples["train"] if self.task.scores(e.answers, self._number)]
+        if len(usable) < len(examples["train"]):
+            log.info("%d of %d training examples have no answer in the vocabulary of %d and are left out",
+                     len(examples["train"]) - len(usable), len(examples["train"]), len(labels))  # fmt: skip
+        super().__init__(options, {**examples, "train": usable}, processor, seed=seed)
+
+    def _samples(
+        self, examples: Sequence[LabelledExample], augmentation: Augmentation | None = None
+    ) -> LabelledSamples:
+        scores = [self.task.scores(e.answers, self._number) for e in examples]
+        return LabelledSamples(
+            examples, scores, self.processor, seed=self.seed, augmentation=augmentation, skip_bad=self.skip_bad
+        )
+
+    def shown_texts(self, chosen: Sequence[int]) -> list[str]:
+        """The texts of training examples."""
+        return [self.train_pairs.examples[i].text for i in chosen]
+
+    @cached_property
+    def priors(self) -> Priors:
+        """What the training examples say without looking."""
+        return self.task.priors(self.train_pairs.examples, self.train_pairs.scores)
+
+
+def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[LabelledExample]], list[str]]:
+    """Reads a task's examples, and the labels that their training split gives.
+
+    Raises:
+        DataError: Something is wrong with the files, or an example has no answer or another number of pictures.
+        UsageError: Options that can't be meant.
+    """
+    _check(options, needed=("annotations",) if options.format != "easy_vqa" else ())
+    keys: dict[str, Any] = {}
+    if options.format == "jsonl":
+        names = ("image_key", "text_key", "label_key", "id_key", "split_key", "split_values")
+        keys = {name: getattr(options, name) for name in names}
+    examples = read_labelled(
+        options.format, options.annotations, options.images, questions=options.questions or "",
+        image_names=options.image_names, **keys,
+    )  # fmt: skip
+    if not examples.get("train"):
+        raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
+    pictures = len(examples["train"][0].images)
+    for listed in examples.values():
+        for example in listed:
+            if not example.answers:
+                raise DataError(example.place, "no answer", "one: `mmbert predict` is for examples without")
+            if len(example.images) != pictures:
+                raise DataError(example.place, f"{len(example.images)} pictures", f"{pictures}, as the first example")
+    return examples, task_class(task).labels_of(examples["train"], min_count=options.min_answer_count)
+
+
+def _check(options: DataOptions, *, needed: Sequence[str] = ("annotations", "images")) -> None:
+    for name in ("batch_size", "eval_batch_size", "length_pool", "test_captions", "min_answer_count"):
         if getattr(options, name) < 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: must be 1 or more.")
     if options.num_workers < 0:
@@ -221,6 +370,6 @@ def _check(options: DataOptions) -> None:
     for name in ("mlm_probability", "crop"):
         if not 0 < getattr(options, name) <= 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: a fraction above 0, up to 1.")
-    for name in ("annotations", "images"):
+    for name in needed:
         if not getattr(options, name):
             raise UsageError(f"data.{name} is missing: say where the data is, see configs/ for examples.")

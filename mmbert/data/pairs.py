@@ -1,37 +1,22 @@
 """Examples to samples to batches: caption choice, masks and augmentation follow from (seed, epoch, sample)."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as transforms
 
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
-from mmbert.data.sampling import Index
-from mmbert.errors import DataError
+from mmbert.data.samples import Augmentation, Samples, Skipped, told
 from mmbert.processing import MMBertProcessor, pad
 from mmbert.randomness import mix, numpy_generator, permutation
 from mmbert.tokens import IGNORE_INDEX, NO_TEXT
 
-STAND_INS = 100  # tries to find a picture that can be read
 NO_PICTURE = torch.zeros(0, dtype=torch.uint8)
-SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-
-
-class Augmentation(NamedTuple):
-    """Random changes to training pictures."""
-
-    crop: float = 1.0
-    """Smallest fraction of the area that a random crop keeps; 1 = no crop."""
-    flip: bool = False
-    """Mirrors half of the pictures, never one whose caption says left or right."""
 
 
 class Sample(NamedTuple):
@@ -47,7 +32,7 @@ class Sample(NamedTuple):
     text_key: int
     image_text_keys: tuple[int, ...]
     asked: int = -1  # position that was asked for; another than `index` where this sample stands in for it
-    skipped: tuple[tuple[int, str], ...] = ()  # what it stands in for, and what was tried before: position and why
+    skipped: Skipped = ()  # what it stands in for, and what was tried before: position and why
 
 
 def text_key(text: str) -> int:
@@ -56,19 +41,22 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 
-class Pairs(Dataset[Sample]):
+class Pairs(Samples):
     """Image-caption pairs of one split.
+
+    For evaluation (without augmentation) each image shows its first caption, the same masks in every epoch, and a wrong
+    picture (see `wrong_pictures`).
 
     Args:
         examples: What a reader found.
         processor: Tokenizer and picture settings.
         masking: The MLM rule.
         seed: The run's seed.
-        augmentation: Changes to the pictures; None for evaluation, which takes the first caption of each image, the
-            same masks in every epoch, and adds a wrong picture (see `wrong_pictures`).
-        skip_bad: Pictures that can't be read are left out rather than raised: in training another sample, a function of
-            (seed, epoch, sample), takes the place; in evaluation the pair is left out. `Sample.skipped` tells.
+        augmentation: See `Samples`.
+        skip_bad: See `Samples`.
     """
+
+    examples: Sequence[Example]
 
     def __init__(
         self,
@@ -80,15 +68,12 @@ class Pairs(Dataset[Sample]):
         augmentation: Augmentation | None,
         skip_bad: bool = False,
     ):
-        self.examples, self.processor, self.masking, self.seed = examples, processor, masking, seed
-        self.augmentation, self.skip_bad = augmentation, skip_bad
+        super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_bad=skip_bad)
+        self.masking = masking
         self.captions_each = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [text_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
         self.wrong = None if augmentation is not None else wrong_pictures(self.text_keys, self.image_keys, seed)
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def image_sample(self, size: int) -> frozenset[int]:
         """At most `size` positions, of different images, each with its first caption: a fixed random sample."""
@@ -108,43 +93,19 @@ class Pairs(Dataset[Sample]):
         shown = self.caption_numbers(epoch)
         return np.array([len(e.captions[i]) for e, i in zip(self.examples, shown, strict=True)])
 
-    def __getitem__(self, index: Index | int) -> Sample:
-        """One sample; with `skip_bad` maybe another one, or in evaluation one without pictures.
-
-        Raises:
-            BadImageError: A picture that can't be read, unless `skip_bad`; or hardly any that can.
-        """
-        epoch, first = index if isinstance(index, tuple) else (0, index)
-        skipped: list[tuple[int, str]] = []
-        i = first
-        while True:
-            try:
-                return self._sample(epoch, i)._replace(asked=first, skipped=tuple(skipped))
-            except BadImageError as error:
-                if not self.skip_bad or len(skipped) == STAND_INS:
-                    raise
-                skipped.append((i, error.reason))
-                if self.augmentation is None:
-                    return Sample(i, [], [], [], NO_PICTURE, None, 0, 0, (), first, tuple(skipped))
-                i = int(mix(self.seed, "stand-in", epoch, first, len(skipped)) % np.uint64(len(self)))
-            except DataError:
-                raise
-            except Exception as error:  # a mistake of ours or of a library: say at least where; survives the loader
-                place, image = self.examples[i].place, self.examples[i].image
-                error.add_note(f"mmbert: in sample {i} of epoch {epoch}: {place}, {image}")
-                raise
+    def _left_out(self, i: int) -> Sample:
+        return Sample(i, [], [], [], NO_PICTURE, None, 0, 0, ())
 
     def _sample(self, epoch: int, i: int) -> Sample:
         example = self.examples[i]
         number = self._caption_number(epoch, i)
         caption = example.captions[number]
-        training = self.augmentation is not None
-        purpose = "train" if training else "evaluate"
+        purpose = "evaluate" if self.augmentation is None else "train"
         ids = self.processor.encode(caption)
         pieces = self.processor.tokenizer.convert_ids_to_tokens(ids)
         continues = [str(piece).startswith("##") for piece in pieces]
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
-        picture = self.processor.picture(example.image) if not training else self._augmented(epoch, i, caption)
+        picture = self._picture(epoch, i, example.image, caption)
         wrong = None if self.wrong is None else self._wrong_picture(i, picture)
         return Sample(
             i,
@@ -171,24 +132,6 @@ class Pairs(Dataset[Sample]):
         if self.augmentation is None:
             return 0
         return (int(mix(self.seed, "caption", i)) + epoch) % (1 << 64) % int(self.captions_each[i])
-
-    def _augmented(self, epoch: int, i: int, caption: str) -> Tensor:
-        settings, augmentation = self.processor.pictures, self.augmentation
-        assert augmentation is not None
-        if augmentation == Augmentation():
-            return self.processor.picture(self.examples[i].image)
-        rng = numpy_generator(self.seed, "augment", epoch, i)
-        picture = self.processor.load(self.examples[i].image)
-        if augmentation.crop < 1:
-            height, width = picture.shape[-2:]
-            side = rng.uniform(augmentation.crop, 1) ** 0.5
-            h, w = max(1, round(height * side)), max(1, round(width * side))
-            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            picture = picture[:, top : top + h, left : left + w]
-        picture = settings.resize(picture)
-        if augmentation.flip and rng.random() < 0.5 and not SIDES.search(caption):
-            picture = transforms.horizontal_flip(picture)
-        return picture
 
 
 def wrong_pictures(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int], seed: int) -> np.ndarray:
@@ -238,7 +181,7 @@ class Collate:
         skipped = [entry for sample in samples for entry in sample.skipped]
         samples = [sample for sample in samples if sample.input_ids]
         if not samples:
-            return {"index": torch.zeros(0, dtype=torch.int64), **_told(skipped)}
+            return {"index": torch.zeros(0, dtype=torch.int64), **told(skipped)}
         input_ids, attention_mask = pad([s.input_ids for s in samples], self.pad_token_id)
         batch = {
             "index": torch.tensor([s.index for s in samples]),
@@ -255,10 +198,4 @@ class Collate:
         wrong = [s.wrong_picture for s in samples if s.wrong_picture is not None]
         if wrong:
             batch["wrong_pixel_values"] = torch.stack(wrong)
-        return batch | _told(skipped)
-
-
-def _told(skipped: list[tuple[int, str]]) -> dict[str, Any]:
-    if not skipped:
-        return {}
-    return {"skipped": torch.tensor([i for i, _ in skipped]), "skipped_why": [why for _, why in skipped]}
+        return batch | told(skipped)

@@ -45,4 +45,5 @@ def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
         built[name] = OBJECTIVES[name](config, **options)
     if not built:
         raise UsageError(f"objectives={config.objectives}: at least one needs a weight above 0.")
-    return built
+    # In the table's order: a saved configuration has its own, and sums in another order differ in their last bit.
+    return {name: built[name] for name in OBJECTIVES if name in built}

@@ -7,10 +7,16 @@ from typing import Any, NamedTuple
 import lightning as L
 
 from mmbert.configuration import KEYS, MMBertConfig
-from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.data.datamodule import (
+    DataOptions,
+    LabelledDataModule,
+    PairsDataModule,
+    SplitsDataModule,
+    read_task_data,
+)
 from mmbert.errors import UsageError
-from mmbert.initialization import ModelOptions, build_model
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.initialization import ModelOptions, build_model, saved_config
+from mmbert.modeling import HeadedModel
 from mmbert.processing import MMBertProcessor, PictureSettings, load_tokenizer
 from mmbert.training.optim import OptimOptions
 
@@ -18,16 +24,16 @@ from mmbert.training.optim import OptimOptions
 class Parts(NamedTuple):
     """What a run is made of."""
 
-    model: MMBertForPreTraining
+    model: HeadedModel
     processor: MMBertProcessor
-    data: PairsDataModule
+    data: SplitsDataModule
 
 
 def assemble(model_options: ModelOptions, data_options: DataOptions, optim: OptimOptions, *, seed: int) -> Parts:
     """Builds tokenizer, model and data so that they fit each other.
 
     From scratch the model takes its vocabulary from the tokenizer; a pretrained text encoder brings its own, and the
-    tokenizer must not go beyond it.
+    tokenizer must not go beyond it. The labels of a task come from its training data.
 
     Raises:
         UsageError: Options that can't be meant.
@@ -35,29 +41,34 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     """
     optim.check()
     MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
-    source = data_options.tokenizer or model_options.text_pretrained
-    if source is None:
-        raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
-    tokenizer = load_tokenizer(source)
-    if model_options.text_pretrained is None:
-        model_options.vocab_size = len(tokenizer)
-        model_options.pad_token_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+    tokenizer = _tokenizer(model_options, data_options)
+    task, examples, labels = model_options.task, {}, []
+    if task is not None:
+        examples, labels = read_task_data(data_options, task)
+    pictures = len(examples["train"][0].images) if examples else 1
     L.seed_everything(seed, verbose=False)
-    model = build_model(model_options)
+    model = build_model(model_options, labels=labels, pictures=pictures)
     config = model.config
     if len(tokenizer) > config.vocab_size:
         raise UsageError(
-            f"data.tokenizer='{source}' has {len(tokenizer)} entries, but the text encoder embeds {config.vocab_size}; "
-            "use the tokenizer that belongs to it."
+            f"data.tokenizer='{tokenizer.name_or_path}' has {len(tokenizer)} entries, but the text encoder embeds "
+            f"{config.vocab_size}; use the tokenizer that belongs to it."
         )
     if data_options.max_text_length > config.max_position_embeddings:
         raise UsageError(
             f"data.max_text_length={data_options.max_text_length} is more than "
             f"model.max_position_embeddings={config.max_position_embeddings}."
         )
-    settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, config.image_size)
+    if model_options.pretrained is None:
+        settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, config.image_size)
+    else:
+        settings = MMBertProcessor.from_pretrained(model_options.pretrained).pictures
     processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
-    data = PairsDataModule(data_options, processor, seed=seed)
+    data: SplitsDataModule
+    if task is None:
+        data = PairsDataModule(data_options, processor, seed=seed)
+    else:
+        data = LabelledDataModule(data_options, examples, labels, processor, task=task, seed=seed)
     model.mmbert.text_encoder.freeze(optim.freeze_text)
     model.mmbert.image_encoder.freeze(optim.freeze_image)
     if optim.activation_checkpointing:
@@ -67,9 +78,24 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     return Parts(model, processor, data)
 
 
+def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
+    """The tokenizer that the options name; a model from scratch takes its vocabulary from it."""
+    source = data.tokenizer or model.pretrained or model.text_pretrained
+    if source is None:
+        raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
+    if source == model.pretrained:
+        saved_config(source)  # a mistyped folder is no tokenizer of the hub
+    tokenizer = load_tokenizer(source)
+    if model.pretrained is None and model.text_pretrained is None:
+        model.vocab_size = len(tokenizer)
+        model.pad_token_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+    return tokenizer
+
+
 FREE = {  # may change when a run is resumed: they change no number, or only what is reported
     "data.annotations", "data.images", "data.tokenizer", "data.num_workers", "data.eval_batch_size", "data.val_size",
-    "data.test_captions", "data.max_bad_fraction", "optim.activation_checkpointing", "optim.compile",
+    "data.test_captions", "data.max_bad_fraction", "data.questions", "data.image_names",
+    "optim.activation_checkpointing", "optim.compile",
 }  # fmt: skip
 
 
@@ -82,7 +108,7 @@ def tokenizer_sum(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
+def run_identity(config: Any, data: SplitsDataModule) -> dict[str, Any]:
     """What makes a run the same run: options that change its numbers, and the training pairs themselves.
 
     Args:
@@ -96,7 +122,7 @@ def run_identity(config: Any, data: PairsDataModule) -> dict[str, Any]:
     flat = {f"{s}.{k}": v for s, options in sections.items() for k, v in options.items() if f"{s}.{k}" not in FREE}
     total = hashlib.sha256()
     for example in data.examples["train"]:
-        total.update("\0".join([example.image.name, *example.captions, ""]).encode("utf-8", "surrogatepass"))
+        total.update("\0".join([*example.contents, ""]).encode("utf-8", "surrogatepass"))
     length = ("accumulate_grad_batches", "max_epochs", "max_steps", "precision")
     trainer = {f"trainer.{k}": config.trainer[k] for k in length}
     return {

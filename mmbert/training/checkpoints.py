@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ _CHUNK = 1 << 20
 class CheckpointOptions:
     """What is kept of a run, and how often."""
 
-    monitor: str = "val/itm_auroc"
-    """The validation result that chooses the best checkpoint."""
+    monitor: str | None = None
+    """The validation result that chooses the best checkpoint. None: the task's accuracy; in pretraining ITM's AUROC,
+    without ITM what comes first of R@1 and the accuracy on masked words."""
     mode: str = "max"
     """Whether more (max) or less (min) of it is better."""
     every_n_steps: int | None = None
@@ -48,6 +50,12 @@ class CheckpointOptions:
             raise UsageError(f"checkpoint.every_n_steps={self.every_n_steps}: must be 1 or more.")
         if self.every_seconds < 0:
             raise UsageError(f"checkpoint.every_seconds={self.every_seconds}: must be 0 or more.")
+
+
+def best_watched(known: Sequence[str]) -> str:
+    """The result that chooses the best checkpoint where nothing is asked for."""
+    preferred = ("val/itm_auroc", "val/text_to_image/R@1", "val/mlm_accuracy")
+    return next((name for name in preferred if name in known), known[0] if known else "")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -292,7 +300,7 @@ class RunCheckpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the checkpoint with the best validation result."""
         self._in_validation = False
-        value = trainer.callback_metrics.get(self.options.monitor)
+        value = trainer.callback_metrics.get(str(self.options.monitor))
         if trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
             return
         score = float(value)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmbert.errors import UsageError
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.modeling import HeadedModel
 
 
 @dataclass(kw_only=True)
@@ -25,7 +25,7 @@ class OptimOptions:
     fusion_lr_factor: float = 1.0
     """Factor on `lr` for the fusion part and the projections into it."""
     head_lr_factor: float = 1.0
-    """Factor on `lr` for the objectives' heads."""
+    """Factor on `lr` for the heads of objectives or task."""
     weight_decay: float = 0.01
     """Decoupled weight decay; none on biases, norms and other vectors."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -67,13 +67,13 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 
 }
 
 
-def parameter_groups(model: MMBertForPreTraining, options: OptimOptions) -> list[dict]:
+def parameter_groups(model: HeadedModel, options: OptimOptions) -> list[dict]:
     """Puts every trainable parameter into exactly one group: its part's learning rate, decayed or not."""
     parts: dict[str, tuple[nn.Module, ...]] = {
         "text": (model.mmbert.text_encoder,),
         "image": (model.mmbert.image_encoder,),
         "fusion": (model.mmbert.fusion, model.mmbert.text_projection, model.mmbert.image_projection),
-        "head": (model.objectives,),
+        "head": (model.heads,),
     }
     groups = []
     for part, modules in parts.items():
@@ -89,9 +89,7 @@ def parameter_groups(model: MMBertForPreTraining, options: OptimOptions) -> list
     return groups
 
 
-def build_optimizer(
-    model: MMBertForPreTraining, options: OptimOptions, total_steps: int, *, fused: bool = True
-) -> tuple:
+def build_optimizer(model: HeadedModel, options: OptimOptions, total_steps: int, *, fused: bool = True) -> tuple:
     """AdamW and its schedule over `total_steps` optimizer steps."""
     optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=options.betas, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))

@@ -10,7 +10,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,13 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     return file
 
 
+def write_predictions(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes what a model says of every example of a split, one row each, as VQA's server takes it."""
+    numbers = [row["question_id"] for row in rows]
+    assert len(set(numbers)) == len(numbers), "an example was predicted twice"
+    file.write_text(json.dumps(rows, indent=0) + "\n")
+
+
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """(optimizer step, value) of everything in the run's metrics.csv."""
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -112,6 +119,7 @@ def plot_curves(folder: Path) -> Path | None:
         "validation loss": [n for n in curves if n.startswith("val/") and n.endswith("loss")],
         "matching (chance 0.5)": [n for n in curves if n in ("val/itm_accuracy", "val/itm_auroc")],
         "masked words": [n for n in curves if n.startswith("val/mlm_") and "loss" not in n],
+        "task": [n for n in curves if re.fullmatch(r"val/(?!mlm|itm)\w+_accuracy(_blank|_shuffled)?", n)],
         "retrieval": [n for n in curves if n.startswith("val/") and n.rsplit("/", 1)[-1] in ("R@1", "R@5", "R@10")],
     }
     panels = {title: names for title, names in panels.items() if names}

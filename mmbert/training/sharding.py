@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from mmbert.errors import UsageError
 from mmbert.layers import FusionLayer
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.modeling import HeadedModel
 
 
 def fsdp_strategy(devices: Any, nodes: int) -> ModelParallelStrategy:
@@ -26,7 +26,7 @@ def fsdp_strategy(devices: Any, nodes: int) -> ModelParallelStrategy:
     return ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-def shard(model: MMBertForPreTraining, mesh: DeviceMesh) -> None:
+def shard(model: HeadedModel, mesh: DeviceMesh) -> None:
     """Shards every transformer layer by itself, and the rest (embeddings, heads) with the whole."""
     if isinstance(model, FSDPModule):
         return
@@ -38,13 +38,13 @@ def shard(model: MMBertForPreTraining, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def gather_shards(model: MMBertForPreTraining) -> None:
+def gather_shards(model: HeadedModel) -> None:
     """Puts together what does not belong to a layer, for an evaluation that calls parts of the model by themselves."""
     if isinstance(model, FSDPModule):
         model.unshard()
 
 
-def spread_shards(model: MMBertForPreTraining) -> None:
+def spread_shards(model: HeadedModel) -> None:
     """The other way round, after the evaluation."""
     if isinstance(model, FSDPModule):
         model.reshard()

@@ -69,12 +69,12 @@ def test_loss_is_a_finite_scalar(objective: str) -> None:
 
 
 def memorise(objectives: dict, steps: int, **overrides: object) -> tuple[MMBertForPreTraining, list[float]]:
-    """Trains on 8 pairs, each four times in the batch so that a text meets several wrong pictures a step."""
+    """Trains on 8 pairs, each eight times in the batch so that a text meets several wrong pictures a step."""
     torch.manual_seed(0)
     settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
     model = MMBertForPreTraining(tiny_config(objectives=objectives, **settings, **overrides)).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    batch = {k: v.repeat(4, *[1] * (v.ndim - 1)) for k, v in distinguishable_pairs().items()}
+    batch = {k: v.repeat(8, *[1] * (v.ndim - 1)) for k, v in distinguishable_pairs().items()}
     losses = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 4e-3 * min((step + 1) / 20, (steps - step) / (steps - 20))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mmbert.cli import main
 from mmbert.fusion import FUSIONS
@@ -14,7 +15,8 @@ from mmbert.processing import MMBertProcessor
 from mmbert.training.checkpoints import step_of
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "finetune")
+FINETUNE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs/finetune").glob("*.yaml"))
 
 
 def fit(tiny: list[str], root: Path, *more: str, config: str = "configs/quickstart.yaml") -> None:
@@ -24,6 +26,15 @@ def fit(tiny: list[str], root: Path, *more: str, config: str = "configs/quicksta
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_yaml_trains_and_validates(config: str, tiny: list[str], tmp_path: Path) -> None:
     fit(tiny, tmp_path, "--trainer.fast_dev_run=1", config=config)
+    assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("config", FINETUNE)
+def test_every_finetuning_yaml_trains_and_validates(
+    config: str, tiny_tasks: dict[str, list[str]], tmp_path: Path
+) -> None:
+    task = yaml.safe_load((ROOT / config).read_text())["model"]["task"]
+    fit(tiny_tasks[task], tmp_path, "--trainer.fast_dev_run=1", config=config)
     assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
 
 

@@ -11,7 +11,7 @@ import torch
 from interrupted import fit, results, trace, weights
 
 from mmbert.training.checkpoints import RunCheckpoints
-from mmbert.training.pretraining import PretrainingModule
+from mmbert.training.module import TrainingModule
 
 NEVER = "--checkpoint.every_n_steps=1000"
 
@@ -51,11 +51,11 @@ def whole(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PLACES = {  # where the signal strikes -> (class, hook, call, steps that are saved)
-    "in a step": (PretrainingModule, "training_step", 6, 6),
-    "in the last step of an epoch": (PretrainingModule, "training_step", 4, 4),
-    "in validation": (PretrainingModule, "validation_step", 3, 8),
+    "in a step": (TrainingModule, "training_step", 6, 6),
+    "in the last step of an epoch": (TrainingModule, "training_step", 4, 4),
+    "in validation": (TrainingModule, "validation_step", 3, 8),
     "while a checkpoint is written": (RunCheckpoints, "save", 1, 12),
-    "in the final test": (PretrainingModule, "test_step", 1, 12),
+    "in the final test": (TrainingModule, "test_step", 1, 12),
 }
 
 
@@ -90,7 +90,7 @@ def test_signal_to_the_whole_process_group_waits_for_the_loader(
     ]
     seen = struck(
         lambda: fit(tiny, tmp_path, *options),
-        by=by, owner=PretrainingModule, hook="training_step", call=6, workers_too=True,
+        by=by, owner=TrainingModule, hook="training_step", call=6, workers_too=True,
     )  # fmt: skip
     assert seen == code
     assert (tmp_path / "run/checkpoints/latest").read_text() == "step=2.ckpt\n"
@@ -98,23 +98,23 @@ def test_signal_to_the_whole_process_group_waits_for_the_loader(
 
 def test_signal_before_training_ends_at_once(tiny: list[str], tmp_path: Path) -> None:
     hook = "configure_optimizers"
-    code = struck(lambda: fit(tiny, tmp_path), by="SIGINT", owner=PretrainingModule, hook=hook, call=1)
+    code = struck(lambda: fit(tiny, tmp_path), by="SIGINT", owner=TrainingModule, hook=hook, call=1)
     assert code == 130
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
 def test_second_signal_leaves_at_once(tiny: list[str], tmp_path: Path) -> None:
-    original = PretrainingModule.training_step
+    original = TrainingModule.training_step
 
     def impatient() -> None:
-        def twice(self: PretrainingModule, *arguments: object) -> object:
+        def twice(self: TrainingModule, *arguments: object) -> object:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             return original(self, *arguments)  # pyright: ignore
 
-        PretrainingModule.training_step = twice  # pyright: ignore
+        TrainingModule.training_step = twice  # pyright: ignore
         fit(tiny, tmp_path, NEVER)
 
-    code = struck(impatient, by="SIGCONT", owner=PretrainingModule, hook="training_step", call=1)
+    code = struck(impatient, by="SIGCONT", owner=TrainingModule, hook="training_step", call=1)
     assert code == 143
     assert not list(tmp_path.glob("run/checkpoints/*"))

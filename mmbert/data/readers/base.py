@@ -27,6 +27,11 @@ class Example:
     place: str
     """Where the file says so, "FILE:RECORD", for messages."""
 
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """What makes this example another one than any other."""
+        return (self.image.name, *self.captions)
+
 
 class Problems:
     """Collects what is wrong with an annotation file, so that one run reports many mistakes.

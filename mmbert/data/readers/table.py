@@ -48,7 +48,7 @@ def read_jsonl(
         DataError: the file as a whole cannot be read.
         UsageError: the options contradict each other.
     """
-    splits = _Splits(path, split, split_key, split_values)
+    splits = Splits(path, split, split_key, split_values)
     rows = iter_json_lines(path, problems)
     return _read_rows(rows, path, images, problems, image_key, caption_key, splits)
 
@@ -84,7 +84,7 @@ def read_csv(
     """
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise UsageError(f"delimiter is {delimiter!r}; expected one character, such as ',' ';' or a tab")
-    splits = _Splits(path, split, split_key, split_values)
+    splits = Splits(path, split, split_key, split_values)
     needed = [image_key, *_key_list(caption_key), *([split_key] if split_key else [])]
     rows = _csv_rows(path, problems, needed, delimiter)
     return _read_rows(rows, path, images, problems, image_key, caption_key, splits)
@@ -97,7 +97,7 @@ def _read_rows(
     problems: Problems,
     image_key: str,
     caption_key: str | Sequence[str],
-    splits: "_Splits",
+    splits: "Splits",
 ) -> list[Example]:
     keys = _key_list(caption_key)
     unseen = dict.fromkeys(keys)
@@ -148,7 +148,7 @@ def _captions(record: dict[str, Any], keys: list[str], place: str, problems: Pro
     return tuple(captions)
 
 
-class _Splits:
+class Splits:
     """Says which split a row belongs to."""
 
     def __init__(
@@ -170,6 +170,7 @@ class _Splits:
         self.seen: set[str] = set()
 
     def of(self, record: dict[str, Any], place: str) -> str:
+        """The split of a row."""
         if self.key is None:
             return self.split
         value = field(record, self.key, str, place).strip()

@@ -1,4 +1,4 @@
-"""`PretrainingModule`: moves batches through the model, logs, and steps the optimizer. No maths of its own."""
+"""`TrainingModule`: moves batches through the model, logs, and steps the optimizer. No maths of its own."""
 
 import logging
 import math
@@ -11,14 +11,17 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.datamodule import LabelledDataModule, SplitsDataModule
+from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.data.pairs import Pairs
+from mmbert.data.samples import Samples
 from mmbert.distributed import summed, world_size
 from mmbert.errors import NotFiniteError, UsageError, quote
 from mmbert.evaluation import EvaluationOptions, PairEvaluation
-from mmbert.modeling import MMBertForPreTraining, PreTrainingOutput
+from mmbert.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
 from mmbert.objectives import ObjectiveOutput
 from mmbert.randomness import torch_generator, torch_seed
+from mmbert.task_evaluation import TaskEvaluation
 from mmbert.training.account import Skipped
 from mmbert.training.optim import OptimOptions, build_optimizer
 from mmbert.training.sharding import gather_shards, shard, spread_shards, whole
@@ -26,8 +29,8 @@ from mmbert.training.sharding import gather_shards, shard, spread_shards, whole
 log = logging.getLogger("mmbert")
 
 
-class PretrainingModule(L.LightningModule):
-    """Pretrains an `MMBertForPreTraining`.
+class TrainingModule(L.LightningModule):
+    """Pretrains an `MMBertForPreTraining`, or fine-tunes an `MMBertForTask`.
 
     Args:
         model: The model.
@@ -40,8 +43,8 @@ class PretrainingModule(L.LightningModule):
 
     def __init__(
         self,
-        model: MMBertForPreTraining,
-        data: PairsDataModule,
+        model: HeadedModel,
+        data: SplitsDataModule,
         *,
         optim: OptimOptions,
         evaluation: EvaluationOptions,
@@ -51,7 +54,9 @@ class PretrainingModule(L.LightningModule):
         super().__init__()
         self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
         self._data, self._identity = data, identity or {}
-        self._evaluations: list[PairEvaluation] = []
+        self._evaluations: list[PairEvaluation | TaskEvaluation] = []
+        self.predictions: dict[str, list[dict[str, Any]]] = {}
+        """Test split -> what a fine-tuned model says of each example."""
         self.results: dict[str, float] = {}
         self.training_seconds = 0.0
         self.skipped = Skipped(data.options.max_bad_fraction)
@@ -76,6 +81,7 @@ class PretrainingModule(L.LightningModule):
         checkpoint["mmbert"] = {
             "skipped": self.skipped.why,
             "training_seconds": self.training_seconds,
+            "labels": self.model.config.labels,
             "identity": {**self._identity, "processes": world_size()},
         }
 
@@ -181,7 +187,7 @@ class PretrainingModule(L.LightningModule):
         self._log_step(output.loss, output.objectives)
         return output.loss
 
-    def _count_skipped(self, split: str, pairs: Pairs, batch: dict[str, Any]) -> None:
+    def _count_skipped(self, split: str, pairs: Samples, batch: dict[str, Any]) -> None:
         if "skipped" not in batch:
             return
         examples = [pairs.examples[i] for i in batch["skipped"].tolist()]
@@ -240,9 +246,16 @@ class PretrainingModule(L.LightningModule):
         options = self.evaluation_options
         self._start_evaluations([*self._data.test_pairs.values()], options.test_images, options.test_scorer)
 
-    def _start_evaluations(self, splits: list[Pairs], images: int, scorer: str) -> None:
+    def _start_evaluations(self, splits: list[Samples], images: int, scorer: str) -> None:
         gather_shards(self.model)
-        self._evaluations = [PairEvaluation(self.model, pairs.image_sample(images), scorer=scorer) for pairs in splits]
+        self._evaluations = [self._evaluation(samples, images, scorer) for samples in splits]
+
+    def _evaluation(self, samples: Samples, images: int, scorer: str) -> PairEvaluation | TaskEvaluation:
+        if isinstance(self.model, MMBertForTask):
+            assert isinstance(samples, LabelledSamples) and isinstance(self._data, LabelledDataModule)
+            return TaskEvaluation(self.model, samples, self._data.priors)
+        assert isinstance(samples, Pairs)
+        return PairEvaluation(self.model, samples.image_sample(images), scorer=scorer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects results."""
@@ -268,6 +281,8 @@ class PretrainingModule(L.LightningModule):
         for name, evaluation in zip(names, self._evaluations, strict=False):
             with self.trainer.precision_plugin.forward_context():  # Lightning has it around the steps only
                 found = evaluation.metrics()
+            if isinstance(evaluation, TaskEvaluation) and name != "val":
+                self.predictions[name] = evaluation.predictions()
             metrics = {f"{name}/{key}": value for key, value in found.items()}
             self.results |= metrics  # Lightning's copy is rounded to fp32
             self.log_dict(metrics, rank_zero_only=False, sync_dist=False)

@@ -1,11 +1,12 @@
 """Questions, human answers and predictions in the format of VQAv2 (visualqa.org), read strictly."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmbert.data.readers.base import Problems
+from mmbert.data.readers.base import ImageFolder, Problems
+from mmbert.data.readers.labelled import LabelledExample, clean_text, find_pictures
 from mmbert.data.readers.strict import expect, field, load_json
 from mmbert.errors import DataError, quote
 
@@ -125,6 +126,79 @@ def check_same_questions(questions: Mapping[int, Question], annotations: Mapping
     for number, question in questions.items():
         if number not in annotations:
             raise DataError(question.place, f"question_id {number}", "one that the annotation file answers")
+
+
+def read_vqav2(
+    questions: Path, annotations: Path | None, images: ImageFolder, *, split: str, image_names: str
+) -> list[LabelledExample]:
+    """Reads the questions of one split with their pictures and, if they are known, the answers.
+
+    Args:
+        questions: Question file.
+        annotations: Annotation file of the same split; None: the answers are not known.
+        images: Folder of the pictures.
+        split: Name of the split.
+        image_names: How an image_id becomes a file name, see `picture_namer`.
+
+    Raises:
+        DataError: Something is wrong with the files; lists the first problems.
+    """
+    asked = read_questions(questions)
+    answered = {} if annotations is None else read_annotations(annotations)
+    if annotations is not None:
+        check_same_questions(asked, answered)
+    name_of = picture_namer(image_names)
+    examples, problems = [], Problems()
+    for number, question in asked.items():
+        with problems:
+            text = clean_text(question.text, question.place)
+            files = find_pictures(images, [name_of(question.image_id, question.place)], question.place)
+            known = answered.get(number)
+            examples.append(
+                LabelledExample(
+                    files, text, () if known is None else tuple(a["answer"] for a in known.answers), number, split,
+                    question.place, kinds=("", "") if known is None else (known.question_type, known.answer_type),
+                    common="" if known is None else known.most_frequent,
+                )
+            )  # fmt: skip
+    problems.raise_if_any()
+    return examples
+
+
+def picture_namer(image_names: str) -> Callable[[int | str, str], str]:
+    """Gives the function (image_id, place) -> file name.
+
+    Args:
+        image_names: A template such as "COCO_val2014_{:012d}.jpg", or a JSON file whose list "images" has "id" and
+            "file_name", as COCO's caption files.
+
+    Raises:
+        DataError: The file can't be read; and the function, where an id has no name.
+    """
+    if not image_names.endswith(".json"):
+
+        def by_template(image_id: int | str, place: str) -> str:
+            try:
+                return image_names.format(image_id)
+            except (ValueError, IndexError, KeyError) as error:
+                found = f"image_id {quote(image_id)} does not fit data.image_names={image_names!r} ({error})"
+                raise DataError(place, found, "a template such as COCO_val2014_{:012d}.jpg") from None
+
+        return by_template
+    path = Path(image_names)
+    names: dict[Any, str] = {}
+    top = expect(load_json(path), dict, "the file", str(path))
+    for index, record in enumerate(field(top, "images", list, str(path))):
+        place = f"{path}:images[{index}]"
+        record = expect(record, dict, "the image", place)
+        names[record.get("id")] = field(record, "file_name", str, place)
+
+    def by_file(image_id: int | str, place: str) -> str:
+        if image_id not in names:
+            raise DataError(place, f"image_id {quote(image_id)}", f"one that {path} names")
+        return names[image_id]
+
+    return by_file
 
 
 def _records(path: Path, key: str) -> list[dict[str, Any]]:

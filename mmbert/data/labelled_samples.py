@@ -1,0 +1,134 @@
+"""Labelled examples to samples to batches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmbert.data.images import BadImageError
+from mmbert.data.readers.labelled import LabelledExample
+from mmbert.data.samples import Augmentation, Samples, Skipped, told
+from mmbert.processing import MMBertProcessor, pad
+from mmbert.randomness import permutation
+
+
+class LabelledSample(NamedTuple):
+    """One labelled text with its pictures, ready to be collated."""
+
+    index: int
+    input_ids: list[int]
+    pictures: tuple[Tensor, ...]  # (3, S, S) uint8 each
+    wrong_pictures: tuple[Tensor, ...]  # of another example, evaluation only; none if there is no other
+    scores: Mapping[int, float]  # label -> how right it is, 0 to 1
+    asked: int = -1  # position that was asked for; another than `index` where this sample stands in for it
+    skipped: Skipped = ()
+
+
+class LabelledSamples(Samples):
+    """Labelled texts with their pictures.
+
+    For evaluation (without augmentation) each sample also has the pictures of another one, see `other_pictures`.
+
+    Args:
+        examples: What a reader found.
+        scores: One mapping for each example: label -> how right it is, from 0 to 1.
+        processor: Tokenizer and picture settings.
+        seed: The run's seed.
+        augmentation: See `Samples`.
+        skip_bad: See `Samples`.
+    """
+
+    examples: Sequence[LabelledExample]
+
+    def __init__(
+        self,
+        examples: Sequence[LabelledExample],
+        scores: Sequence[Mapping[int, float]],
+        processor: MMBertProcessor,
+        *,
+        seed: int,
+        augmentation: Augmentation | None,
+        skip_bad: bool = False,
+    ):
+        super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_bad=skip_bad)
+        self.scores = scores
+        self.wrong = None if augmentation is not None else other_pictures(examples, seed)
+
+    def text_lengths(self, epoch: int) -> np.ndarray:
+        """(N,) characters of the texts; the same in every epoch."""
+        return np.array([len(e.text) for e in self.examples])
+
+    def _sample(self, epoch: int, i: int) -> LabelledSample:
+        example = self.examples[i]
+        pictures = tuple(self._picture(epoch, i, image, example.text) for image in example.images)
+        wrong = () if self.wrong is None else self._wrong_pictures(i)
+        return LabelledSample(i, self.processor.encode(example.text), pictures, wrong, self.scores[i])
+
+    def _wrong_pictures(self, i: int) -> tuple[Tensor, ...]:
+        assert self.wrong is not None
+        if self.wrong[i] == i:
+            return ()
+        try:
+            return tuple(self.processor.picture(image) for image in self.examples[self.wrong[i]].images)
+        except BadImageError:
+            if not self.skip_bad:
+                raise
+            return ()
+
+    def _left_out(self, i: int) -> LabelledSample:
+        return LabelledSample(i, [], (), (), {})
+
+
+def other_pictures(examples: Sequence[LabelledExample], seed: int) -> np.ndarray:
+    """Gives every example one with other pictures: all examples of a picture get the same other one.
+
+    Returns:
+        (N,) int64 positions; its own where all have the same pictures, or none.
+    """
+    first: dict[Any, int] = {}
+    for i, example in enumerate(examples):
+        first.setdefault(example.images, i)
+    keys = list(first)
+    cycle = permutation(seed, "wrong picture", 0, len(keys))
+    follows = {keys[a]: first[keys[b]] for a, b in zip(cycle, np.roll(cycle, -1), strict=True)}
+    return np.array([follows[e.images] if len(keys) > 1 else i for i, e in enumerate(examples)], dtype=np.int64)
+
+
+class CollateLabelled:
+    """Samples to the batch that `MMBertForTask` and its evaluation take.
+
+    Keys: `index` and `asked` (B,) int64; `input_ids`, `attention_mask` (B, T) int64; `label_scores` (B, labels) float;
+    where texts have N pictures each `pixel_values` (B * N, 3, S, S) uint8, those of a text in a row, and in evaluation
+    `wrong_pixel_values` of the same shape with `has_wrong` (B,) bool. Samples without pictures that should have some
+    are left out; `skipped` and `skipped_why` as in `Collate`.
+    """
+
+    def __init__(self, pad_token_id: int, labels: int):
+        self.pad_token_id, self.labels = pad_token_id, labels
+
+    def __call__(self, samples: list[LabelledSample]) -> dict[str, Any]:
+        """Pads and stacks."""
+        skipped = [entry for sample in samples for entry in sample.skipped]
+        samples = [sample for sample in samples if sample.input_ids]
+        if not samples:
+            return {"index": torch.zeros(0, dtype=torch.int64), **told(skipped)}
+        input_ids, attention_mask = pad([s.input_ids for s in samples], self.pad_token_id)
+        scores = torch.zeros(len(samples), self.labels)
+        for row, sample in enumerate(samples):
+            for label, score in sample.scores.items():
+                scores[row, label] = score
+        batch = {
+            "index": torch.tensor([s.index for s in samples]),
+            "asked": torch.tensor([s.asked for s in samples]),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "label_scores": scores,
+        }
+        if samples[0].pictures:
+            batch["pixel_values"] = torch.stack([p for s in samples for p in s.pictures])
+            batch["has_wrong"] = torch.tensor([bool(s.wrong_pictures) for s in samples])
+            if batch["has_wrong"].any():
+                batch["wrong_pixel_values"] = torch.stack([p for s in samples for p in s.wrong_pictures or s.pictures])
+        return batch | told(skipped)

@@ -1,0 +1,61 @@
+"""easy-VQA (github.com/vzhou842/easy-VQA): drawn shapes, 13 answers; the package `easy-vqa` on PyPI holds the data."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from mmbert.data.readers.base import ImageFolder, Problems
+from mmbert.data.readers.labelled import LabelledExample, clean_text, find_pictures
+from mmbert.data.readers.strict import expect, load_json
+from mmbert.data.readers.vqa import PEOPLE
+from mmbert.errors import DataError, UsageError
+
+VALIDATION_FROM = 3800
+"""Pictures of the training split from this number on, of 4,000, validate: the package has no validation split."""
+
+
+def package_folder() -> Path:
+    """The data folder of the installed package, which is looked up but never imported.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    found = importlib.util.find_spec("easy_vqa")
+    if found is None or not found.submodule_search_locations:
+        raise UsageError("data.format=easy_vqa: the package easy-vqa is not installed; pip install 'mmbert[easy-vqa]'.")
+    return Path(next(iter(found.submodule_search_locations))) / "data"
+
+
+def read_easy_vqa(folder: Path) -> list[LabelledExample]:
+    """Reads `{train,test}/questions.json`, lists of [question, answer, picture number], and `images/NUMBER.png`.
+
+    Each question has one answer, which is taken as that of ten people.
+
+    Raises:
+        DataError: Something is wrong with the files; lists the first problems.
+    """
+    problems = Problems()
+    examples = []
+    for part in ("train", "test"):
+        path, images = folder / part / "questions.json", ImageFolder(folder / part / "images")
+        for number, row in enumerate(expect(load_json(path), list, "the file", str(path))):
+            place = f"{path}:[{number}]"
+            with problems:
+                question, answer, picture = _row(row, place)
+                split = "val" if part == "train" and picture >= VALIDATION_FROM else part
+                kind = "yes/no" if answer in ("yes", "no") else "other"
+                files = find_pictures(images, [f"{picture}.png"], place)
+                examples.append(
+                    LabelledExample(
+                        files, question, (answer,) * PEOPLE, number, split, place,
+                        kinds=(" ".join(question.split()[:2]), kind), common=answer,
+                    )
+                )  # fmt: skip
+    problems.raise_if_any()
+    return examples
+
+
+def _row(row: Any, place: str) -> tuple[str, str, int]:
+    if not isinstance(row, list) or len(row) != 3:
+        raise DataError(place, f"{row!r:.60}", "[question, answer, picture number]")
+    return clean_text(row[0], place), clean_text(row[1], place), expect(row[2], int, "the picture", place)
