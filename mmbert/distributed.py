@@ -1,10 +1,31 @@
 """Sums and gathers over all processes; with one process they change nothing."""
 
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def processes_of_torchrun() -> Iterator[None]:
+    """Joins the processes that torchrun started, if it did, for what Lightning doesn't manage."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -86,3 +107,36 @@ def everywhere(rows: list[Any]) -> list[Any]:
     parts: list[list[Any]] = [[] for _ in range(world_size())]
     dist.all_gather_object(parts, rows)
     return [row for part in parts for row in part]
+
+
+def own_share(jobs: Sequence[Job]) -> list[Job]:
+    """What this process does of `jobs`: every n-th. Where they don't come out even, it repeats the last one.
+
+    So all processes do equally many, as layers that are spread over processes (FSDP) need.
+    """
+    size = world_size()
+    rounds = -(-len(jobs) // size)
+    return [jobs[min(i * size + rank(), len(jobs) - 1)] for i in range(rounds)]
+
+
+def in_turn(own: Iterable[Result], total: int) -> Iterator[Result]:
+    """Gives the results of all jobs to every process, in the order of the jobs, one round at a time.
+
+    A job is done by one process as a whole, so its result does not depend on how many there are.
+
+    Args:
+        own: Results of `own_share(jobs)`, on the CPU.
+        total: Number of all jobs.
+    """
+    size = world_size()
+    for round, result in enumerate(own):
+        results: list[Any] = [result]
+        if size > 1:
+            results = [None] * size
+            dist.all_gather_object(results, result)
+        yield from results[: total - round * size]
+
+
+def share_out(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+    """`map(work, jobs)` with the jobs shared out over the processes; see `in_turn`."""
+    return in_turn(map(work, own_share(jobs)), len(jobs))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmbert.distributed import world_size
+from mmbert.distributed import everywhere
+from mmbert.encoding import pack, pair_scores
 from mmbert.errors import UsageError
 from mmbert.metrics.ranking import auroc
 from mmbert.metrics.retrieval import recall_at_k
@@ -80,8 +80,8 @@ class Encoded(NamedTuple):
     """One pair of the retrieval sample, on the CPU: vectors for itc, tokens for itm."""
 
     index: int
-    text: Tensor  # (E,) or (T, D)
-    image: Tensor  # (E,) or (P, D)
+    text: Tensor  # (E,) or (T, W), see `pack`
+    image: Tensor  # (E,) or (P, W)
     text_key: int
     image_text_keys: frozenset[int]
     image_key: int
@@ -167,7 +167,7 @@ class PairEvaluation:
             texts = head.embed_text(text).cpu()  # pyright: ignore
             images = head.embed_image(image).cpu()  # pyright: ignore
         else:
-            texts, images = text.hidden_states.cpu(), image.hidden_states.cpu()
+            texts, images = pack(text).cpu(), pack(image).cpu()
         lengths = text.mask.sum(dim=1).tolist()
         for row in chosen:
             carried = frozenset(k for k in batch["image_text_keys"][row].tolist() if k >= 0)
@@ -182,8 +182,8 @@ class PairEvaluation:
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
         """The flat results of the split; fractions, nats for losses."""
-        results = sorted({r.index: r for r in _everywhere(self.results)}.values())
-        encoded = sorted({e.index: e for e in _everywhere(self.encoded)}.values(), key=lambda e: e.index)
+        results = sorted({r.index: r for r in everywhere(self.results)}.values())
+        encoded = sorted({e.index: e for e in everywhere(self.encoded)}.values(), key=lambda e: e.index)
         out: dict[str, float] = {}
         masked = sum(r.masked for r in results)
         if masked:
@@ -215,52 +215,10 @@ class PairEvaluation:
         if self.scorer == "itc":
             scores = torch.stack([e.image for e in encoded]) @ torch.stack([e.text for e in encoded]).T
         else:
-            scores = itm_scores(self.model, [e.image for e in encoded], [e.text for e in encoded])
+            numbers = torch.arange(len(encoded))
+            images, texts = torch.stack([e.image for e in encoded]), [e.text for e in encoded]
+            scores = pair_scores(self.model, images, texts, torch.cartesian_prod(numbers, numbers))
+            scores = scores.view(len(encoded), len(encoded))
         out = recall_at_k(scores, torch.arange(len(encoded)), relevant=relevant)
         chance = float(relevant.double().mean())
         return {**out, "retrieval_images": float(len(encoded)), "retrieval_chance_R@1": chance}
-
-
-def itm_scores(
-    model: MMBertForPreTraining, images: list[Tensor], texts: list[Tensor], *, pairs_at_once: int = 512
-) -> Tensor:
-    """Matching score of every image with every text: all pairs are fused, nothing is encoded again.
-
-    Args:
-        model: With the objective itm.
-        images: (P, D) encoded tokens each.
-        texts: (T, D) encoded tokens each, without padding.
-        pairs_at_once: Bound on the memory of one fusion, in pairs.
-
-    Returns:
-        (images, texts) fp32 on the CPU.
-    """
-    device = model.mmbert.word_embeddings.device
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    every_image = torch.stack(images)
-    scores = torch.empty(len(images), len(texts))
-    step = max(1, min(32, pairs_at_once))
-    for first in range(0, len(texts), step):
-        chosen = by_length[first : first + step]
-        lengths = torch.tensor([len(texts[i]) for i in chosen])
-        states = torch.nn.utils.rnn.pad_sequence([texts[i] for i in chosen], batch_first=True).to(device)
-        mask = (torch.arange(states.shape[1]) < lengths[:, None]).to(device)
-        height = max(1, pairs_at_once // len(chosen))
-        for top in range(0, len(images), height):
-            block = every_image[top : top + height].to(device)
-            image = Tokens(block, block.new_ones(block.shape[:2], dtype=torch.bool))
-            rows = torch.arange(len(block), device=device).repeat_interleave(len(chosen))
-            columns = torch.arange(len(chosen), device=device).repeat(len(block))
-            fused = model.mmbert.fuse(Tokens(states, mask).rows(columns), image.rows(rows))
-            block_scores = model.objectives["itm"].score(fused.pooled)  # pyright: ignore
-            scores[top : top + height, chosen] = block_scores.float().view(len(block), len(chosen)).cpu()
-    return scores
-
-
-def _everywhere(rows: list) -> list:
-    """The rows of all processes."""
-    if world_size() == 1:
-        return rows
-    parts: list[list] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]

@@ -9,7 +9,9 @@ from mmbert.errors import DataError, UsageError, did_you_mean, quote
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-def read_karpathy(path: Path, images: ImageFolder, problems: Problems, *, split: str | None = None) -> list[Example]:
+def read_karpathy(
+    path: Path, images: ImageFolder, problems: Problems, *, split: str | None = None, only: str | None = None
+) -> list[Example]:
     """Read a file with all splits; `restval` counts as train, as in the papers.
 
     Args:
@@ -17,16 +19,20 @@ def read_karpathy(path: Path, images: ImageFolder, problems: Problems, *, split:
         images: folder that holds `filename`, or `filepath`/`filename` where a `filepath` is given.
         problems: receives what is wrong.
         split: not allowed, since the file names its splits.
+        only: train, val or test: records of the others are passed over, so their pictures need not be there.
 
     Raises:
         DataError: the file as a whole cannot be read.
-        UsageError: `split` is given.
+        UsageError: `split` is given, or `only` is no split.
     """
+    if only is not None and only not in SPLITS.values():
+        raise UsageError(f"split {only!r}; a karpathy file has train, val, test.{did_you_mean(only, SPLITS)}")
     if split is not None:
         raise UsageError(f"annotations: a split {split!r} for {path}; a karpathy file names its own splits")
     top = expect(load_json(path), dict, "the file", str(path))
     examples = []
     seen: dict[Path, str] = {}
+    others: dict[str, None] = {}
     for index, record in enumerate(field(top, "images", list, str(path))):
         place = f"{path}:images[{index}]"
         with problems:
@@ -34,6 +40,9 @@ def read_karpathy(path: Path, images: ImageFolder, problems: Problems, *, split:
             name = field(record, "split", str, place)
             if name not in SPLITS:
                 raise DataError(place, f"the split {quote(name)}", f"{', '.join(SPLITS)}.{did_you_mean(name, SPLITS)}")
+            if only is not None and SPLITS[name] != only:
+                others[SPLITS[name]] = None
+                continue
             filename = field(record, "filename", str, place)
             if record.get("filepath"):
                 filename = f"{field(record, 'filepath', str, place)}/{filename}"
@@ -56,4 +65,8 @@ def read_karpathy(path: Path, images: ImageFolder, problems: Problems, *, split:
                 examples.append(Example(file, tuple(captions), image_id, SPLITS[name], place))
             elif problems.total == before:  # otherwise its empty captions are already reported
                 raise DataError(place, "no sentence with text", "at least one caption")
+    if others and not examples and not problems.total:
+        raise DataError(
+            str(path), f"no picture in the split {only!r}", f"one of the splits it has: {', '.join(others)}"
+        )
     return examples

@@ -1,0 +1,199 @@
+"""Pictures and texts, each encoded once and kept; matching scores of pairs of them, which encode nothing again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from mmbert.data.images import ImageSource
+from mmbert.distributed import in_turn, own_share, share_out
+from mmbert.modeling import MMBertForPreTraining
+from mmbert.processing import MMBertProcessor, pad
+from mmbert.signals import StopSignals
+from mmbert.tokens import Tokens
+
+PAIRS_AT_ONCE = 128
+"""Pairs fused in one call: bounds its memory. On a CPU 512 of them took twice the time a pair, 16 the same."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """N pictures and M texts after their encoders, on the CPU.
+
+    Texts that are the same for the model are encoded and scored once, so their scores are equal to the bit.
+    """
+
+    images: Tensor | None
+    """(N, P, W) tokens as `pack` makes them; None: only vectors are kept."""
+    texts: list[Tensor]
+    """(T, W) tokens of each of the U distinct texts, without padding; empty where only vectors are kept."""
+    image_vectors: Tensor | None
+    """(N, E) unit vectors of the contrastive objective; None without it."""
+    text_vectors: Tensor | None
+    """(U, E)."""
+    text_of: Tensor
+    """(M,) int64, the distinct text of each text."""
+    image_passes: int
+    """Pictures encoded."""
+    text_passes: int
+    """Texts encoded."""
+
+    def part(self, images: slice, texts: Tensor) -> "Encoded":
+        """Some of the pictures, and of the texts by their numbers (K,); nothing large is copied."""
+        distinct, text_of = self.text_of[texts].unique(return_inverse=True)
+        return Encoded(
+            None if self.images is None else self.images[images],
+            [self.texts[i] for i in distinct.tolist()] if self.texts else [],
+            None if self.image_vectors is None else self.image_vectors[images],
+            None if self.text_vectors is None else self.text_vectors[distinct],
+            text_of,
+            self.image_passes,
+            self.text_passes,
+        )
+
+
+class _Pictures(Dataset[Tensor]):
+    def __init__(self, processor: MMBertProcessor, pictures: Sequence[ImageSource]):
+        self.processor, self.pictures = processor, pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.processor.picture(self.pictures[index])
+
+
+@torch.no_grad()
+def encode(
+    model: MMBertForPreTraining,
+    processor: MMBertProcessor,
+    pictures: Sequence[ImageSource],
+    texts: Sequence[str],
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    keep_tokens: bool = True,
+) -> Encoded:
+    """Encodes every picture once and every distinct text once, shared out over the processes.
+
+    Args:
+        model: In evaluation mode.
+        processor: The model's.
+        pictures: What `load_image` takes; at least one.
+        texts: At least one.
+        batch_size: Pictures, or texts, encoded in one call.
+        num_workers: Processes that decode pictures.
+        keep_tokens: Keep what fusion needs, not only the contrastive vectors.
+
+    Raises:
+        BadImageError: A picture that can't be read.
+    """
+    device = model.mmbert.word_embeddings.device
+    contrast: Any = model.objectives["itc"] if "itc" in model.objectives else None
+
+    batches = _batches(range(len(pictures)), batch_size)
+    loader = DataLoader(
+        _Pictures(processor, pictures),
+        batch_sampler=own_share(batches),
+        num_workers=num_workers,
+        worker_init_fn=StopSignals.for_loader(),
+    )
+
+    def encode_pictures(pixels: Tensor) -> dict[str, Tensor]:
+        tokens = model.mmbert.encode_image(processor.pictures.normalize(pixels.to(device)))
+        kept = {"tokens": pack(tokens).cpu()} if keep_tokens else {}
+        return kept if contrast is None else {**kept, "vectors": contrast.embed_image(tokens).cpu()}
+
+    images: dict[str, Tensor] = {}
+    for rows, found in zip(batches, in_turn(map(encode_pictures, loader), len(batches)), strict=True):
+        for name, value in found.items():  # written in place: joining a list at the end would need twice the memory
+            images.setdefault(name, value.new_empty(len(pictures), *value.shape[1:]))[rows] = value
+
+    numbers: dict[tuple[int, ...], int] = {}
+    text_of = torch.tensor([numbers.setdefault(tuple(processor.encode(text)), len(numbers)) for text in texts])
+    ids = list(numbers)
+
+    def encode_texts(rows: list[int]) -> dict[str, list[Tensor]]:
+        input_ids, mask = (x.to(device) for x in pad([ids[i] for i in rows], processor.pad_token_id))
+        tokens = model.mmbert.encode_text(input_ids, mask)
+        packed = pack(tokens).cpu()
+        # Cloned, or a row would keep its whole batch alive.
+        kept = {"tokens": [x[: len(ids[i])].clone() for i, x in zip(rows, packed, strict=True)]} if keep_tokens else {}
+        return kept if contrast is None else {**kept, "vectors": [*contrast.embed_text(tokens).cpu()]}
+
+    of_text: dict[str, list[Tensor]] = {}
+    batches = _batches(sorted(range(len(ids)), key=lambda i: len(ids[i])), batch_size)
+    for rows, found in zip(batches, share_out(encode_texts, batches), strict=True):
+        for name, values in found.items():
+            whole = of_text.setdefault(name, [torch.empty(0)] * len(ids))
+            for i, value in zip(rows, values, strict=True):
+                whole[i] = value
+
+    return Encoded(
+        images.get("tokens"),
+        of_text.get("tokens", []),
+        images.get("vectors"),
+        torch.stack(of_text["vectors"]) if contrast is not None else None,
+        text_of,
+        image_passes=len(pictures),
+        text_passes=len(ids),
+    )
+
+
+def pack(tokens: Tokens) -> Tensor:
+    """States, and beside them the layers that the strategy reads, as one (B, L, W)."""
+    return torch.cat([tokens.hidden_states, *tokens.intermediate], dim=-1) if tokens.intermediate else tokens[0]
+
+
+def _unpack(packed: Tensor, mask: Tensor, width: int, layer_width: int) -> Tokens:
+    layers = packed[..., width:].split(layer_width, dim=-1) if packed.shape[-1] > width else ()
+    return Tokens(packed[..., :width], mask, tuple(layers))
+
+
+@torch.no_grad()
+def pair_scores(
+    model: MMBertForPreTraining,
+    images: Tensor,
+    texts: Sequence[Tensor],
+    pairs: Tensor,
+) -> Tensor:
+    """Matching scores of pairs: each is fused once, nothing is encoded again; shared out over the processes.
+
+    The order of the pairs decides what is computed together, so equal `pairs` give scores that are equal to the bit.
+
+    Args:
+        model: With the objective itm, in evaluation mode.
+        images: (N, P, W) packed tokens.
+        texts: (T, W) packed tokens each, without padding.
+        pairs: (K, 2) int64, picture and text.
+
+    Returns:
+        (K,) log-odds that a pair belongs together, on the CPU.
+    """
+    core, head = model.mmbert, model.objectives["itm"]
+    device, width = core.word_embeddings.device, core.config.hidden_size
+    lengths = torch.tensor([len(text) for text in texts])
+    order = lengths[pairs[:, 1]].argsort(stable=True)  # texts of equal length together: less padding
+
+    def fuse(chunk: Tensor) -> Tensor:
+        (image_rows, image_at), (text_rows, text_at) = (x.unique(return_inverse=True) for x in chunk.T)
+        image_states = images[image_rows].to(device)
+        image_mask = image_states.new_ones(image_states.shape[:2], dtype=torch.bool)
+        image = _unpack(image_states, image_mask, width, core.image_encoder.width)
+        text_states = pad_sequence([texts[i] for i in text_rows.tolist()], batch_first=True).to(device)
+        text_mask = (torch.arange(text_states.shape[1]) < lengths[text_rows, None]).to(device)
+        text = _unpack(text_states, text_mask, width, core.text_encoder.width)
+        fused = core.fuse(text.rows(text_at.to(device)), image.rows(image_at.to(device)))
+        return head.score(fused.pooled).cpu()  # pyright: ignore
+
+    found = [*share_out(fuse, pairs[order].split(PAIRS_AT_ONCE))] if len(pairs) else [torch.empty(0)]
+    scores = torch.cat(found)
+    return torch.empty_like(scores).index_copy_(0, order, scores)
+
+
+def _batches(rows: Sequence[int], size: int) -> list[list[int]]:
+    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]

@@ -1,0 +1,134 @@
+"""Foils: does the model prefer a true caption to one with a small part made false?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmbert.data.readers.foils import Foil
+from mmbert.encoding import Encoded, encode, pair_scores
+from mmbert.errors import UsageError
+from mmbert.modeling import MMBertForPreTraining
+from mmbert.processing import MMBertProcessor
+from mmbert.randomness import permutation
+
+OVERALL = "overall"
+
+
+def score_foils(
+    model: MMBertForPreTraining,
+    processor: MMBertProcessor,
+    foils: Sequence[Foil],
+    *,
+    scorer: str = "auto",
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> dict[str, dict[str, float | None]]:
+    """Share of records whose true caption scores above the foil, with the right picture and without it.
+
+    Args:
+        model: In evaluation mode.
+        processor: The model's.
+        foils: At least one record.
+        scorer: "itm", "itc", or "auto": itm where the model has it.
+        seed: Of the wrong pictures.
+        batch_size: Pictures, or texts, encoded in one call.
+        num_workers: Processes that decode pictures.
+
+    Returns:
+        Category -> `count`, `accuracy`, `blank` (the same with a picture of one color) and `shuffled` (with another
+        picture of the same file; None where the file has one picture). Last comes `OVERALL`, over all records.
+
+    Raises:
+        UsageError: The model can't score like that.
+    """
+    scorer = choose_foil_scorer(model, scorer)
+    pictures = list(dict.fromkeys(foil.picture for foil in foils))
+    number = {picture: i for i, picture in enumerate(pictures)}
+    texts = [text for foil in foils for text in (foil.caption, foil.foil)]
+    encoded = encode(
+        model,
+        processor,
+        [*pictures, _blank(processor)],
+        texts,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        keep_tokens=scorer == "itm",
+    )
+    own = [number[foil.picture] for foil in foils]
+    other = other_pictures(foils, seed)
+    shown = {
+        "accuracy": torch.tensor(own),
+        "blank": torch.full((len(foils),), len(pictures)),
+        "shuffled": torch.tensor([i if o is None else number[o] for i, o in zip(own, other, strict=True)]),
+    }
+    valid = {name: torch.ones(len(foils), dtype=torch.bool) for name in shown}
+    valid["shuffled"] = torch.tensor([o is not None for o in other])
+    captions = encoded.text_of.view(-1, 2)  # (K, 2): true, false
+    pairs = torch.stack(
+        [torch.stack([images[:, None].expand(-1, 2), captions], dim=-1) for images in shown.values()]
+    )  # (3, K, 2, 2)
+    distinct, where = pairs.view(-1, 2).unique(dim=0, return_inverse=True)  # equal texts must give equal scores
+    scores = _scores(model, encoded, distinct, scorer)[where].view(len(shown), len(foils), 2)
+    hits = dict(zip(shown, scores[..., 0] > scores[..., 1], strict=True))
+
+    def report(rows: Tensor) -> dict[str, float | None]:
+        shares = {}
+        for name, hit in hits.items():
+            counted = hit[rows & valid[name]]
+            shares[name] = int(counted.sum()) / len(counted) if len(counted) else None
+        return {"count": int(rows.sum()), **shares}
+
+    categories = [foil.category for foil in foils]
+    result = {c: report(torch.tensor([c == own for own in categories])) for c in dict.fromkeys(categories)}
+    return {**result, OVERALL: report(torch.ones(len(foils), dtype=torch.bool))}
+
+
+def choose_foil_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:
+    """The scorer of that name if the model can do it; "auto": itm, else itc.
+
+    Raises:
+        UsageError: The model lacks the objective.
+    """
+    can = [scorer for scorer in ("itm", "itc") if scorer in model.objectives]
+    if name == "auto" and can:
+        return can[0]
+    if name not in can:
+        has, known = ", ".join(model.objectives), " or ".join(can) or "neither itm nor itc"
+        raise UsageError(f"scorer='{name}' for a model with the objectives {has}; it can do {known}.")
+    return name
+
+
+def other_pictures(foils: Sequence[Foil], seed: int) -> list[Any]:
+    """For each record another picture of its file, the same for records of one picture; None if there is no other."""
+    other: dict[tuple[str, Any], Any] = {}
+    by_file: dict[str, dict[Any, None]] = {}
+    for foil in foils:
+        by_file.setdefault(foil.file, {})[foil.picture] = None
+    for file, found in by_file.items():
+        pictures = list(found)
+        order = permutation(seed, "foils", 0, len(pictures)).tolist()
+        for i, at in enumerate(order):  # each takes the next one of a shuffled circle, so never itself
+            after = order[(i + 1) % len(order)]
+            other[file, pictures[at]] = None if at == after else pictures[after]
+    return [other[foil.file, foil.picture] for foil in foils]
+
+
+def _blank(processor: MMBertProcessor) -> Any:
+    """A picture of the mean color, which is 0 after normalisation but for rounding to 8 bits."""
+    side = processor.pictures.image_size
+    red, green, blue = (round(255 * value) for value in processor.pictures.mean)
+    return Image.new("RGB", (side, side), (red, green, blue))
+
+
+@torch.no_grad()
+def _scores(model: MMBertForPreTraining, encoded: Encoded, pairs: Tensor, scorer: str) -> Tensor:
+    """(K,) scores of (K, 2) pairs of picture and distinct text."""
+    if scorer == "itm":
+        assert encoded.images is not None
+        return pair_scores(model, encoded.images, encoded.texts, pairs)
+    assert encoded.image_vectors is not None and encoded.text_vectors is not None
+    return (encoded.image_vectors[pairs[:, 0]] * encoded.text_vectors[pairs[:, 1]]).sum(dim=1)
