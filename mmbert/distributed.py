@@ -91,6 +91,15 @@ def maximum(*values: int) -> tuple[int, ...]:
     return tuple(everywhere.tolist())
 
 
+def united(own: dict[int, Any]) -> dict[int, Any]:
+    """The entries of all processes, in the order of the keys; every process must ask."""
+    if world_size() == 1 or maximum(len(own)) == (0,):
+        return own
+    parts: list[dict[int, Any]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(parts, own)
+    return dict(sorted((key, value) for part in parts for key, value in part.items()))
+
+
 def summed(values: Tensor) -> Tensor:
     """Sums a tensor over all processes, without gradients."""
     if world_size() == 1:

@@ -1,5 +1,8 @@
 """Fixtures shared by all tests, and the two tiers: `MMBERT_FULL=1` turns the full one on."""
 
+import os
+import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,33 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("mmbert")
+
+# No test leaves the machine: neither this process and its forks, nor any Python that it starts.
+OFFLINE = Path(__file__).parent / "offline"
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(scope="session")
+def offline_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File with the hosts that were asked for and refused."""
+    log = tmp_path_factory.mktemp("offline") / "refused"
+    log.touch()
+    os.environ["OFFLINE_LOG"] = str(log)
+    return log
+
+
+@pytest.fixture(autouse=True)
+def refused(offline_log: Path) -> Iterator[Callable[[], list[str]]]:
+    """Fails a test that asked for another machine, whoever caught the error; called, it gives and forgets the hosts."""
+
+    def take() -> list[str]:
+        hosts = offline_log.read_text().splitlines()
+        offline_log.write_text("")
+        return hosts
+
+    yield take
+    assert not take(), "tests need no network"
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 1 << 28
 MAX_GIF_METADATA = 1 << 20
+RUN_LENGTHS = (1, 2)  # compression of a BMP: RLE8, RLE4
+MAX_RUN_LENGTH_PIXELS = 8_000_000
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -144,6 +146,9 @@ def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int
         # The decoders raise nearly anything on damaged data; whatever it is, the picture is at fault.
         raise _Unusable(f"truncated or damaged ({_short(error)})") from error
     with image:
+        if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
+            # Pillow decodes these in Python: a kilobyte that claims 64 million pixels takes 8 seconds.
+            max_pixels = min(max_pixels, MAX_RUN_LENGTH_PIXELS)
         return _from_pillow(image, max_pixels, background)
 
 

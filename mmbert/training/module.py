@@ -15,7 +15,7 @@ from mmbert.data.datamodule import LabelledDataModule, SplitsDataModule
 from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.data.pairs import Pairs
 from mmbert.data.samples import Samples
-from mmbert.distributed import summed, world_size
+from mmbert.distributed import summed, united, world_size
 from mmbert.errors import NotFiniteError, UsageError, quote
 from mmbert.evaluation import EvaluationOptions, PairEvaluation
 from mmbert.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
@@ -60,6 +60,7 @@ class TrainingModule(L.LightningModule):
         self.results: dict[str, float] = {}
         self.training_seconds = 0.0
         self.skipped = Skipped(data.options.max_bad_fraction)
+        self._unshared: dict[str, dict[int, list[str]]] = {}  # split -> what this process skipped in its evaluation
         self._clock = 0.0
         self._since_step: list[dict[str, Tensor]] = []  # losses of the batches since the last optimizer step
         self._indices: list[int] = []  # and their samples
@@ -188,15 +189,25 @@ class TrainingModule(L.LightningModule):
         return output.loss
 
     def _count_skipped(self, split: str, pairs: Samples, batch: dict[str, Any]) -> None:
-        if "skipped" not in batch:
+        if self._data.options.on_bad_sample != "skip":
             return
-        examples = [pairs.examples[i] for i in batch["skipped"].tolist()]
-        why = {
-            int(i): [f"{example.place}: picture {quote(example.image.name)}", reason]
-            for i, example, reason in zip(batch["skipped"], examples, batch["skipped_why"], strict=True)
-        }
-        for i in self.skipped.add(split, len(pairs), why):
-            log.warning("skipped in %s: %s", split, ": ".join(why[i]))
+        why: dict[int, list[str]] = {}
+        for i, reason in (
+            zip(batch["skipped"].tolist(), batch["skipped_why"], strict=True) if "skipped" in batch else ()
+        ):
+            example = pairs.examples[i]
+            why[i] = [f"{example.place}: picture {quote(example.image.name)}", reason]
+        if split == "train" or world_size() == 1:
+            self._share_skipped(split, pairs, why)
+        else:  # processes may have unequal numbers of batches, so they can't talk before the end
+            self._unshared.setdefault(split, {}).update(why)
+
+    def _share_skipped(self, split: str, pairs: Samples, why: dict[int, list[str]]) -> None:
+        """Adds what this process skipped to what all skipped, so that all count, and stop, alike."""
+        everywhere = united(why)
+        new = self.skipped.add(split, len(pairs), everywhere) if everywhere else []
+        for i in new if self.global_rank == 0 else ():
+            log.warning("skipped in %s: %s", split, ": ".join(everywhere[i]))
 
     def _log_step(self, loss: Tensor, objectives: dict[str, ObjectiveOutput]) -> None:
         """Logs what the step showed over all processes."""
@@ -279,6 +290,9 @@ class TrainingModule(L.LightningModule):
 
     def _log_evaluations(self, names: list[str]) -> None:
         for name, evaluation in zip(names, self._evaluations, strict=False):
+            pairs = self._data.val_pairs if name == "val" else self._data.test_pairs[name]
+            if self._data.options.on_bad_sample == "skip" and pairs is not None:
+                self._share_skipped(name, pairs, self._unshared.pop(name, {}))
             with self.trainer.precision_plugin.forward_context():  # Lightning has it around the steps only
                 found = evaluation.metrics()
             if isinstance(evaluation, TaskEvaluation) and name != "val":

@@ -258,6 +258,24 @@ def test_fully_masked_rows_stay_finite_and_alone(fusion: str, text_rows: str, im
 
 
 @every_fusion
+def test_fully_masked_rows_stay_finite_in_half_precision(fusion: str) -> None:
+    """Weights and states in fp16, whose largest number is 65,504: a mask added as -1e9 would be -inf there, and NaN."""
+    module = double_model(fusion, fusion_layers=2).fusion
+    masks = [[1, 1], [0, 0], [1, 0], [0, 0]], [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    text, image = random_tokens(masks[0], 32), random_tokens(masks[1], 32, seed=1)
+    expected = module(text, image)
+    module = module.half()
+    text, image = (x._replace(hidden_states=x.hidden_states.half().requires_grad_()) for x in (text, image))
+    found = module(text, image)
+    for (name, x), y in zip(outputs(found).items(), outputs(expected).values(), strict=True):
+        assert x.isfinite().all() and difference(x.double(), y) < 2e-2, name
+    states = (found.text.hidden_states, found.image.hidden_states, found.pooled)
+    sum(x.float().sin().sum() for x in states).backward()
+    gradients = [p.grad for p in [text.hidden_states, image.hidden_states, *module.parameters()] if p.grad is not None]
+    assert len(gradients) >= 10 and all(g.isfinite().all() for g in gradients)
+
+
+@every_fusion
 def test_text_only_without_fusion_layers_is_bert(fusion: str) -> None:
     torch.manual_seed(0)
     model = MMBertModel(tiny_config(fusion=fusion, fusion_layers=0, text_layers=2)).eval()

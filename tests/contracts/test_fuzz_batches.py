@@ -10,6 +10,7 @@ from mmbert.modeling import MMBertForPreTraining
 from mmbert.tokens import IGNORE_INDEX, NO_TEXT
 
 BATCHES = tier(40, 1000)  # for each strategy
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def any_batch(seed: int) -> dict[str, torch.Tensor]:
@@ -44,7 +45,7 @@ def any_batch(seed: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_any_batch_gives_finite_losses_and_gradients(fusion: str, precision: str) -> None:
     torch.manual_seed(0)
     objectives = {"mlm": 1.0, "itm": {"negatives": "hard"}, "itc": {"embedding_size": 8}}
@@ -55,7 +56,7 @@ def test_any_batch_gives_finite_losses_and_gradients(fusion: str, precision: str
         sizes.add(len(batch["index"]))
         empty += bool((batch["attention_mask"].sum(dim=1) == 0).any())
         model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast("cpu", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             output = model(batch, generator=torch.Generator().manual_seed(seed))
         assert output.loss.isfinite(), (seed, output)
         output.loss.backward()

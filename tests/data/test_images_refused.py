@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import time
 import zlib
 from pathlib import Path
@@ -103,6 +104,25 @@ def test_bombs_in_metadata_are_refused_fast() -> None:
         with pytest.raises(BadImageError):
             load_image(data)
     assert time.perf_counter() - started < 1
+
+
+def run_length_bmp(width: int, height: int) -> bytes:
+    """Each row: the first pixel is colour 200, the rest 0, which the end of a row stands for."""
+    rows = b"\1\xc8\0\0" * height + b"\0\1"
+    palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    start = 14 + len(header) + len(palette)
+    return struct.pack("<2sIHHI", b"BM", start + len(rows), 0, 0, start) + header + palette + rows
+
+
+def test_run_lengths_may_not_claim_many_pixels() -> None:
+    small = np.asarray(load_image(run_length_bmp(5, 3)))
+    assert small.shape == (3, 5, 3) and (small[:, 0] == 200).all() and (small[:, 1:] == 0).all()
+    started = time.process_time()
+    for width, height in ((32_000_000, 2), (8000, 8000)):
+        with pytest.raises(BadImageError, match=r"too large: .* at most 8,000,000"):
+            load_image(run_length_bmp(width, height))
+    assert time.process_time() - started < 0.5
 
 
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:

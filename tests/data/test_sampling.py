@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmbert.data.sampling import TrainBatches, TrainLoader
 from mmbert.errors import UsageError
+from mmbert.randomness import permutation
 
 
 def lengths(count: int, seed: int = 0) -> np.ndarray:
@@ -71,6 +72,33 @@ def test_order_differs_by_epoch_and_seed() -> None:
         return [i for batch in batches(120, 4, **kw) for _, i in batch]
 
     assert len({tuple(order(epoch=epoch, seed=seed)) for epoch in range(3) for seed in range(3)}) == 9
+
+
+def test_seed_moves_samples_between_batches_and_batches_among_themselves() -> None:
+    def contents(seed: int, pool: int) -> list[frozenset[int]]:
+        texts = np.arange(120)
+        sampler = TrainBatches(lambda _: texts, 120, batch_size=4, seed=seed, pool=pool)
+        return [frozenset(i for _, i in batch) for batch in sampler]
+
+    assert set(contents(0, 1)).isdisjoint(contents(1, 1))
+    # One pool holds all, of different lengths: the same batches for every seed, in another order.
+    assert set(contents(0, 30)) == set(contents(1, 30)) and contents(0, 30) != contents(1, 30)
+
+
+@given(world_size=st.integers(1, 3), **shapes)
+def test_order_is_that_of_the_rule(
+    world_size: int, count: int, batch_size: int, seed: int, pool: int, epoch: int
+) -> None:
+    """Shuffle, cut into pools, sort each by length, cut into batches, shuffle these; a resumed run relies on it."""
+    texts = np.arange(count) % 3  # equal lengths stay in the order of the shuffle
+    size = batch_size * world_size
+    steps = count // size
+    order = permutation(seed, "order", epoch, count).tolist()[: steps * size]
+    pools = [order[i : i + pool * size] for i in range(0, len(order), pool * size)]
+    line = [i for pool in pools for i in sorted(pool, key=lambda i: texts[i])]
+    expected = [line[n * size : (n + 1) * size] for n in permutation(seed, "batches", epoch, steps).tolist()]
+    sampler = TrainBatches(lambda _: texts, count, batch_size=batch_size, seed=seed, world_size=world_size, pool=pool)
+    assert sampler.global_batches(epoch).tolist() == expected
 
 
 def test_remainder_is_another_one_in_another_epoch() -> None:

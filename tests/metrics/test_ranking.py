@@ -39,6 +39,12 @@ def test_half_precision_scores() -> None:
     assert auroc(torch.tensor([1.0, 2.0, 3.0]).bfloat16(), torch.tensor([0, 1, 1])) == 1.0
 
 
+def test_double_precision_scores_are_not_rounded() -> None:
+    close = torch.tensor([1.0, 1.0 + 1e-12], dtype=torch.float64)
+    assert auroc(close, torch.tensor([0, 1])) == 1.0
+    assert auroc(close, torch.tensor([1, 0])) == 0.0
+
+
 @pytest.mark.parametrize(
     ("scores", "labels", "reason"),
     [

@@ -119,6 +119,7 @@ def test_wrong_input_is_refused() -> None:
         with pytest.raises(ValueError, match=rf"scores\[{position[0]}, {position[1]}\] is NaN"):
             recall_at_k(bad, OWNER)
     no_pair = torch.zeros(2, 4, dtype=torch.bool)
+    text_2_alone = torch.tensor([[True, True, False, False], [True, False, False, True]])
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
         (SCORES_TENSOR[0], OWNER, {}, "expected \\(images, texts\\)"),
         (SCORES_TENSOR[:, :0], [], {}, "both at least 1"),
@@ -129,6 +130,7 @@ def test_wrong_input_is_refused() -> None:
         (SCORES_TENSOR, OWNER, {"ks": ()}, "ks is"),
         (SCORES_TENSOR, OWNER, {"ks": (0, 1)}, "ks is"),
         (SCORES_TENSOR, OWNER, {"relevant": no_pair}, "no image for text 0"),
+        (SCORES_TENSOR, OWNER, {"relevant": text_2_alone}, "no image for text 2"),
         (SCORES_TENSOR, OWNER, {"relevant": no_pair.T}, "relevant has shape"),
         (SCORES_TENSOR, OWNER, {"relevant": SCORES_TENSOR}, "expected bool"),
     ]

@@ -115,6 +115,7 @@ SCORED = [
     ("two", people("10*2"), 0.0),
     (" black\n", people("10*black"), 1.0),
     ("big\tdog", people("10*big dog"), 1.0),
+    ("big\ndog", people("10*big dog"), 1.0),
     # not the same: both sides are normalised
     ("Black.", people("9*black", "white"), 1.0),
     ("two", people("3*2", "7*3"), 0.9),
@@ -151,9 +152,28 @@ def test_records_that_are_equal_in_every_field_are_left_out_together() -> None:
     assert question_accuracy("red", same) == pytest.approx((4 * 0 + 6 * 1) / 10)
 
 
+def test_records_that_differ_in_any_field_are_left_out_alone() -> None:
+    # By "answer_confidence" the three are three: each "red" leaves one match, "blue" leaves two.
+    red, blue = {"answer": "red"}, {"answer": "blue", "answer_confidence": "yes"}
+    three = [red | {"answer_confidence": "yes"}, red | {"answer_confidence": "no"}, blue]
+    assert question_accuracy("red", three) == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
+
+
+def test_records_that_share_their_id_too_are_left_out_together() -> None:
+    # Leaving a "red" out takes both, which leaves no match; leaving "blue" out leaves two.
+    same = [{"answer": "red", "answer_id": 1}, {"answer": "red", "answer_id": 1}, {"answer": "blue", "answer_id": 2}]
+    assert question_accuracy("red", same) == pytest.approx((0 + 0 + 2 / 3) / 3)
+
+
 def test_clean_mode_always_normalizes() -> None:
     assert question_accuracy("Black.", people("10*black"), mode="clean") == 1.0
     assert question_accuracy("two", people("10*2"), mode="clean") == 1.0
+
+
+def test_split_is_scored_in_the_mode_that_is_asked_for() -> None:
+    rows = [Answered(1, "Black.", people("10*black"), "what color", "other")]
+    assert vqa_accuracy(rows)["overall"] == 0
+    assert vqa_accuracy(rows, mode="clean")["overall"] == 100
 
 
 def test_split_is_reported_by_type_with_the_official_rounding() -> None:

@@ -4,8 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from interrupted import fit, killed, trace
+from interrupted import fit, killed, results, trace
+from PIL import Image
+from processes import CONFIG, EXACT, finish, start
+from tiers import tier
+
+from mmbert.cli import main
 
 BAD = {"train": (3, 17), "val": (5,), "test": (0, 9)}
 SKIP = ["--data.on_bad_sample=skip", "--data.max_bad_fraction=0.07"]
@@ -86,3 +92,82 @@ def test_too_many_bad_pictures_stop_the_run_and_are_listed(
     assert "train: 2 of 64 pictures can't be read" in errors
     assert errors.count("truncated or damaged") >= 2, "each with its record"
     assert "captions_train.json:" in errors
+
+
+def test_one_file_in_a_hundred_is_counted_exactly(tiny: list[str], tmp_path: Path) -> None:
+    """10,000 files in the full tier. Exactly 1 % is still let through; every pair is asked for once in the epoch."""
+    count = tier(400, 10_000)
+    rng = np.random.default_rng(0)
+    bad = rng.permutation(count)[: count // 100].tolist()
+    records = []
+    (tmp_path / "pictures").mkdir()
+    for i in range(count):
+        file = tmp_path / f"pictures/{i}.png"
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+        if i in bad:
+            kind = bad.index(i) % 4
+            file.write_bytes((b"", b"<!DOCTYPE html>", file.read_bytes()[:60], file.read_bytes()[:-40])[kind])
+        records.append(json.dumps({"image": file.name, "caption": f"picture {i}"}))
+    (tmp_path / "train.jsonl").write_text("\n".join(records))
+    data = ["--data.format=jsonl", f"--data.annotations={{train: {tmp_path}/train.jsonl}}"]
+    data += [f"--data.images={tmp_path}/pictures", "--data.batch_size=100", "--data.on_bad_sample=skip"]
+    fit(tiny, tmp_path, "--name=run", *data, "--trainer.max_epochs=1", "--checkpoint.every_n_steps=50")
+    found = metrics(tmp_path)
+    assert found["run/samples_seen"] == count and found["run/samples_lost"] == 0
+    assert found["run/samples_skipped"] == found["run/samples_skipped/train"] == len(bad)
+    assert found["run/samples_skipped/not an image"] == len(bad) / 2  # empty or a web page
+    assert found["run/samples_skipped/truncated or damaged PNG"] == len(bad) / 2  # cut early or late
+
+
+@pytest.fixture(scope="module")
+def uneven(damaged: list[str], shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of data that splits badly in two: the second process has 7 validation pairs and no whole picture."""
+    before = next(option for option in damaged if option.startswith("--data.images=")).split("=")[1]
+    folder = tmp_path_factory.mktemp("uneven") / "shapes"
+    shutil.copytree(Path(before).parent, folder)
+    file = folder / "annotations/captions_val.json"
+    content = json.loads(file.read_text())
+    left_out = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != left_out]
+    file.write_text(json.dumps(content))
+    first = {}
+    for annotation in content["annotations"]:
+        first.setdefault(annotation["image_id"], len(annotation["caption"]))
+    by_length = np.argsort([first[image["id"]] for image in content["images"]], kind="stable")
+    assert len(by_length) == 15
+    for image in content["images"]:  # nothing of what `damaged` broke
+        name = image["file_name"]
+        shutil.copy(shapes / "images" / name, folder / "images" / name)
+    for i in [by_length[0], *by_length[1::2]]:
+        (folder / "images" / content["images"][i]["file_name"]).write_bytes(b"")
+    return [option.replace(str(Path(before).parent), str(folder)) for option in damaged]
+
+
+def test_two_processes_that_skip_unevenly_train_and_evaluate_as_one(uneven: list[str], tmp_path: Path) -> None:
+    """In batches of 7 the first process has two for validation, the second a single one without any picture."""
+    more = ["--name=run", "--data.on_bad_sample=skip", "--data.max_bad_fraction=0.6", "--data.eval_batch_size=7"]
+    main([*CONFIG, *uneven, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
+    errors = finish(start(uneven, tmp_path / "two", *more))
+    assert errors.count("skipped in val: ") == 8, "each once, by one process"
+    one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
+    assert [line[:3] for line in one] == [line[:3] for line in two], "the same samples in every step"
+    for a, b in zip(one, two, strict=True):
+        assert float.fromhex(b[3]) == pytest.approx(float.fromhex(a[3]), rel=1e-5)
+    expected, found = results(tmp_path / "one"), results(tmp_path / "two")
+    assert expected.keys() == found.keys() and expected["val/retrieval_images"] == 7
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    counts = [
+        {k: v for k, v in metrics(tmp_path / name).items() if k.startswith("run/samples_") and "second" not in k}
+        for name in ("one", "two")
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0]["run/samples_skipped/val"] == 8 and counts[0]["run/samples_skipped/train"] == 2
+
+
+def test_two_processes_stop_at_what_both_skipped_together(uneven: list[str], tmp_path: Path) -> None:
+    """1 and 7 of 15: neither alone is above half."""
+    run = start(uneven, tmp_path, "--data.on_bad_sample=skip", "--data.max_bad_fraction=0.5")
+    errors = run.communicate(timeout=120)[1]
+    assert run.returncode == 1
+    assert "val: 8 of 15 pictures can't be read" in errors

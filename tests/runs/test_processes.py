@@ -3,46 +3,16 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from interrupted import ROOT, results, trace
+from interrupted import results, trace
+from processes import CONFIG, EXACT, finish, start
 
 from mmbert.cli import main
 from mmbert.modeling import MMBertForPreTraining
-
-CONFIG = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
-EXACT = ["--trainer.precision=32-true", "--trainer.max_epochs=2", "--threads=1"]
-
-
-def start(
-    tiny: list[str], root: Path, *more: str, strategy: str = "ddp", torchrun: bool = True, batch_size: int = 8
-) -> subprocess.Popen[str]:
-    """Two processes with half the batch each, started by torchrun or by Lightning."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"] if torchrun else []
-    options = [*EXACT, f"--trainer.default_root_dir={root}", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
-    command = [sys.executable, *launcher, str(ROOT / "train.py"), *CONFIG, *tiny, *options]
-    return subprocess.Popen(
-        [*command, f"--data.batch_size={batch_size}", *more],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> str:
-    """The error stream of a run that must end well."""
-    try:
-        errors = process.communicate(timeout=timeout)[1]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    assert process.returncode == 0, errors
-    return errors
 
 
 @pytest.mark.parametrize("torchrun", [True, False], ids=["torchrun", "lightning"])

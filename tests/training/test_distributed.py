@@ -1,12 +1,10 @@
 """Several processes compute the loss and the gradients that one computes on the whole batch."""
 
-import multiprocessing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from processes import in_processes
 from tiny import randomize, tiny_batch, tiny_config
 from torch import Tensor
 
@@ -15,25 +13,6 @@ from mmbert.modeling import MMBertForPreTraining
 
 ROWS = 6
 OBJECTIVES = {"mlm": 0.7, "itm": {"weight": 1.3, "negatives": "hard"}, "itc": {"weight": 0.5, "embedding_size": 16}}
-
-
-def in_processes(count: int, work: Any, folder: Path, *arguments: Any) -> list[Any]:
-    """Runs `work(rank, *arguments)` in a gloo group of `count` processes and returns what each returned."""
-
-    def target(rank: int) -> None:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
-        torch.save(work(rank, *arguments), folder / f"{rank}.pt")
-        dist.destroy_process_group()
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=target, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [0] * count
-    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
 
 def loss_and_gradients(batch: dict[str, Tensor], fusion: str) -> dict[str, Tensor]:
