@@ -114,7 +114,8 @@ def random_passes(num_images: int, k: int) -> int:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, 256, generator=generator)
     texts = images.repeat_interleave(TEXTS_EACH, dim=0) + torch.randn(num_images * TEXTS_EACH, 256, generator=generator)
-    return shortlist_passes(*(torch.nn.functional.normalize(x, dim=1) for x in (images, texts)), k)
+    normalize = torch.nn.functional.normalize
+    return shortlist_passes(normalize(images, dim=1), normalize(texts, dim=1), k)
 
 
 def passes(num_images: int, k: int) -> None:
