@@ -114,13 +114,8 @@ def random_passes(num_images: int, k: int) -> int:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, 256, generator=generator)
     texts = images.repeat_interleave(TEXTS_EACH, dim=0) + torch.randn(num_images * TEXTS_EACH, 256, generator=generator)
-<<<<<<< HEAD
-    unit = torch.nn.functional.normalize
-    return shortlist_passes(unit(images, dim=1), unit(texts, dim=1), k)
-=======
     normalize = torch.nn.functional.normalize
     return shortlist_passes(normalize(images, dim=1), normalize(texts, dim=1), k)
->>>>>>> 6356cd960045d779ea9b4a3334229c26c31cd09a
 
 
 def passes(num_images: int, k: int) -> None:
@@ -186,11 +181,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--passes_only", action="store_true", help="leave the timed comparison out")
     parser.add_argument("--plot", metavar="FILE", help="draw the cost against the number of pictures")
-<<<<<<< HEAD
-    parser.add_argument("--plot_images", type=int, nargs="+", default=[25, 50, 100, 150], help="N of the timed points")
-=======
     parser.add_argument("--plot_images", type=int, nargs="+", default=[25, 50, 75, 100], help="N of the timed points")
->>>>>>> 6356cd960045d779ea9b4a3334229c26c31cd09a
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, fp32, {encoding.PAIRS_AT_ONCE} pairs at once")
