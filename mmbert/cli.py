@@ -45,6 +45,9 @@ from mmbert.training.trace import Trace, continue_metrics
 
 log = logging.getLogger("mmbert")
 
+MOST_THREADS = 4096
+"""Above what any machine has; torch takes numbers that end the process."""
+
 SECTIONS: dict[str, type] = {
     "model": ModelOptions,
     "data": DataOptions,
@@ -134,6 +137,8 @@ class MMBertCLI(LightningCLI):
         refuse_empty(config, {**SECTIONS, "trainer": None})
         self.config_init = self.parser.instantiate_classes(self.config)
         chosen = self._section(self.config_init)
+        if (config.threads or 1) > MOST_THREADS:
+            raise UsageError(f"--threads {config.threads}: at most {MOST_THREADS:,}.")
         torch.set_num_threads(config.threads or compute_threads(chosen.data.num_workers))
         chosen.evaluation.check()
         chosen.checkpoint.check()

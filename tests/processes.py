@@ -40,12 +40,18 @@ def in_processes(count: int, work: Any, folder: Path, *arguments: Any, seconds: 
 
 
 def start(
-    tiny: list[str], root: Path, *more: str, strategy: str = "ddp", torchrun: bool = True, batch_size: int = 8
+    tiny: list[str],
+    root: Path,
+    *more: str,
+    strategy: str = "ddp",
+    torchrun: bool = True,
+    batch_size: int = 8,
+    of: list[str] = CONFIG,
 ) -> subprocess.Popen[str]:
-    """Two processes with half the batch each, started by torchrun or by Lightning."""
+    """Two processes with half the batch each, started by torchrun or by Lightning; `of` is the command's beginning."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"] if torchrun else []
     options = [*EXACT, f"--trainer.default_root_dir={root}", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
-    command = [sys.executable, *launcher, str(ROOT / "train.py"), *CONFIG, *tiny, *options]
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *of, *tiny, *options]
     return subprocess.Popen(
         [*command, f"--data.batch_size={batch_size}", *more],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

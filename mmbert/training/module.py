@@ -90,9 +90,16 @@ class TrainingModule(L.LightningModule):
         """Goes on counting.
 
         Raises:
-            UsageError: The checkpoint is of another run: model, data or optimizer differ.
+            UsageError: The checkpoint is of another run: model, data or optimizer differ; or has other labels.
         """
         own = checkpoint["mmbert"]
+        before, now = own.get("labels", []), self.model.config.labels
+        if before != now:
+            raise UsageError(
+                f"the checkpoint chooses between {len(before)} labels ({', '.join(before[:3])}, ...), this training "
+                f"data gives {len(now)} ({', '.join(now[:3])}, ...): take the data and the data.min_answer_count that "
+                "it was made with."
+            )
         if self.trainer.state.fn == "fit":
             before, now = own["identity"], {**self._identity, "processes": world_size()}
             changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]

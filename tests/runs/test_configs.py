@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from interrupted import ROOT, fit, trace
 from tiers import tier
@@ -150,6 +150,7 @@ JUNK = (
 
 @settings(max_examples=tier(60, 3000))  # each builds the parser anew: a quarter of a second
 @given(JUNK)
+@example(b"threads: 2147483648.0\n")
 def test_any_junk_in_a_file_ends_with_one_sentence(tmp_path: Path, content: bytes) -> None:
     """`data.images` is missing whatever the file holds, or its value is no folder: nothing can run."""
     (tmp_path / "junk.yaml").write_bytes(content)

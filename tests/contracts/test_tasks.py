@@ -1,0 +1,143 @@
+"""What every task promises under every fusion strategy, with no, one and two pictures a text."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import randomize, tiny_batch, tiny_config, tiny_examples, tiny_processor
+
+from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples, other_pictures
+from mmbert.data.readers.labelled import LabelledExample
+from mmbert.fusion import FUSIONS
+from mmbert.modeling import MMBertForTask
+from mmbert.task_evaluation import TaskEvaluation
+from mmbert.tasks import TASKS
+from mmbert.training.optim import OptimOptions, parameter_groups
+
+LABELS = ["no", "yes", "maybe"]
+every_task = pytest.mark.parametrize("task", TASKS)
+every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
+pictures_each = pytest.mark.parametrize("pictures", [0, 1, 2])
+
+
+def model_of(task: str, fusion: str = "hybrid", pictures: int = 1) -> MMBertForTask:
+    torch.manual_seed(0)
+    model = MMBertForTask(tiny_config(task=task, fusion=fusion, labels=LABELS, pictures=pictures)).eval()
+    randomize(model)
+    return model
+
+
+def batch_of(pictures: int, size: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    batch = tiny_batch(size, dtype=dtype)
+    batch = {k: batch[k] for k in ("index", "input_ids", "attention_mask")} | {
+        "label_scores": torch.eye(3, dtype=dtype).repeat(size, 1)[:size]
+    }
+    if pictures:
+        generator = torch.Generator().manual_seed(1)
+        batch["pixel_values"] = torch.randn(size * pictures, 3, 16, 16, generator=generator, dtype=dtype)
+    return batch
+
+
+@every_task
+@every_fusion
+@pictures_each
+def test_every_head_weight_and_the_text_get_gradients(task: str, fusion: str, pictures: int) -> None:
+    model = model_of(task, fusion, pictures)
+    output = model(batch_of(pictures))
+    output.loss.backward()
+    assert output.loss.isfinite() and output.objectives[task].logits.shape == (4, 3)
+    for name, parameter in model.named_parameters():
+        if name.startswith("task."):
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert model.mmbert.word_embeddings.grad.abs().sum() > 0
+    image_grads = [p.grad for p in model.mmbert.image_encoder.parameters()]
+    assert (pictures > 0) == any(g is not None and g.abs().sum() > 0 for g in image_grads)
+
+
+@every_task
+@pictures_each
+def test_rows_do_not_depend_on_their_batch(task: str, pictures: int) -> None:
+    model = model_of(task, pictures=pictures).double()
+    whole = batch_of(pictures, dtype=torch.float64)
+    logits = model(whole).objectives[task].logits
+    for row in range(4):
+        alone = {k: v[row : row + 1] for k, v in whole.items() if k != "pixel_values"}
+        if pictures:
+            alone["pixel_values"] = whole["pixel_values"][row * pictures : (row + 1) * pictures]
+        torch.testing.assert_close(model(alone).objectives[task].logits[0], logits[row], rtol=0, atol=1e-12)
+
+
+@every_task
+def test_second_picture_counts_and_the_order_of_pictures_too(task: str) -> None:
+    model, batch = model_of(task, pictures=2), batch_of(2)
+    first = model(batch).objectives[task].logits
+    other = {**batch, "pixel_values": batch["pixel_values"].clone()}
+    other["pixel_values"][1] += 1.0
+    changed = (model(other).objectives[task].logits != first).any(dim=1)
+    assert changed.tolist() == [True, False, False, False]
+
+
+@every_task
+def test_saving_and_loading_keeps_labels_and_bits(task: str, tmp_path: Path) -> None:
+    model, batch = model_of(task, pictures=2), batch_of(2)
+    model.save_pretrained(tmp_path)
+    loaded = MMBertForTask.from_pretrained(tmp_path).eval()
+    assert loaded.task.labels == LABELS and loaded.config.pictures == 2 and loaded.config.task == task
+    assert torch.equal(loaded(batch).objectives[task].logits, model(batch).objectives[task].logits)
+
+
+@every_task
+def test_head_has_its_own_learning_rate_and_every_parameter_one_group(task: str) -> None:
+    model = model_of(task)
+    groups = parameter_groups(model, OptimOptions(lr=1e-3, head_lr_factor=10))
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    heads = {id(p) for group in groups if group["lr"] == pytest.approx(1e-2) for p in group["params"]}
+    assert heads == {id(p) for p in model.task.parameters()}
+
+
+def labelled(folder: Path, size: int = 7) -> list[LabelledExample]:
+    files = [e.image for e in tiny_examples(folder, [("a cat",)] * 3)]
+    texts = ("a red cat", "the dog runs", "two cats and a big dog in the street")
+    return [
+        LabelledExample((files[i % 3],), texts[i % 2] if i % 3 else texts[2], (LABELS[i % 2],) * 10, i, "val", f"f:{i}")
+        for i in range(size)
+    ]
+
+
+def evaluation(task: str, folder: Path, size: int, order: list[int]) -> TaskEvaluation:
+    examples = labelled(folder)
+    scores = [TASKS[task].scores(e.answers, {label: i for i, label in enumerate(LABELS)}) for e in examples]
+    processor = tiny_processor()
+    samples = LabelledSamples(examples, scores, processor, seed=0, augmentation=None)
+    found = TaskEvaluation(model_of(task), samples, TASKS[task].priors(examples, scores))
+    collate = CollateLabelled(processor.pad_token_id, len(LABELS))
+    for first in range(0, len(order), size):
+        batch = collate([samples[i] for i in order[first : first + size]])
+        for key in ("pixel_values", "wrong_pixel_values"):
+            batch[key] = processor.pictures.normalize(batch[key])
+        found.step(batch)
+    return found
+
+
+@every_task
+def test_results_do_not_depend_on_batches_order_or_repeats(task: str, tmp_path: Path) -> None:
+    whole = evaluation(task, tmp_path, 7, list(range(7)))
+    for size, order in ((1, list(range(7))), (3, [6, 2, 0, 1, 5, 3, 4]), (4, [0, 1, 2, 3, 4, 5, 6, 6, 0])):
+        other = evaluation(task, tmp_path, size, order)
+        assert other.predictions() == whole.predictions()
+        assert other.metrics() == pytest.approx(whole.metrics(), rel=1e-5)
+    expected = {"loss", "accuracy", "accuracy_blank", "accuracy_shuffled", "prior_majority", "prior_text", "ceiling"}
+    assert {f"{task}_{name}" for name in expected} <= set(whole.metrics())
+    assert whole.metrics()[f"{task}_ceiling"] == 1.0
+
+
+def test_other_pictures_are_others_and_the_same_for_all_texts_of_a_picture(tmp_path: Path) -> None:
+    examples = labelled(tmp_path, 30)
+    wrong = other_pictures(examples, seed=0)
+    by_picture: dict[object, set[object]] = {}
+    for example, other in zip(examples, wrong, strict=True):
+        assert examples[other].images != example.images
+        by_picture.setdefault(example.images, set()).add(examples[other].images)
+    assert all(len(others) == 1 for others in by_picture.values())
+    assert other_pictures(examples[:1], seed=0).tolist() == [0]
