@@ -138,9 +138,12 @@ def test_lists_give_what_single_calls_give(
             torch.testing.assert_close(batched[i : i + 1], one, atol=1e-5, rtol=0)
 
 
-def test_random_numbers_of_the_caller_stay_as_they_were(vqa: LoadedModel, pictures: list[Path]) -> None:
+def test_random_numbers_of_the_caller_stay_as_they_were(
+    vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]
+) -> None:
     before = torch.get_rng_state()
     vqa.answer(pictures, "a cat")
+    pretrained.match(pictures[0], "a cat")
     assert torch.equal(torch.get_rng_state(), before)
 
 
