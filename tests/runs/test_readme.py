@@ -38,7 +38,7 @@ def test_python_example_asks_the_quickstart_model(
     exec(PYTHON[2], {})  # noqa: S102
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("Matches(scores=[0.") and printed[0].endswith("kind='probability')")
-    assert printed[1].count("Word(") == 4 and printed[2].startswith("torch.Size([1, ")
+    assert printed[1].count("Word(") == 2 and printed[2].startswith("torch.Size([1, ")
 
 
 def test_python_example_builds_every_strategy(capsys: pytest.CaptureFixture[str]) -> None:
