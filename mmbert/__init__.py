@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from mmbert.configuration import MMBertConfig
+from mmbert.inference import LoadedModel, load
 from mmbert.initialization import ModelOptions, build_model
 from mmbert.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.processing import MMBertProcessor
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Fused",
+    "LoadedModel",
     "MMBertConfig",
     "MMBertForPreTraining",
     "MMBertModel",
@@ -19,6 +21,7 @@ __all__ = [
     "ModelOptions",
     "Tokens",
     "build_model",
+    "load",
 ]
 
 AutoConfig.register("mmbert", MMBertConfig)

@@ -40,6 +40,12 @@ def set_up_logging() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
 
 
+def print_line(line: str) -> None:
+    """Prints what may hold any character, on a terminal of any encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
 @contextmanager
 def one_sentence_for_mistakes() -> Iterator[None]:
     """Turns a user's mistake into a sentence without traceback: exit code 2 for options, 1 for files."""

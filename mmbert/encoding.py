@@ -101,6 +101,7 @@ def encode(
         batch_sampler=own_share(batches),
         num_workers=num_workers,
         worker_init_fn=StopSignals.for_loader(),
+        generator=torch.Generator(),  # or encoding would advance the caller's random numbers
     )
 
     def encode_pictures(pixels: Tensor) -> dict[str, Tensor]:

@@ -108,16 +108,45 @@ class MMBertProcessor:
         """Id of [PAD]."""
         return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
 
+    @property
+    def mask_token_id(self) -> int:
+        """Id of [MASK]."""
+        return int(self.tokenizer.mask_token_id)  # pyright: ignore[reportArgumentType]
+
     def encode(self, text: str) -> list[int]:
         """Token ids with [CLS] and [SEP], cut to `max_text_length`. "[MASK]" in a text is text, no special token.
 
         Raises:
             UsageError: A text with half a surrogate pair, which no tokenizer takes; readers refuse it with its record.
         """
+        return self._ids(text, truncation=True, max_length=self.max_text_length)
+
+    def encode_masked(self, text: str) -> list[int]:
+        """As `encode`, but every "[MASK]" (the tokenizer's mask token, as it is written) is a mask.
+
+        Raises:
+            UsageError: No [MASK] in the text, or one behind the tokens that `max_text_length` keeps.
+        """
+        tokenizer: Any = self.tokenizer
+        written = tokenizer.mask_token
+        parts = [self._ids(part, add_special_tokens=False, verbose=False) for part in text.split(written)]
+        if len(parts) == 1:
+            raise UsageError(f"the text {quote(text)} has no {written}; write it in place of each word to be guessed.")
+        ids = [tokenizer.cls_token_id, *parts[0]]
+        for part in parts[1:]:
+            ids += [self.mask_token_id, *part]
+        kept = ids[: self.max_text_length - 1]
+        if self.mask_token_id in ids[len(kept) :]:
+            raise UsageError(
+                f"the text {quote(text)} has {len(ids) + 1} tokens, of which {self.max_text_length} are read: "
+                f"a {written} would be cut off. Make it shorter."
+            )
+        return [*kept, tokenizer.sep_token_id]
+
+    def _ids(self, text: str, **options: Any) -> list[int]:
+        """Token ids; what looks like a special token is text."""
         try:
-            return self.tokenizer(text, truncation=True, max_length=self.max_text_length, split_special_tokens=True)[
-                "input_ids"
-            ]  # pyright: ignore[reportReturnType]
+            return self.tokenizer(text, split_special_tokens=True, **options)["input_ids"]  # pyright: ignore
         except TypeError as error:
             raise UsageError(f"the text {quote(text)} is no valid Unicode: {error}") from error
 

@@ -40,9 +40,15 @@ class StopSignals:
             signal.signal(number, handler)
         # After an error the loader's processes are still there, and Python would wait for them at its end: for ever,
         # since they ignore the SIGTERM that it sends them.
-        for process in multiprocessing.active_children():
-            if process.daemon and process not in self._children:
-                process.kill()
+        left = [p for p in multiprocessing.active_children() if p.daemon and p not in self._children]
+        child = getattr(signal, "SIGCHLD", None)
+        # torch's handler would raise where one of its processes is killed.
+        handler = signal.signal(child, signal.SIG_DFL) if left and child else None
+        for process in left:
+            process.kill()
+            process.join()
+        if handler is not None and child:
+            signal.signal(child, handler)
 
     @classmethod
     def for_loader(cls) -> Callable[[int], None] | None:

@@ -4,13 +4,16 @@ import argparse
 from typing import NoReturn
 
 from mmbert.command_line import explain, one_sentence_for_mistakes, set_up_logging
-from mmbert.commands import data, evaluate, score
+from mmbert.commands import ask, data, evaluate, match, predict, score
 from mmbert.errors import UsageError
 from mmbert.signals import StopSignals
 
 COMMANDS = {
+    "ask": "ask MODEL IMAGE QUESTION, which prints a fine-tuned model's answers",
     "data": "data check FILE, which lists every problem of an annotation file and its pictures",
     "evaluate": "evaluate retrieval MODEL and evaluate foils MODEL, which judge a saved model on files one names",
+    "match": "match MODEL IMAGE TEXT ..., which tells how well each text fits a picture",
+    "predict": "predict vqa MODEL, which writes the file of answers that VQA's evaluation server takes",
     "score": "score vqa, which scores a file of predictions as the official script does",
 }
 """First word -> what it is for; `mmbert --help` lists them under LightningCLI's own."""
@@ -60,6 +63,7 @@ def run_command(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="mmbert")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in (("data", data), ("evaluate", evaluate), ("score", score)):
+    for module in (ask, data, evaluate, match, predict, score):
+        name = module.__name__.rsplit(".", 1)[-1]
         module.add_options(commands.add_parser(name, help=COMMANDS[name]))
     return parser

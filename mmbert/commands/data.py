@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from mmbert.command_line import print_line
 from mmbert.data.check import check_file
 from mmbert.data.readers import FORMATS
 
@@ -32,12 +33,6 @@ def _check(file: str, *, images: str | None, format: str | None, **keys: str | l
     given = {key: value for key, value in keys.items() if value is not None}
     report = check_file(file, images=images, format=format, **given)
     for line in report.lines():
-        _print(line)
+        print_line(line)
     print(f"mmbert: {report.summary}", file=sys.stderr)
     return 1 if report.total else 0
-
-
-def _print(line: str) -> None:
-    """Print what may hold any character, on a terminal of any encoding."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))

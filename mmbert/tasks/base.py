@@ -112,6 +112,10 @@ class Task(Objective):
         """(B, labels) logits and scores to (B,) losses, in nats."""
         raise NotImplementedError
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, labels) logits to (B, labels) numbers from 0 to 1, in the same order."""
+        raise NotImplementedError
+
     def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
         """Flat results, fractions."""
         raise NotImplementedError

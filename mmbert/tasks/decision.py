@@ -36,6 +36,10 @@ class Decision(Task):
         """Cross-entropy."""
         return F.cross_entropy(logits, label_scores, reduction="none")
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax: the probability of each label."""
+        return logits.softmax(dim=-1)
+
     def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
         """Accuracy; AUROC of the second of two labels; share of statements with all examples right."""
         right = [self.labels[label] in e.answers for label, e in zip(said.labels, examples, strict=True)]

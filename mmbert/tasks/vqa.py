@@ -54,6 +54,10 @@ class VisualQuestionAnswering(Task):
         """Binary cross-entropy, summed over the answers."""
         return F.binary_cross_entropy_with_logits(logits, label_scores, reduction="none").sum(dim=-1)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Sigmoid: the official accuracy that each answer may expect, by itself; they do not sum to 1."""
+        return logits.sigmoid()
+
     def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
         """Official accuracy as a fraction, over all questions and by answer type."""
         accuracies = [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmbert.cli import main
+from mmbert.commands import _parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -34,6 +35,10 @@ def test_python_example_asks_the_quickstart_model(
     exec(PYTHON[0], {})  # noqa: S102
     printed = capsys.readouterr().out
     assert re.search(r"\{'a small orange.*': 0\.\d+, 'a large red.*': 0\.\d+\}", printed)
+    exec(PYTHON[2], {})  # noqa: S102
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("Matches(scores=[0.") and printed[0].endswith("kind='probability')")
+    assert printed[1].count("Word(") == 2 and printed[2].startswith("torch.Size([1, ")
 
 
 def test_python_example_builds_every_strategy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,6 +62,12 @@ def test_training_command_runs_on_tiny_data(
 @pytest.mark.parametrize("target", [c.split()[1] for c in COMMANDS if c.startswith("make ")])
 def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("mmbert (ask|match|predict|score|data)", c)])
+def test_small_command_is_parsed(command: str) -> None:
+    options = vars(_parser().parse_args(shlex.split(command, comments=True)[1:]))
+    assert callable(options["run"])
 
 
 def test_links_lead_somewhere() -> None:

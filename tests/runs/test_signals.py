@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from interrupted import fit, results, trace, weights
+from torch.utils.data import DataLoader, Dataset
 
+from mmbert.errors import DataError
+from mmbert.signals import StopSignals
 from mmbert.training.checkpoints import RunCheckpoints
 from mmbert.training.module import TrainingModule
 
@@ -118,3 +121,24 @@ def test_second_signal_leaves_at_once(tiny: list[str], tmp_path: Path) -> None:
     code = struck(impatient, by="SIGCONT", owner=TrainingModule, hook="training_step", call=1)
     assert code == 143
     assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+class _Numbers(Dataset[int]):
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_error_with_loader_processes_around_stays_the_error() -> None:
+    with pytest.raises(DataError, match="the error"), StopSignals():
+        batches = iter(DataLoader(_Numbers(), num_workers=2, worker_init_fn=StopSignals.for_loader()))
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+        handler = signal.getsignal(signal.SIGCHLD)
+        assert callable(handler), "torch's own, which raises where one of its processes was killed"
+        raise DataError("the error")
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGCHLD) == handler, "as it was before"
+    del batches

@@ -181,7 +181,7 @@ def picture_namer(image_names: str) -> Callable[[int | str, str], str]:
             try:
                 return image_names.format(image_id)
             except (ValueError, IndexError, KeyError) as error:
-                found = f"image_id {quote(image_id)} does not fit data.image_names={image_names!r} ({error})"
+                found = f"image_id {quote(image_id)} does not fit image_names={image_names!r} ({error})"
                 raise DataError(place, found, "a template such as COCO_val2014_{:012d}.jpg") from None
 
         return by_template
