@@ -57,11 +57,14 @@ def one_sentence_for_mistakes() -> Iterator[None]:
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
         print(f"mmbert: error: {text}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    except BrokenPipeError:  # whoever read the output, `head`, has enough; Python would try to flush once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:
         if error.errno not in DISK_IS_FULL:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        print(f"mmbert: error: {place}{error.strerror}; make room, and go on with --resume auto", file=sys.stderr)
+        print(f"mmbert: error: {place}{error.strerror}; make room; a run goes on with --resume auto", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -86,18 +86,16 @@ def maximum(*values: int) -> tuple[int, ...]:
     if world_size() == 1:
         return values
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
-    everywhere = torch.tensor(values, device=device)
-    dist.all_reduce(everywhere, op=dist.ReduceOp.MAX)
-    return tuple(everywhere.tolist())
+    largest = torch.tensor(values, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return tuple(largest.tolist())
 
 
 def united(own: dict[int, Any]) -> dict[int, Any]:
     """The entries of all processes, in the order of the keys; every process must ask."""
     if world_size() == 1 or maximum(len(own)) == (0,):
         return own
-    parts: list[dict[int, Any]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(parts, own)
-    return dict(sorted((key, value) for part in parts for key, value in part.items()))
+    return dict(sorted(entry for part in everywhere([own]) for entry in part.items()))
 
 
 def summed(values: Tensor) -> Tensor:
