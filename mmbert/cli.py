@@ -21,7 +21,7 @@ from mmbert.commands import COMMANDS, run_command
 from mmbert.config_files import with_bases
 from mmbert.data.datamodule import DataOptions
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.evaluation import EvaluationOptions, metric_names
+from mmbert.evaluation.pairs import EvaluationOptions, metric_names
 from mmbert.import_policy import close_imports
 from mmbert.initialization import ModelOptions, quiet_transformers
 from mmbert.modeling import MMBertForTask

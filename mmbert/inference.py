@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from mmbert.abilities import objectives_of, task_of
 from mmbert.data.asked import Asked, AskedBatches, listed, pair_up
 from mmbert.data.images import ImageSource
-from mmbert.encoding import encode, pair_scores
 from mmbert.errors import DataError, UsageError
+from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.loading import load_folder
 from mmbert.modeling import MMBertForPreTraining, MMBertPreTrainedModel
 from mmbert.processing import MMBertProcessor, pad

@@ -13,7 +13,7 @@ from tiny import tiny_examples, tiny_processor
 
 from mmbert.commands import run_command
 from mmbert.commands.evaluate import _retrieval_table
-from mmbert.retrieval import SCORERS
+from mmbert.evaluation.retrieval import SCORERS
 
 
 @pytest.fixture(scope="module")

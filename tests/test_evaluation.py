@@ -16,7 +16,7 @@ from tiny import WORDS, randomize, tiny_config, tiny_processor
 
 from mmbert.data.datamodule import DataOptions, PairsDataModule
 from mmbert.distributed import world_size
-from mmbert.evaluation import Encoded, PairEvaluation, PairResult
+from mmbert.evaluation.pairs import Encoded, PairEvaluation, PairResult
 from mmbert.modeling import MMBertForPreTraining
 
 SIZES = (1, 2, 3, 7, 64, 65, 101) if FULL else (1, 2, 3, 7, 65)

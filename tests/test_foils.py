@@ -8,10 +8,10 @@ import torch
 from test_retrieval import tiny_model
 from tiny import tiny_examples, tiny_processor
 
-from mmbert import foils as module
 from mmbert.data.readers.foils import Foil
 from mmbert.errors import UsageError
-from mmbert.foils import other_pictures, score_foils
+from mmbert.evaluation import foils as module
+from mmbert.evaluation.foils import other_pictures, score_foils
 
 TEXTS = [("a red cat", "a blue cat"), ("a dog", "a bird"), ("the street", "the tree"), ("a car", "A car")]
 

@@ -11,12 +11,12 @@ from tiny import randomize, tiny_config, tiny_examples, tiny_processor
 from torch import Tensor
 from training.test_distributed import in_processes
 
-from mmbert import encoding, retrieval
-from mmbert.encoding import Encoded, encode
 from mmbert.errors import UsageError
+from mmbert.evaluation import encoding, retrieval
+from mmbert.evaluation.encoding import Encoded, encode
+from mmbert.evaluation.retrieval import SCORERS, Candidates, choose_scorer, retrieve
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.modeling import MMBertForPreTraining
-from mmbert.retrieval import SCORERS, Candidates, choose_scorer, retrieve
 
 CAPTIONS = [
     ("a red cat", "a cat on the tree", "two"),

@@ -14,13 +14,13 @@ from mmbert.data.readers import FORMATS
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.distributed import processes_of_torchrun, rank
-from mmbert.encoding import encode
 from mmbert.errors import DataError, UsageError, printable
-from mmbert.foils import score_foils
+from mmbert.evaluation.encoding import encode
+from mmbert.evaluation.foils import score_foils
+from mmbert.evaluation.retrieval import NEEDS, SCORERS, Candidates, choose_scorer, retrieve
 from mmbert.loading import load_folder
 from mmbert.modeling import MMBertForPreTraining
 from mmbert.processing import MMBertProcessor
-from mmbert.retrieval import NEEDS, SCORERS, Candidates, choose_scorer, retrieve
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -17,11 +17,11 @@ from mmbert.data.pairs import Pairs
 from mmbert.data.samples import Samples
 from mmbert.distributed import summed, united, world_size
 from mmbert.errors import NotFiniteError, UsageError, quote
-from mmbert.evaluation import EvaluationOptions, PairEvaluation
+from mmbert.evaluation.pairs import EvaluationOptions, PairEvaluation
+from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
 from mmbert.objectives import ObjectiveOutput
 from mmbert.randomness import torch_generator, torch_seed
-from mmbert.task_evaluation import TaskEvaluation
 from mmbert.training.account import Skipped
 from mmbert.training.optim import OptimOptions, build_optimizer
 from mmbert.training.sharding import gather_shards, shard, spread_shards, whole

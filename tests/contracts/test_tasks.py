@@ -8,9 +8,9 @@ from tiny import randomize, tiny_batch, tiny_config, tiny_examples, tiny_process
 
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples, other_pictures
 from mmbert.data.readers.labelled import LabelledExample
+from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.fusion import FUSIONS
 from mmbert.modeling import MMBertForTask
-from mmbert.task_evaluation import TaskEvaluation
 from mmbert.tasks import TASKS
 from mmbert.training.optim import OptimOptions, parameter_groups
 

@@ -10,7 +10,7 @@ from interrupted import fit, trace, weights
 from tiers import tier
 from tiny import tiny_batch, tiny_config
 
-from mmbert.evaluation import PairEvaluation
+from mmbert.evaluation.pairs import PairEvaluation
 from mmbert.modeling import MMBertForPreTraining
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmbert.distributed import everywhere
-from mmbert.encoding import pack, pair_scores
 from mmbert.errors import UsageError
+from mmbert.evaluation.encoding import pack, pair_scores
 from mmbert.metrics.ranking import auroc
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.modeling import MMBertForPreTraining

@@ -1,6 +1,6 @@
 """What a fine-tuned model can do, beside what it would do with no picture, a wrong one, or none of the model at all.
 
-Results are kept per example and put in the order of the data set before they are summed, as in `mmbert.evaluation`.
+Results are kept per example and put in the order of the data set before they are summed, as in `pairs.py`.
 """
 
 from dataclasses import dataclass, field

@@ -12,8 +12,8 @@ from torch import Tensor
 from mmbert.data.examples import Example
 from mmbert.data.images import ImageSource
 from mmbert.data.pairs import text_key
-from mmbert.encoding import Encoded, pair_scores
 from mmbert.errors import UsageError
+from mmbert.evaluation.encoding import Encoded, pair_scores
 from mmbert.memory import peak_memory, reset_peak_memory
 from mmbert.metrics.retrieval import equal_text_relevance, recall_at_k
 from mmbert.modeling import MMBertForPreTraining

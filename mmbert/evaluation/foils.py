@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmbert.data.readers.foils import Foil
-from mmbert.encoding import Encoded, encode, pair_scores
 from mmbert.errors import UsageError
+from mmbert.evaluation.encoding import Encoded, encode, pair_scores
 from mmbert.modeling import MMBertForPreTraining
 from mmbert.processing import MMBertProcessor
 from mmbert.randomness import permutation
