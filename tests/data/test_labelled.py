@@ -154,7 +154,7 @@ def test_broken_nlvr2_is_told(rows: list[Any], message: str, tmp_path: Path) -> 
     ("changes", "image_names", "message"),
     [
         ({"image_id": 8}, "COCO_train2014_{:012d}.jpg", r"questions\[0\]: no picture file"),
-        ({"image_id": "x"}, "COCO_train2014_{:012d}.jpg", "image_id 'x' does not fit data.image_names"),
+        ({"image_id": "x"}, "COCO_train2014_{:012d}.jpg", "image_id 'x' does not fit image_names"),
         ({"question": ""}, "COCO_train2014_{:012d}.jpg", "an empty text"),
         ({"question_id": 71}, "COCO_train2014_{:012d}.jpg", "question_id 70"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from interrupted import fit, killed, results, trace, weights
 
-from mmbert.training import pretraining
+from mmbert.training import module as training
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_resume_refuses_another_number_of_processes(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2)
-    monkeypatch.setattr(pretraining, "world_size", lambda: 2)
+    monkeypatch.setattr(training, "world_size", lambda: 2)
     with pytest.raises(SystemExit) as stopped:
         fit(tiny, tmp_path, "--name=run", "--resume=auto")
     assert stopped.value.code == 2
