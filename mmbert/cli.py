@@ -24,6 +24,7 @@ from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.pairs import EvaluationOptions, metric_names
 from mmbert.import_policy import close_imports
 from mmbert.initialization import ModelOptions, quiet_transformers
+from mmbert.metrics.items import write_items
 from mmbert.modeling import MMBertForTask
 from mmbert.signals import StopSignals
 from mmbert.training import run
@@ -322,6 +323,8 @@ class MMBertCLI(LightningCLI):
             facts |= {"run/val_scorer": self._scorer("val"), "run/test_scorer": self._scorer("test")}
         for split, rows in self.model.predictions.items():
             run.write_predictions(self.folder / f"predictions_{split}.json", rows)
+        for split, items in self.model.items.items():
+            write_items(self.folder / f"items_{split}.npz", items)
         account = self.trace.account
         if account.seen:
             facts["run/samples_seen"] = account.seen

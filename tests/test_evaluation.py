@@ -109,6 +109,25 @@ def test_results_do_not_depend_on_processes_or_batches(
     assert whole["retrieval_images"] == max(SIZES) and found[7, "itm", 3, 4, 2]["retrieval_images"] == 7
 
 
+def test_items_are_what_the_results_are_means_of(
+    model: MMBertForPreTraining, modules: dict[int, PairsDataModule]
+) -> None:
+    module = modules[7]
+    module.options.eval_batch_size = 4
+    assert module.val_pairs is not None
+    evaluation = PairEvaluation(model, module.val_pairs.image_sample(200), scorer="itc")
+    for batch in module.val_dataloader():
+        batch = module.on_after_batch_transfer(batch, 0)
+        evaluation.step({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
+    metrics, items = evaluation.metrics(), evaluation.items()
+    assert set(items) == {"itm_accuracy", "mlm_accuracy_shuffled", "mlm_image_gain"}
+    for name, found in items.items():
+        assert sum(found.values) / len(found.values) == pytest.approx(metrics[name], abs=1e-12), name
+    assert items["itm_accuracy"].pictures == list(range(7))
+    masked = [r.masked for r in sorted(evaluation.results)]
+    assert items["mlm_image_gain"].pictures == [i for i, count in enumerate(masked) for _ in range(count)]
+
+
 def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Encoded]]:
     """Results of `count` pairs, with ties, pairs without a wrong picture, and captions that come twice."""
     results, encoded = [], []

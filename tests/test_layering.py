@@ -36,9 +36,11 @@ LAYERS: list[tuple[str, ...]] = [
     ("prediction",),
     ("config_files", "import_policy"),
     ("training",),
+    ("compare",),
     ("command_line",),
     ("commands",),
     ("cli",),
+    ("compare.arm", "compare.budgets"),
     ("__init__", "__main__"),
 ]
 MAY_IMPORT_ONLY = {"metrics": {"errors", "metrics"}}

@@ -87,6 +87,9 @@ class DataOptions:
     counts it in metrics.json, and ends the run above `max_bad_fraction`."""
     max_bad_fraction: float = 0.01
     """Fraction of a split's pairs that may be skipped."""
+    train_fraction: float = 1.0
+    """Fraction of the training pictures or examples that is used: a sample that follows from the seed, the same for
+    every model, and part of every larger one."""
     val_size: int | None = 1000
     """At most so many images, with their first caption, or examples of a task validate, a fixed sample; None = all."""
     test_captions: int = 1
@@ -112,6 +115,8 @@ class SplitsDataModule(L.LightningDataModule):
         self, options: DataOptions, examples: Mapping[str, Sequence[Any]], processor: MMBertProcessor, *, seed: int
     ):
         super().__init__()
+        if options.train_fraction < 1 and examples.get("train"):
+            examples = {**examples, "train": _fraction(examples["train"], options.train_fraction, seed)}
         self.options, self.examples, self.processor, self.seed = options, examples, processor, seed
         self.position: dict[str, int] | None = None
         """Where the training loader starts, as `TrainLoader.state_dict` tells it; None: at the beginning."""
@@ -355,6 +360,12 @@ def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[Labe
     return examples, task_class(task).labels_of(examples["train"], min_count=options.min_answer_count)
 
 
+def _fraction(examples: Sequence[Any], fraction: float, seed: int) -> list[Any]:
+    """A sample of at least one, in the order of the file."""
+    count = max(1, round(fraction * len(examples)))
+    return [examples[i] for i in sorted(permutation(seed, "fraction", 0, len(examples))[:count].tolist())]
+
+
 def _check(options: DataOptions, *, needed: Sequence[str] = ("annotations", "images")) -> None:
     for name in ("batch_size", "eval_batch_size", "length_pool", "test_captions", "min_answer_count"):
         if getattr(options, name) < 1:
@@ -367,7 +378,7 @@ def _check(options: DataOptions, *, needed: Sequence[str] = ("annotations", "ima
         raise UsageError(f"data.on_bad_sample='{options.on_bad_sample}'; allowed are stop, skip.")
     if not 0 <= options.max_bad_fraction <= 1:
         raise UsageError(f"data.max_bad_fraction={options.max_bad_fraction}: a fraction from 0 to 1.")
-    for name in ("mlm_probability", "crop"):
+    for name in ("mlm_probability", "crop", "train_fraction"):
         if not 0 < getattr(options, name) <= 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: a fraction above 0, up to 1.")
     for name in needed:

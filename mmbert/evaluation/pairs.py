@@ -15,6 +15,7 @@ from torch import Tensor
 from mmbert.distributed import everywhere
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import pack, pair_scores
+from mmbert.metrics.items import Items
 from mmbert.metrics.ranking import auroc
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.modeling import MMBertForPreTraining
@@ -206,6 +207,23 @@ class PairEvaluation:
             out["itm_left_out"] = float(len(results) - len(pairs))
         if len(encoded) > 1:
             out |= self._retrieval(encoded)
+        return out
+
+    def items(self) -> dict[str, Items]:
+        """What became of each pair (`itm_accuracy`) or masked word (`mlm_...`), under the result that is their mean."""
+        results = sorted({r.index: r for r in everywhere(self.results)}.values())
+        both = [r for r in results if r.wrong_score is not None]
+        out = {}
+        if "itm" in self.model.objectives and both:
+            right = [((r.right_score > 0) + (r.wrong_score <= 0)) / 2 for r in both]  # pyright: ignore
+            out["itm_accuracy"] = Items(right, [r.index for r in both])
+        if "mlm" in self.model.objectives and both:
+            words = [r.index for r in both for _ in range(r.masked)]
+            true = [float(i < r.right_hits) for r in both for i in range(r.masked)]
+            wrong = [float(i < (r.wrong_hits or 0)) for r in both for i in range(r.masked)]
+            out["mlm_accuracy_shuffled"] = Items(wrong, words)
+            # Which word of a pair was hit is not kept: pairs, not words, are what statistics draw.
+            out["mlm_image_gain"] = Items([a - b for a, b in zip(true, wrong, strict=True)], words)
         return out
 
     def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a fine-tuned model can do, beside what it would do with no picture, a wrong one, or none of the model at all.
+"""What a fine-tuned model can do, beside what it would do with no picture, a wrong one, no text, or without any model.
 
 Results are kept per example and put in the order of the data set before they are summed, as in `pairs.py`.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.distributed import everywhere
+from mmbert.metrics.items import Items
 from mmbert.modeling import MMBertForTask
 from mmbert.objectives.base import no_autocast
 from mmbert.tasks import Priors, Said
@@ -26,6 +27,7 @@ class LabelledResult(NamedTuple):
     probability: float  # of label 1
     blank: int  # label with a grey picture
     shuffled: int | None  # label with another example's pictures; None: there are no others
+    no_text: int  # label with an empty text
 
 
 @dataclass
@@ -45,7 +47,7 @@ class TaskEvaluation:
 
     @torch.no_grad()
     def step(self, batch: dict[str, Any]) -> None:
-        """Evaluates one batch, with the true pictures, blank ones and those of other examples."""
+        """Evaluates one batch: with the true pictures, blank ones, those of other examples, and without the texts."""
         if len(batch["index"]) == 0:
             return
         model, task = self.model.mmbert, self.model.task
@@ -58,13 +60,14 @@ class TaskEvaluation:
             logits.argmax(dim=-1).tolist(),
             logits.double().softmax(dim=-1)[:, min(1, logits.shape[1] - 1)],
         )
-        blank, shuffled = labels, [None] * len(labels)
+        blank, shuffled, no_text = labels, [None] * len(labels), labels
         if image is not None:
+            no_text = self._labels(self._empty(batch), image)
             blank = self._labels(text, self._blank(batch["pixel_values"]))
             if "wrong_pixel_values" in batch:
                 found = self._labels(text, model.encode_image(batch["wrong_pixel_values"]))
                 shuffled = [x if valid else None for x, valid in zip(found, batch["has_wrong"].tolist(), strict=True)]
-        rows = zip(batch["index"].tolist(), losses, labels, chances.tolist(), blank, shuffled, strict=True)
+        rows = zip(batch["index"].tolist(), losses, labels, chances.tolist(), blank, shuffled, no_text, strict=True)
         self.results += [LabelledResult(*row) for row in rows]
 
     def _labels(self, text: Tokens, image: Tokens) -> list[int]:
@@ -75,6 +78,12 @@ class TaskEvaluation:
         """Encodes one picture in the mean color of the encoder's pictures, and gives it to every row."""
         one = self.model.mmbert.encode_image(torch.zeros_like(pixel_values[:1]))
         return one.rows(torch.zeros(len(pixel_values), dtype=torch.int64, device=pixel_values.device))
+
+    def _empty(self, batch: dict[str, Any]) -> Tokens:
+        """Encodes a text of its first and last token alone, [CLS] and [SEP], and gives it to every row."""
+        last = int(batch["attention_mask"][0].sum()) - 1
+        one = self.model.mmbert.encode_text(batch["input_ids"][:1, [0, last]])
+        return one.rows(torch.zeros(len(batch["input_ids"]), dtype=torch.int64, device=one.mask.device))
 
     def in_order(self) -> list[LabelledResult]:
         """The results of all processes, each example once, in the order of the data set."""
@@ -89,12 +98,8 @@ class TaskEvaluation:
         examples = [self.samples.examples[r.index] for r in results]
         found = task.metrics(Said([r.label for r in results], [r.probability for r in results]), examples)
         out = {"loss": sum(r.loss for r in results) / len(results), **found}
-        if task.pictures:
-            out["accuracy_blank"] = task.metrics(Said([r.blank for r in results], []), examples)["accuracy"]
-            both = [(r.shuffled, e) for r, e in zip(results, examples, strict=True) if r.shuffled is not None]
-            if both:
-                said = Said([label for label, _ in both], [])
-                out["accuracy_shuffled"] = task.metrics(said, [e for _, e in both])["accuracy"]
+        items = self._rights(results)
+        out |= {key: sum(rights) / len(rights) for key, (rights, _) in items.items() if key != "accuracy"}
         priors = {"majority": [self.priors.majority] * len(results), "text": [self.priors.of(e.text) for e in examples]}
         for kind, labels in priors.items():
             out[f"prior_{kind}"] = task.metrics(Said(labels, []), examples)["accuracy"]
@@ -102,6 +107,31 @@ class TaskEvaluation:
         ceiling = [max(scores, key=lambda label, s=scores: s[label]) if scores else 0 for scores in best]
         out["ceiling"] = task.metrics(Said(ceiling, []), examples)["accuracy"]
         return {f"{name}_{key}": value for key, value in out.items()}
+
+    def _rights(self, results: list[LabelledResult]) -> dict[str, tuple[list[float], list[LabelledResult]]]:
+        """Kind of input -> how right each answer was, and the results that have one."""
+        task = self.model.task
+        kinds = {"accuracy": "label"}
+        if task.pictures:
+            kinds |= {f"accuracy_{kind}": kind for kind in ("blank", "shuffled", "no_text")}
+        out = {}
+        for name, kind in kinds.items():
+            rows = [r for r in results if getattr(r, kind) is not None]
+            if rows:
+                labels = [getattr(r, kind) for r in rows]
+                out[name] = (task.rights(labels, [self.samples.examples[r.index] for r in rows]), rows)
+        return out
+
+    def items(self) -> dict[str, Items]:
+        """How right the model was on each example, under the name of the result that is their mean."""
+        pictures: dict[Any, int] = {}
+        examples = self.samples.examples
+        return {
+            f"{self.model.config.task}_{name}": Items(
+                rights, [pictures.setdefault(examples[r.index].images or r.index, len(pictures)) for r in rows]
+            )
+            for name, (rights, rows) in self._rights(self.in_order()).items()
+        }
 
     def predictions(self) -> list[dict[str, Any]]:
         """One row an example, as VQA's server takes them: {"question_id", "answer"}."""

@@ -116,8 +116,12 @@ class Task(Objective):
         """(B, labels) logits to (B, labels) numbers from 0 to 1, in the same order."""
         raise NotImplementedError
 
+    def rights(self, labels: Sequence[int], examples: Sequence[Labelled]) -> list[float]:
+        """How right each label is for its example, from 0 to 1; their mean is the accuracy."""
+        raise NotImplementedError
+
     def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
-        """Flat results, fractions."""
+        """Flat results, fractions; `accuracy` among them."""
         raise NotImplementedError
 
     @classmethod

@@ -40,9 +40,13 @@ class Decision(Task):
         """Softmax: the probability of each label."""
         return logits.softmax(dim=-1)
 
+    def rights(self, labels: Sequence[int], examples: Sequence[Labelled]) -> list[float]:
+        """1 for the label, 0 for any other."""
+        return [float(self.labels[label] in e.answers) for label, e in zip(labels, examples, strict=True)]
+
     def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
         """Accuracy; AUROC of the second of two labels; share of statements with all examples right."""
-        right = [self.labels[label] in e.answers for label, e in zip(said.labels, examples, strict=True)]
+        right = self.rights(said.labels, examples)
         out = {"accuracy": sum(right) / len(right)}
         truth = [e.answers == (self.labels[1],) for e in examples]
         if len(self.labels) == 2 and said.probabilities and len(set(truth)) == 2:
@@ -50,7 +54,7 @@ class Decision(Task):
         groups: dict[str, bool] = {}
         for example, hit in zip(examples, right, strict=True):
             if example.group:
-                groups[example.group] = groups.get(example.group, True) and hit
+                groups[example.group] = groups.get(example.group, True) and hit == 1
         if groups and len(groups) < len(examples):
             out["consistency"] = sum(groups.values()) / len(groups)
         return out

@@ -58,12 +58,16 @@ class VisualQuestionAnswering(Task):
         """Sigmoid: the official accuracy that each answer may expect, by itself; they do not sum to 1."""
         return logits.sigmoid()
 
+    def rights(self, labels: Sequence[int], examples: Sequence[Labelled]) -> list[float]:
+        """The official accuracy of each answer."""
+        return [
+            question_accuracy(self.labels[label], [{"answer": a, "answer_id": i} for i, a in enumerate(e.answers)])
+            for label, e in zip(labels, examples, strict=True)
+        ]
+
     def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
         """Official accuracy as a fraction, over all questions and by answer type."""
-        accuracies = [
-            question_accuracy(self.labels[label], [{"answer": a, "answer_id": i} for i, a in enumerate(e.answers)])
-            for label, e in zip(said.labels, examples, strict=True)
-        ]
+        accuracies = self.rights(said.labels, examples)
         by_type: dict[str, list[float]] = {}
         for accuracy, example in zip(accuracies, examples, strict=True):
             if example.kinds[1]:

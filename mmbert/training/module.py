@@ -19,6 +19,7 @@ from mmbert.distributed import summed, united, world_size
 from mmbert.errors import NotFiniteError, UsageError, quote
 from mmbert.evaluation.pairs import EvaluationOptions, PairEvaluation
 from mmbert.evaluation.tasks import TaskEvaluation
+from mmbert.metrics.items import Items
 from mmbert.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
 from mmbert.objectives import ObjectiveOutput
 from mmbert.randomness import torch_generator, torch_seed
@@ -57,6 +58,8 @@ class TrainingModule(L.LightningModule):
         self._evaluations: list[PairEvaluation | TaskEvaluation] = []
         self.predictions: dict[str, list[dict[str, Any]]] = {}
         """Test split -> what a fine-tuned model says of each example."""
+        self.items: dict[str, dict[str, Items]] = {}
+        """Test split -> name of a result -> what became of each of its items."""
         self.results: dict[str, float] = {}
         self.training_seconds = 0.0
         self.skipped = Skipped(data.options.max_bad_fraction)
@@ -302,6 +305,8 @@ class TrainingModule(L.LightningModule):
                 self._share_skipped(name, pairs, self._unshared.pop(name, {}))
             with self.trainer.precision_plugin.forward_context():  # Lightning has it around the steps only
                 found = evaluation.metrics()
+            if name != "val":
+                self.items[name] = evaluation.items()
             if isinstance(evaluation, TaskEvaluation) and name != "val":
                 self.predictions[name] = evaluation.predictions()
             metrics = {f"{name}/{key}": value for key, value in found.items()}

@@ -127,9 +127,28 @@ def test_results_do_not_depend_on_batches_order_or_repeats(task: str, tmp_path: 
         other = evaluation(task, tmp_path, size, order)
         assert other.predictions() == whole.predictions()
         assert other.metrics() == pytest.approx(whole.metrics(), rel=1e-5)
-    expected = {"loss", "accuracy", "accuracy_blank", "accuracy_shuffled", "prior_majority", "prior_text", "ceiling"}
+    kinds = {"accuracy", "accuracy_blank", "accuracy_shuffled", "accuracy_no_text"}
+    expected = {"loss", *kinds, "prior_majority", "prior_text", "ceiling"}
     assert {f"{task}_{name}" for name in expected} <= set(whole.metrics())
     assert whole.metrics()[f"{task}_ceiling"] == 1.0
+    items = whole.items()
+    assert set(items) == {f"{task}_{name}" for name in kinds}
+    for name, found in items.items():
+        assert sum(found.values) / len(found.values) == pytest.approx(whole.metrics()[name], abs=1e-12)
+        assert found.pictures == [0, 1, 2, 0, 1, 2, 0], "three pictures take turns"
+
+
+@every_task
+def test_without_text_only_the_picture_counts(task: str, tmp_path: Path) -> None:
+    """Examples 0, 3 and 6 share a picture, and have different texts of different lengths."""
+    results = evaluation(task, tmp_path, 3, list(range(7))).in_order()
+    model = model_of(task)
+    empty = torch.tensor([[2, 3]])  # [CLS] [SEP]
+    picture = tiny_processor().picture(labelled(tmp_path)[0].image)[None]
+    text = model.mmbert.encode_text(empty)
+    image = model.mmbert.encode_image(tiny_processor().pictures.normalize(picture))
+    expected = int(model.task.logits(model.task.pooled(model.mmbert, text, image)).argmax())
+    assert [results[i].no_text for i in (0, 3, 6)] == [expected] * 3
 
 
 def test_other_pictures_are_others_and_the_same_for_all_texts_of_a_picture(tmp_path: Path) -> None:
