@@ -1,0 +1,438 @@
+"""Which differences between strategies would come again with other seeds and other test pictures.
+
+A score varies for two reasons: another seed trains another model, and another test set asks other things. A t-test over
+seeds forgets the second, a bootstrap over items the first; both then call equal strategies different far too often.
+Here items are shared by all runs (paired) and seeds belong to one run of one strategy, a design known from readers and
+cases in radiology: Obuchowski & Rockette (1995, doi:10.1080/03610919508813243) with the degrees of freedom of Hillis
+(2007, doi:10.1002/sim.2532), for unequal spreads as Welch has it. With `noise` = what a seed does to single pictures:
+
+    variance of a difference of means = seeds of a + seeds of b + max(items - noise, 0)
+
+Seeds: the variance of the runs' means by the number of runs, at least its noise. Items: the variance over pictures of
+the difference averaged over seeds, which holds the noise that the seeds' part already counts; hence the subtraction
+(two-way clustering, Cameron, Gelbach & Miller 2011, doi:10.1198/jbes.2010.07136). All parts are in closed form, with
+items of one picture kept together, so that the same rows give the same p-value everywhere.
+
+Legend: R runs (one a seed) of a strategy, I items, C pictures.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from math import comb, inf, isnan, nan, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from mmbert.randomness import numpy_generator
+
+FEW_SEEDS = 5
+"""Fewer seeds than this are called few."""
+
+ROUNDING = 1e-24
+"""Variances up to this are rounding: one hit among a million items is 1e-12."""
+
+BLOCK_ELEMENTS = 1 << 22
+"""Bootstrap weights kept at once; bounds the memory to 8 times this many bytes."""
+
+
+class Interval(NamedTuple):
+    """What a strategy scores; all fractions.
+
+    `low` to `high` is meant for other seeds and other pictures of the same kind; with one seed (`seeds` is 1) for other
+    pictures only, and `spread` is then NaN.
+    """
+
+    mean: float
+    low: float
+    high: float
+    spread: float  # standard deviation of the runs' means
+    seeds: int
+
+
+class Verdict(NamedTuple):
+    """What can be said of strategies `a` and `b` on one measure; numbers are fractions, `difference` is a minus b.
+
+    `low` to `high` covers seeds and pictures. `p` and `p_holm` are NaN where no test is possible: one seed, or items of
+    one picture. `item_low` to `item_high` is the paired bootstrap over pictures for these very runs; NaN if not asked
+    for.
+    """
+
+    measure: str
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    shown: bool
+    item_low: float = nan
+    item_high: float = nan
+    level: float = 0.95
+    seeds: tuple[int, int] = (0, 0)  # of a and of b
+
+
+class _Pictures(NamedTuple):
+    """The runs of one strategy, summed over the items of each picture."""
+
+    sums: np.ndarray  # (R, C)
+    counts: np.ndarray  # (C,) items of each picture
+
+    @property
+    def runs(self) -> int:
+        return len(self.sums)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(R,) means over items."""
+        return self.sums.sum(axis=1) / self.counts.sum()
+
+
+def interval(items: Sequence[np.ndarray], clusters: np.ndarray, *, level: float = 0.95) -> Interval:
+    """Mean of a strategy over seeds and items, with an interval that allows for both.
+
+    Where nothing varies, for instance all items right in all runs, the interval is the one for no exception among C
+    pictures (Clopper-Pearson). With items of one picture only it is all of 0 to 1.
+
+    Args:
+        items: one (I,) array of values 0 to 1 for each seed.
+        clusters: (I,) whole numbers; items of one picture have the same.
+        level: how sure, between 0 and 1.
+
+    Raises:
+        ValueError: no runs, lengths differ, a value is not 0 to 1, or `level` is not between 0 and 1.
+    """
+    _check_level(level)
+    runs = _runs({"the strategy": items}, clusters)["the strategy"]
+    variance, freedom = _variance([runs], runs.sums.mean(axis=0))
+    mean = float(runs.scores.mean())
+    low, high = _bounds(mean, variance, freedom, len(runs.counts), level, lowest=0.0)
+    spread = float(runs.scores.std(ddof=1)) if runs.runs > 1 else nan
+    return Interval(mean, low, high, spread, runs.runs)
+
+
+def compare_pairs(
+    items: Mapping[str, Sequence[np.ndarray]],
+    clusters: np.ndarray,
+    *,
+    measure: str,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[Verdict]:
+    """Tests all pairs of strategies on one measure, Holm-corrected over these pairs.
+
+    `shown` asks for `p_holm` below 1 - `level`, and that neither the interval nor the bootstrap's holds 0.
+
+    Args:
+        items: for each strategy one (I,) array of values 0 to 1 a seed, items in the same order everywhere. Strategies
+            may have different numbers of seeds.
+        clusters: (I,) whole numbers; items of one picture have the same.
+        measure: the name that goes into the verdicts.
+        level: how sure, between 0 and 1.
+        resamples: of the paired bootstrap over pictures; 0 leaves it out.
+        seed: of the bootstrap.
+
+    Returns:
+        A verdict for each pair, in the order of `items`.
+
+    Raises:
+        ValueError: a strategy without runs, lengths differ, a value is not 0 to 1, or `level` is not between 0 and 1.
+    """
+    return compare_all(
+        {measure: items}, {measure: clusters}, primary=[measure], level=level, resamples=resamples, seed=seed
+    )
+
+
+def compare_all(
+    items: Mapping[str, Mapping[str, Sequence[np.ndarray]]],
+    clusters: Mapping[str, np.ndarray],
+    *,
+    primary: Iterable[str],
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[Verdict]:
+    """Tests all pairs of strategies on all measures; Holm runs over two families.
+
+    One family is every pair on every primary measure, those a comparison names beforehand because its claims rest on
+    them. The other is every pair on every other measure. So the chance of any false claim is at most 1 - `level` among
+    the primary measures whatever else is measured, and the same again among the rest.
+
+    Args:
+        items: measure -> strategy -> one (I,) array a seed, as for `compare_pairs`.
+        clusters: measure -> (I,) picture numbers.
+        primary: names of measures; those that were not measured are ignored.
+        level: how sure, between 0 and 1.
+        resamples: of the paired bootstrap over pictures; 0 leaves it out.
+        seed: of the bootstrap.
+
+    Returns:
+        Verdicts in the order of `items`.
+
+    Raises:
+        ValueError: as `compare_pairs`, or a measure has no clusters.
+    """
+    _check_level(level)
+    chosen = set(primary)
+    verdicts: list[Verdict] = []
+    for measure, strategies in items.items():
+        if measure not in clusters:
+            raise ValueError(f"measure {measure!r} has items but no clusters; expected the picture number of each item")
+        verdicts += _test_pairs(strategies, clusters[measure], measure, level, resamples, seed)
+    for family in (True, False):
+        members = [i for i, verdict in enumerate(verdicts) if (verdict.measure in chosen) == family]
+        for i, p in zip(members, holm([verdicts[i].p for i in members]), strict=True):
+            verdicts[i] = verdicts[i]._replace(p_holm=float(p), shown=_is_shown(verdicts[i], float(p)))
+    return verdicts
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's step-down correction (1979): the chance of any false claim in the family stays below the level.
+
+    NaN (no test was possible) stays NaN and does not count.
+
+    Returns:
+        (N,) corrected p-values in the order given.
+
+    Raises:
+        ValueError: a p-value is outside 0 to 1.
+    """
+    p = np.asarray(p_values, dtype=float)
+    tested = np.flatnonzero(~np.isnan(p))
+    if len(tested) and (p[tested].min() < 0 or p[tested].max() > 1):
+        raise ValueError(f"p-values span {p[tested].min()} to {p[tested].max()}; expected 0 to 1")
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected = np.full(len(p), nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def sentence(verdict: Verdict, names: Mapping[str, str] | None = None) -> str:
+    """The one sentence a report may write about two strategies: "... is better" only where that is shown.
+
+    Args:
+        verdict: of `compare_pairs` or `compare_all`.
+        names: how strategies and measures are called; a name that is not in it stands for itself.
+    """
+    names = names or {}
+    measure = names.get(verdict.measure, verdict.measure)
+    a, b = names.get(verdict.a, verdict.a), names.get(verdict.b, verdict.b)
+    difference, low, high = verdict.difference, verdict.low, verdict.high
+    level = f"{100 * verdict.level:g} % interval"
+    if not verdict.shown:
+        reason = "; no test is possible with one seed or one picture" if isnan(verdict.p) else ""
+        return (
+            f"no difference shown between {a} and {b} on {measure} (difference {_points(difference)} points, "
+            f"{level} {_points(low)} to {_points(high)}{reason})"
+        )
+    if difference < 0:
+        a, b, difference, low, high = b, a, -difference, -high, -low
+    p = "p < 0.001" if verdict.p_holm < 0.001 else f"p = {verdict.p_holm:.3f}"
+    return (
+        f"{a} is better than {b} on {measure} by {_points(difference)} points "
+        f"({level} {_points(low)} to {_points(high)}, {p} after Holm)"
+    )
+
+
+def few_seeds(seeds: int) -> str:
+    """What to say about a small number of seeds; "" from `FEW_SEEDS` on."""
+    if seeds >= FEW_SEEDS:
+        return ""
+    if seeds < 2:
+        return f"{seeds} seed: how far another seed would land is unknown, so nothing is claimed."
+    return (
+        f"{seeds} seeds are few: only large differences can be shown, and a difference that is not shown may well be "
+        f"there."
+    )
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, quality) points that no other beats: none is cheaper and as good, or as cheap and better.
+
+    Equal points stand together; a point with NaN is left out.
+    """
+    known = [(i, cost, quality) for i, (cost, quality) in enumerate(points) if not (isnan(cost) or isnan(quality))]
+    return [
+        i
+        for i, cost, quality in known
+        if not any(c <= cost and q >= quality and (c < cost or q > quality) for _, c, q in known)
+    ]
+
+
+def _test_pairs(
+    items: Mapping[str, Sequence[np.ndarray]],
+    clusters: np.ndarray,
+    measure: str,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> list[Verdict]:
+    """Verdicts of one measure, `p_holm` and `shown` still open."""
+    runs = _runs(items, clusters)
+    pairs = list(itertools.combinations(runs, 2))
+    if not pairs:
+        return []
+    differences = np.stack([runs[a].sums.mean(axis=0) - runs[b].sums.mean(axis=0) for a, b in pairs])  # (pairs, C)
+    counts = next(iter(runs.values())).counts
+    ranges = np.full((len(pairs), 2), nan)
+    if resamples:
+        tails = (0.5 - level / 2, 0.5 + level / 2)
+        ranges = np.quantile(_resampled_means(differences, counts, resamples, seed), tails, axis=0).T
+    verdicts = []
+    for (a, b), difference, (item_low, item_high) in zip(pairs, differences, ranges, strict=True):
+        first, second = runs[a], runs[b]
+        gap = float(first.scores.mean() - second.scores.mean())
+        variance, freedom = _variance([first, second], difference)
+        low, high = _bounds(gap, variance, freedom, len(counts), level, lowest=-1.0)
+        verdicts.append(
+            Verdict(
+                measure,
+                a,
+                b,
+                gap,
+                low,
+                high,
+                p=_p_value(gap, variance, freedom, first, second),
+                p_holm=nan,
+                shown=False,
+                item_low=float(item_low),
+                item_high=float(item_high),
+                level=level,
+                seeds=(first.runs, second.runs),
+            )
+        )
+    return verdicts
+
+
+def _is_shown(verdict: Verdict, p_holm: float) -> bool:
+    if not p_holm < 1 - verdict.level or verdict.low <= 0 <= verdict.high:  # NaN is never below
+        return False
+    return isnan(verdict.item_low) or not verdict.item_low <= 0 <= verdict.item_high
+
+
+def _variance(strategies: Sequence[_Pictures], contrast: np.ndarray) -> tuple[float, float]:
+    """Variance of a mean or a difference of means, and its degrees of freedom (Satterthwaite).
+
+    Args:
+        strategies: one or two.
+        contrast: (C,) the mean or difference over seeds, summed over each picture's items.
+
+    Returns:
+        Infinite variance where pictures can't tell (one picture); of items alone where a strategy has one run.
+    """
+    counts = strategies[0].counts
+    pictures = len(counts)
+    if pictures < 2:
+        return inf, 1.0
+    items = float(_item_variance(contrast, counts))
+    if any(strategy.runs < 2 for strategy in strategies):
+        return items, pictures - 1.0
+    total = shares = noise = noise_shares = 0.0
+    for strategy in strategies:
+        runs = strategy.runs
+        alone = _item_variance(strategy.sums - strategy.sums.mean(axis=0), counts).sum() / (runs * (runs - 1))
+        # Seeds that agree by chance vary at least as much as single pictures do between them.
+        seeds = max(strategy.scores.var(ddof=1) / runs, alone)
+        total += seeds
+        shares += seeds**2 / (runs - 1)
+        noise += alone
+        noise_shares += alone**2 / ((runs - 1) * (pictures - 1))
+    if items > noise:
+        total += items - noise
+        shares += items**2 / (pictures - 1) + noise_shares
+    return float(total), float(total**2 / shares) if total > ROUNDING else inf
+
+
+def _item_variance(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Variance of a mean over items when pictures are drawn: (..., C) sums over each picture's items -> (...)."""
+    pictures, total = len(counts), counts.sum()
+    # A picture with more items than others moves the mean by what its items differ from it, not by their number.
+    apart = sums - sums.sum(axis=-1, keepdims=True) / total * counts
+    return pictures / (pictures - 1) * (apart**2).sum(axis=-1) / total**2
+
+
+def _bounds(
+    mean: float, variance: float, freedom: float, pictures: int, level: float, *, lowest: float
+) -> tuple[float, float]:
+    """The interval around `mean`, which can only be `lowest` to 1."""
+    if variance == inf:
+        return lowest, 1.0
+    if variance <= ROUNDING:
+        # No picture differs from the rest; up to this share of all pictures still might, by as much as is possible.
+        share = 1 - (0.5 - level / 2) ** (1 / pictures)
+        return (1 - share) * mean + share * lowest, (1 - share) * mean + share
+    reach = float(stats.t.ppf(0.5 + level / 2, freedom)) * sqrt(variance)
+    return max(mean - reach, lowest), min(mean + reach, 1.0)
+
+
+def _p_value(gap: float, variance: float, freedom: float, first: _Pictures, second: _Pictures) -> float:
+    """Two-sided p-value of a difference; NaN where no test is possible."""
+    if variance == inf or first.runs < 2 or second.runs < 2:
+        return nan
+    if gap**2 <= ROUNDING:
+        return 1.0
+    if variance <= ROUNDING:
+        # Nothing varies but the strategy: what an exact test over seeds and one over pictures can say at best.
+        return min(1.0, max(2 / comb(first.runs + second.runs, first.runs), 2.0 ** (1 - len(first.counts))))
+    return float(2 * stats.t.sf(abs(gap) / sqrt(variance), freedom))
+
+
+def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means over items of pictures drawn with replacement, the same draws for all rows: (N, C) -> (resamples, N)."""
+    rows = max(1, BLOCK_ELEMENTS // len(counts))
+    means = []
+    for block, start in enumerate(range(0, resamples, rows)):
+        drawn = _draws(len(counts), min(rows, resamples - start), seed, block)  # (rows, C)
+        means.append(drawn @ sums.T / (drawn @ counts)[:, None])
+    return np.concatenate(means)
+
+
+@lru_cache(maxsize=1)
+def _draws(pictures: int, rows: int, seed: int, block: int) -> np.ndarray:
+    """(rows, pictures) how often each picture is drawn in each resample."""
+    generator = numpy_generator(seed, "bootstrap over pictures", block)
+    return generator.multinomial(pictures, np.full(pictures, 1 / pictures), size=rows).astype(float)
+
+
+def _runs(items: Mapping[str, Sequence[np.ndarray]], clusters: np.ndarray) -> dict[str, _Pictures]:
+    """Checks the runs of all strategies and sums them over the items of each picture."""
+    clusters = np.asarray(clusters)
+    if clusters.ndim != 1 or not len(clusters) or clusters.dtype.kind not in "iu":
+        raise ValueError(
+            f"clusters has shape {clusters.shape} and type {clusters.dtype}; expected (items,) whole numbers, the "
+            f"picture of each item, at least one"
+        )
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(clusters[order]) != 0])
+    counts = np.diff(np.r_[starts, len(clusters)])
+    found = {}
+    for strategy, runs in items.items():
+        if not len(runs):
+            raise ValueError(f"{strategy} has no runs; expected an array of items for at least one seed")
+        values = [np.asarray(run, dtype=float) for run in runs]
+        for number, run in enumerate(values):
+            if run.shape != clusters.shape:
+                raise ValueError(
+                    f"{strategy}, run {number}, has items of shape {run.shape} but there are {len(clusters)} clusters; "
+                    f"expected ({len(clusters)},): every run answers the same items"
+                )
+            wrong = ~((run >= -1e-6) & (run <= 1 + 1e-6))
+            if wrong.any():
+                place = int(wrong.argmax())
+                raise ValueError(f"{strategy}, run {number}, has {run[place]} at item {place}; expected values 0 to 1")
+        found[strategy] = _Pictures(np.add.reduceat(np.stack(values)[:, order], starts, axis=1), counts)
+    return found
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a fraction between 0 and 1, for instance 0.95")
+
+
+def _points(fraction: float) -> str:
+    """Fraction as points with one decimal; never "-0.0"."""
+    return f"{round(100 * fraction, 1) + 0.0:.1f}"
