@@ -1,18 +1,394 @@
-"""The statistics of a comparison: values worked by hand, SciPy as oracle, and simulated comparisons."""
+"""The statistics of a comparison: values worked by hand, SciPy as oracle, and 1,000 simulated comparisons a setting."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from math import comb, isnan, nan
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from mmbert.compare.statistics import compare_pairs, holm, interval
+from mmbert.compare.statistics import (
+    CAUTION,
+    FEW_SEEDS,
+    Verdict,
+    compare_all,
+    compare_pairs,
+    few_seeds,
+    holm,
+    interval,
+    pareto,
+    sentence,
+)
+
+Items = dict[str, list[np.ndarray]]
+COMPARISONS = 1000
+# Two runs each on four pictures of one item.
+BY_HAND: Items = {
+    "a": [np.array([1.0, 1, 1, 0]), np.array([1.0, 1, 1, 1])],
+    "b": [np.array([0.0, 1, 0, 0]), np.array([0.0, 1, 1, 0])],
+}
+
+
+def random_items(runs: Sequence[int], pictures: int, each: int, seed: int = 0) -> tuple[Items, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    names = [f"s{number}" for number in range(len(runs))]
+    items = {name: [rng.random(pictures * each) for _ in range(count)] for name, count in zip(names, runs, strict=True)}
+    return items, np.repeat(np.arange(pictures), each)
+
+
+def test_pair_by_hand() -> None:
+    # Means over runs: a 1 1 1 .5, b 0 1 .5 0; difference 1 0 .5 .5, mean 1/2. A variance over 4 pictures is the sum of
+    # squares around the mean / (4 * 3).
+    #   items: (1/4 + 1/4) / 12 = 1/24
+    #   seeds of a: scores 3/4 and 1, variance 1/32, by 2 runs 1/64; seeds of b: 1/4 and 1/2, the same
+    #   noise of a: run 0 is (0 0 0 -1/2) off its mean, squares around -1/8 sum to 3/16, / 12 = 1/64; run 1 alike; the
+    #               sum 1/32 by 2 * 1 is 1/64; noise of b: (0 0 -1/2 0), the same
+    #   variance 1/64 + 1/64 + (1/24 - 1/64 - 1/64) = 1/24
+    #   its freedom (1/24)^2 / [2 (1/64)^2 / 1 + (1/24)^2 / 3 + 2 (1/64)^2 / 3] = 24/17
+    (verdict,) = compare_pairs(BY_HAND, np.arange(4), measure="m", resamples=0)
+    reach = stats.t.ppf(0.975, 24 / 17) / np.sqrt(24)
+    assert (verdict.measure, verdict.a, verdict.b, verdict.difference) == ("m", "a", "b", 0.5)
+    assert verdict.p == pytest.approx(2 * stats.t.sf(np.sqrt(6), 24 / 17), rel=1e-12)
+    assert (verdict.low, verdict.high) == (pytest.approx(0.5 - reach), 1.0)  # 0.5 + reach is above 1
+    assert verdict.p_holm == verdict.p and not verdict.shown and verdict.seeds == (2, 2)
+    assert isnan(verdict.item_low) and isnan(verdict.item_high)
+
+
+def test_interval_by_hand() -> None:
+    # b: scores 1/4 and 1/2, spread sqrt(1/32). Items: means 0 1 .5 0 around 3/8, squares 11/16, / 12 = 11/192; noise
+    # 1/64 (above), seeds 1/64. Variance 1/64 + 11/192 - 1/64 = 11/192, freedom of its parts as above.
+    found = interval(BY_HAND["b"], np.arange(4), level=0.5)
+    variance = 11 / 192
+    freedom = variance**2 / ((1 / 64) ** 2 + variance**2 / 3 + (1 / 64) ** 2 / 3)
+    reach = stats.t.ppf(0.75, freedom) * np.sqrt(variance)
+    assert found == (pytest.approx(3 / 8), pytest.approx(3 / 8 - reach), pytest.approx(3 / 8 + reach), 32**-0.5, 2)
+
+
+@pytest.mark.parametrize("runs", [(5, 5), (3, 3), (3, 5), (4, 2)], ids=str)
+def test_equals_welch_where_items_do_not_vary(runs: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    scores = [rng.random(count) for count in runs]
+    items = {name: [np.full(60, score) for score in values] for name, values in zip("ab", scores, strict=True)}
+    (verdict,) = compare_pairs(items, np.arange(60) // 3, measure="m")
+    welch: Any = stats.ttest_ind(*scores, equal_var=False)
+    freedom = welch.df
+    if runs[0] != runs[1]:
+        freedom = 1 / ((1 - CAUTION) / freedom + CAUTION / (min(runs) - 1))
+        assert min(runs) - 1 < freedom < welch.df
+    assert verdict.p == pytest.approx(2 * stats.t.sf(abs(welch.statistic), freedom), rel=1e-9)
+    reach = stats.t.ppf(0.975, freedom) * abs(verdict.difference / welch.statistic)
+    expected = np.clip((verdict.difference - reach, verdict.difference + reach), -1, 1)
+    assert (verdict.low, verdict.high) == pytest.approx(expected)
+
+
+def test_equals_paired_t_test_over_pictures_where_seeds_do_not_vary() -> None:
+    items, clusters = random_items([1, 1], pictures=30, each=4)
+    items = {name: runs * 4 for name, runs in items.items()}
+    (verdict,) = compare_pairs(items, clusters, measure="m")
+    a, b = (np.reshape(items[name][0], (30, 4)).mean(axis=1) for name in ("s0", "s1"))
+    assert verdict.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (verdict.low, verdict.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_closed_form_agrees_with_bootstrap_over_pictures() -> None:
+    # Pictures of 1 to 6 items that stand or fall together; one run, so that the interval is of items only.
+    rng = np.random.default_rng(2)
+    clusters = np.repeat(np.arange(400), rng.integers(1, 7, 400))
+    common = rng.random(400)[clusters]
+    items = {name: [(rng.random(len(clusters)) * 0.5 + common * 0.5) ** power] for name, power in (("a", 1), ("b", 2))}
+    (verdict,) = compare_pairs(items, clusters, measure="m", resamples=4000)
+    sums = np.bincount(clusters, items["a"][0] - items["b"][0])
+    counts = np.bincount(clusters)
+    oracle = stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis),
+        paired=True,
+        n_resamples=4000,
+        method="percentile",
+        rng=np.random.default_rng(3),
+    )
+    width = verdict.high - verdict.low
+    by_scipy = oracle.confidence_interval
+    assert (verdict.item_low, verdict.item_high) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.03 * width)
+    assert (verdict.low, verdict.high) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.03 * width)
+    assert width / (2 * stats.t.ppf(0.975, 399)) == pytest.approx(oracle.standard_error, rel=0.04)
+
+
+def test_bootstrap_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, clusters = random_items([2, 2], pictures=50, each=2)
+    (whole,) = compare_pairs(items, clusters, measure="m", resamples=3000)
+    assert compare_pairs(items, clusters, measure="m", resamples=3000) == [whole]
+    monkeypatch.setattr("mmbert.compare.statistics.BLOCK_ELEMENTS", 50 * 700)
+    (parts,) = compare_pairs(items, clusters, measure="m", resamples=3000)
+    width = whole.item_high - whole.item_low
+    assert (parts.item_low, parts.item_high) == pytest.approx((whole.item_low, whole.item_high), abs=0.1 * width)
+
+
+def test_repeated_items_of_a_picture_add_nothing() -> None:
+    items, clusters = random_items([3, 4], pictures=40, each=1)
+    repeated = {name: [np.repeat(run, 5) for run in runs] for name, runs in items.items()}
+    (once,) = compare_pairs(items, clusters, measure="m")
+    (often,) = compare_pairs(repeated, np.repeat(clusters, 5), measure="m")
+    assert often[3:7] == pytest.approx(once[3:7], rel=1e-9)
+    assert interval(repeated["s0"], np.repeat(clusters, 5)) == pytest.approx(interval(items["s0"], clusters), rel=1e-9)
+
+
+def test_order_of_seeds_and_items_and_names_of_pictures_do_not_matter() -> None:
+    items, clusters = random_items([3, 5, 3], pictures=25, each=3)
+    order = np.random.default_rng(4).permutation(len(clusters))
+    mixed = {name: [run[order] for run in reversed(runs)] for name, runs in items.items()}
+    renamed = (7 * clusters[order] - 90).astype(np.int32)
+    plain = compare_pairs(items, clusters, measure="m", resamples=0)
+    other = compare_pairs(mixed, renamed, measure="m", resamples=0)
+    for one, two in zip(plain, other, strict=True):
+        assert one[:3] == two[:3] and one[3:8] == pytest.approx(two[3:8], rel=1e-9)
+    swapped = compare_pairs(dict(reversed(items.items())), clusters, measure="m", resamples=0)
+    back = {(v.b, v.a): v for v in swapped}
+    for one in plain:
+        two = back[one.a, one.b]
+        assert (one.difference, one.low, one.high) == pytest.approx((-two.difference, -two.high, -two.low), rel=1e-9)
+        assert one.p == pytest.approx(two.p, rel=1e-9)
 
 
 def test_holm_by_hand() -> None:
     # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04; none may be below the one before it.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02, nan, 0.01]) == pytest.approx([0.02, nan, 0.02], nan_ok=True)
+    assert len(holm([])) == 0
+    with pytest.raises(ValueError, match=r"span -0.1 to 0.5"):
+        holm([0.5, -0.1])
 
 
-def test_no_test_with_one_seed() -> None:
-    items = {"a": [np.ones(50)], "b": [np.zeros(50)]}
-    (verdict,) = compare_pairs(items, np.arange(50), measure="m")
-    assert np.isnan(verdict.p) and np.isnan(verdict.p_holm) and not verdict.shown
-    assert np.isnan(interval(items["a"], np.arange(50)).spread)
+def test_families_are_primary_measures_and_the_rest() -> None:
+    items = {f"m{i}": random_items([3, 3, 3], pictures=20, each=2, seed=i)[0] for i in range(5)}
+    clusters = {measure: np.repeat(np.arange(20), 2) for measure in items}
+    verdicts = compare_all(items, clusters, primary=["m1", "m3", "never measured"])
+    pairs = [("s0", "s1"), ("s0", "s2"), ("s1", "s2")]
+    assert [(v.measure, v.a, v.b) for v in verdicts] == [(m, *pair) for m, pair in itertools.product(items, pairs)]
+    primary = [v for v in verdicts if v.measure in ("m1", "m3")]
+    rest = [v for v in verdicts if v.measure not in ("m1", "m3")]
+    for family in (primary, rest):
+        assert [v.p_holm for v in family] == list(holm([v.p for v in family]))
+    for measure in items:
+        alone = compare_pairs(items[measure], clusters[measure], measure=measure)
+        assert [v.p for v in alone] == [v.p for v in verdicts if v.measure == measure]
+        assert [v.p_holm for v in alone] == list(holm([v.p for v in alone]))
+
+
+def test_identical_strategies_differ_in_nothing() -> None:
+    items, clusters = random_items([3], pictures=10, each=2)
+    ones = [np.ones(20)] * 3
+    for runs in (items["s0"], ones):
+        (verdict,) = compare_pairs({"a": runs, "b": list(reversed(runs))}, clusters, measure="m")
+        assert verdict.p == verdict.p_holm == 1.0 and not verdict.shown
+        assert verdict.difference == pytest.approx(0, abs=1e-15) and verdict.low < 0 < verdict.high
+
+
+def test_certain_scores_have_the_interval_of_no_exception() -> None:
+    right = interval([np.ones(40)] * 5, np.arange(40))
+    low, high = stats.binomtest(40, 40).proportion_ci(0.95, method="exact")
+    assert right == (1.0, pytest.approx(low), pytest.approx(high), 0.0, 5)
+    wrong = interval([np.zeros(40)] * 5, np.arange(40))
+    assert (wrong.low, wrong.high) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize(
+    ("runs", "pictures", "p"), [(3, 100, 2 / comb(6, 3)), (5, 100, 2 / comb(10, 5)), (5, 3, 1 / 4)]
+)
+def test_all_right_against_all_wrong_is_as_sure_as_runs_and_pictures_allow(runs: int, pictures: int, p: float) -> None:
+    items = {"a": [np.ones(pictures)] * runs, "b": [np.zeros(pictures)] * runs}
+    (verdict,) = compare_pairs(items, np.arange(pictures), measure="m")
+    assert verdict.p == pytest.approx(p) and verdict.shown == (p < 0.05)
+    assert verdict.difference == 1.0 and verdict.low < verdict.high == 1.0 and (verdict.low > 0) == (pictures > 3)
+
+
+def test_one_seed_makes_no_claim() -> None:
+    rng = np.random.default_rng(5)
+    items = {"a": [np.ones(50)], "b": [np.zeros(50)], "c": [rng.random(50) for _ in range(5)]}
+    clusters = np.arange(50)
+    for verdict in compare_pairs(items, clusters, measure="m"):
+        assert isnan(verdict.p) and isnan(verdict.p_holm) and not verdict.shown
+        assert -1 <= verdict.low <= verdict.difference <= verdict.high <= 1
+        assert "no difference shown" in sentence(verdict) and "one seed" in sentence(verdict)
+    run = items["c"][0]
+    single = interval([run], clusters)
+    expected = stats.ttest_1samp(run, 0).confidence_interval(0.95)
+    assert isnan(single.spread) and single.seeds == 1
+    assert (single.low, single.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_one_picture_makes_no_claim(count: int) -> None:
+    rng = np.random.default_rng(6)
+    items = {"a": [np.ones(count)] * 5, "b": [rng.random(count) / 10 for _ in range(5)]}
+    (verdict,) = compare_pairs(items, np.zeros(count, int), measure="m")
+    assert isnan(verdict.p) and not verdict.shown and (verdict.low, verdict.high) == (-1, 1)
+    assert interval(items["b"], np.zeros(count, int))[1:3] == (0, 1)
+
+
+def test_one_strategy_has_no_pairs() -> None:
+    assert compare_pairs({"a": [np.ones(3)] * 3}, np.arange(3), measure="m") == []
+
+
+@pytest.mark.parametrize(
+    ("items", "clusters", "reason"),
+    [
+        ({"late": []}, np.arange(3), "late has no runs"),
+        (
+            {"early": [np.ones(3)], "late": [np.ones(3), np.ones(4)]},
+            np.arange(3),
+            r"late, run 1, .*\(4,\).* 3 clusters",
+        ),
+        ({"late": [np.array([0, 1, 2.0])]}, np.arange(3), "late, run 0, has 2.0 at item 2; expected values 0 to 1"),
+        ({"late": [np.array([0, np.nan, 1])]}, np.arange(3), "late, run 0, has nan at item 1"),
+        ({"late": [np.ones(3)]}, np.ones(3), "clusters has shape .* float64; expected"),
+        ({"late": [np.ones(0)]}, np.ones(0, int), "at least one"),
+    ],
+)
+def test_wrong_input_is_refused(items: Mapping[str, list[np.ndarray]], clusters: np.ndarray, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        compare_pairs(items, clusters, measure="m")
+
+
+def test_wrong_level_and_missing_clusters_are_refused() -> None:
+    with pytest.raises(ValueError, match="level is 95; expected"):
+        interval([np.ones(3)], np.arange(3), level=95)
+    with pytest.raises(ValueError, match="'m' has items but no clusters"):
+        compare_all({"m": {}}, {}, primary=[])
+
+
+def test_sentences() -> None:
+    verdict = Verdict("foils/swap", "late", "hybrid", -0.031, -0.043, -0.019, 0.002, 0.004, shown=True)
+    names = {"foils/swap": "foils that swap attributes"}
+    assert sentence(verdict, names) == (
+        "hybrid is better than late on foils that swap attributes by 3.1 points "
+        "(95 % interval 1.9 to 4.3, p = 0.004 after Holm)"
+    )
+    assert "p < 0.001 after Holm" in sentence(verdict._replace(p_holm=0.0004))
+    assert "90 % interval" in sentence(verdict._replace(level=0.9))
+    unclear = Verdict("vqa", "hybrid", "late", 0.004, -0.011, 0.019, 0.6, 0.8, shown=False)
+    assert sentence(unclear, {"late": "late fusion"}) == (
+        "no difference shown between hybrid and late fusion on vqa (difference 0.4 points, 95 % interval -1.1 to 1.9)"
+    )
+    assert "difference 0.0 points" in sentence(unclear._replace(difference=-0.0001))
+
+
+def test_few_seeds_are_called_few() -> None:
+    assert few_seeds(FEW_SEEDS) == few_seeds(9) == ""
+    assert few_seeds(3).startswith("3 seeds are few: ")
+    assert "nothing is claimed" in few_seeds(1)
+
+
+def test_pareto_front() -> None:
+    points = [(1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (2, 0.7), (0.5, nan), (4, 0.9)]
+    assert pareto(points) == [0, 2, 4, 6]
+    assert pareto([]) == []
+
+
+def simulate(
+    rng: np.random.Generator,
+    seeds: Sequence[int],
+    pictures: int,
+    each: int,
+    *,
+    gap: float = 0.0,
+    model: float = 0.1,
+    own: float = 0.5,
+    noise: float = 0.6,
+    spreads: Sequence[float] | None = None,
+    level: float = 0.5,
+) -> tuple[Items, np.ndarray]:
+    """Hits of one comparison: an item is right where ability exceeds difficulty.
+
+    Pictures and their items differ in difficulty (standard deviation 1 in all), each strategy has pictures and items it
+    is good at (`own`), each run its luck with the whole (`model`, times the strategy's of `spreads`) and with every
+    picture and item (`noise`). Equal on average besides the first strategy, which is better by `gap`.
+    """
+    clusters = np.repeat(np.arange(pictures), each)
+
+    def over_items(spread: float) -> np.ndarray:
+        half = spread * np.sqrt(0.5)
+        return rng.normal(0, half, pictures)[clusters] + rng.normal(0, half, len(clusters))
+
+    easy = level + over_items(1.0)
+    items: Items = {}
+    for number, count in enumerate(seeds):
+        ability = easy + over_items(own) + (gap if number == 0 else 0.0)
+        spread = model * (spreads[number] if spreads else 1.0)
+        items[f"s{number}"] = [
+            (ability + rng.normal(0, spread) + over_items(noise) > 0).astype(float) for _ in range(count)
+        ]
+    return items, clusters
+
+
+SETTINGS = {
+    "3 seeds, few pictures": ((3, 3, 3), 30, 2, {}),
+    "5 seeds, few pictures": ((5, 5, 5), 30, 2, {}),
+    "3 seeds": ((3, 3, 3), 100, 4, {}),
+    "5 seeds": ((5, 5, 5), 100, 4, {}),
+    "5 and 3 seeds": ((5, 5, 3, 3), 100, 4, {}),
+    "seeds alone vary": ((5, 5, 5), 100, 4, {"model": 0.5, "own": 0.0, "noise": 0.0}),
+    "items alone vary": ((5, 5, 5), 100, 4, {"model": 0.0, "own": 0.7, "noise": 0.0}),
+    "noise alone varies": ((5, 5, 5), 100, 4, {"model": 0.0, "own": 0.0}),
+    "unequal spreads": ((5, 5, 3), 100, 4, {"spreads": (1, 4, 4)}),
+    "nearly all right": ((5, 5, 5), 100, 2, {"level": 2.2}),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_equal_strategies_are_seldom_called_different(setting: str) -> None:
+    seeds, pictures, each, options = SETTINGS[setting]
+    rng = np.random.default_rng(7)
+    any_shown, by_pair = 0, np.zeros(comb(len(seeds), 2))
+    for _ in range(COMPARISONS):
+        items, clusters = simulate(rng, seeds, pictures, each, **options)
+        verdicts = compare_pairs(items, clusters, measure="m", resamples=0)  # resamples can only take claims away
+        any_shown += any(v.shown for v in verdicts)
+        by_pair += [v.p < 0.05 for v in verdicts]
+    print(f"{setting}: family {any_shown / COMPARISONS}, pairs {by_pair / COMPARISONS}")
+    assert any_shown <= 0.065 * COMPARISONS
+    assert by_pair.max() <= 0.065 * COMPARISONS
+
+
+def test_tests_of_seeds_alone_or_items_alone_call_equal_strategies_different() -> None:
+    # What the simulation is for: it must be able to tell a test that forgets one of the two.
+    rng = np.random.default_rng(8)
+    by_seeds = by_items = 0
+    for _ in range(COMPARISONS):
+        items, _ = simulate(rng, (5, 5), 100, 4)
+        scores = [np.mean(runs, axis=1) for runs in items.values()]
+        by_seeds += stats.ttest_ind(*scores, equal_var=False).pvalue < 0.05
+        means = [np.mean(runs, axis=0).reshape(100, 4).mean(axis=1) for runs in items.values()]
+        by_items += stats.ttest_rel(*means).pvalue < 0.05
+    print(f"seeds alone {by_seeds / COMPARISONS}, items alone {by_items / COMPARISONS}")
+    assert by_seeds > 0.08 * COMPARISONS
+    assert by_items > 0.08 * COMPARISONS
+
+
+def shift_of(
+    difference: float, *, level: float = 0.5, model: float = 0.1, own: float = 0.5, noise: float = 0.6
+) -> float:
+    """The `gap` in ability that makes this difference in the share of right items."""
+    scale = np.sqrt(1 + own**2 + model**2 + noise**2)
+    return scale * float(stats.norm.ppf(stats.norm.cdf(level / scale) + difference)) - level
+
+
+@pytest.mark.parametrize("seeds", [(5, 5), (5, 5, 5), (5, 5, 3, 3)], ids=str)
+def test_gap_of_five_seed_deviations_is_found(seeds: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(9)
+    pilot = [runs for _ in range(100) for runs in simulate(rng, (5, 5), 100, 4)[0].values()]
+    spread = np.sqrt(np.mean([np.mean(runs, axis=1).var(ddof=1) for runs in pilot]))  # of runs on one test set
+    gap = shift_of(5 * spread)
+    found = differences = 0.0
+    for _ in range(COMPARISONS):
+        items, clusters = simulate(rng, seeds, 100, 4, gap=gap)
+        verdict = compare_pairs(items, clusters, measure="m", resamples=200)[0]
+        found += verdict.shown
+        differences += verdict.difference
+    print(f"{seeds}: spread {spread:.4f}, found {found / COMPARISONS}")
+    assert differences / COMPARISONS == pytest.approx(5 * spread, rel=0.05)
+    assert found >= 0.8 * COMPARISONS
