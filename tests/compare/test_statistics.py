@@ -56,6 +56,19 @@ def test_pair_by_hand() -> None:
     assert isnan(verdict.item_low) and isnan(verdict.item_high)
 
 
+def test_seeds_that_agree_by_chance_by_hand() -> None:
+    # Scores 3/4, 3/4 and 1/4, 1/4: no variance of scores, but the runs are right on other pictures.
+    #   noise of a: means 1 .5 .5 1, both runs are 1/2 off on two pictures, (1/2) / 12 = 1/24 each, 1/24 in all; b alike
+    #   items: difference 1 .5 0 .5 around 1/2, (1/2) / 12 = 1/24, less than the noise 1/12
+    # So the seeds stand for all: variance 1/24 + 1/24, freedom (1/12)^2 / [2 (1/24)^2 / 1] = 2, t = (1/2) sqrt(12).
+    items = {
+        "a": [np.array([1.0, 1, 0, 1]), np.array([1.0, 0, 1, 1])],
+        "b": [np.array([0.0, 0, 0, 1]), np.array([0.0, 0, 1, 0])],
+    }
+    (verdict,) = compare_pairs(items, np.arange(4), measure="m")
+    assert verdict.p == pytest.approx(2 * stats.t.sf(np.sqrt(3), 2), rel=1e-12)
+
+
 def test_interval_by_hand() -> None:
     # b: scores 1/4 and 1/2, spread sqrt(1/32). Items: means 0 1 .5 0 around 3/8, squares 11/16, / 12 = 11/192; noise
     # 1/64 (above), seeds 1/64. Variance 1/64 + 11/192 - 1/64 = 11/192, freedom of its parts as above.
@@ -284,7 +297,7 @@ def test_few_seeds_are_called_few() -> None:
 
 
 def test_pareto_front() -> None:
-    points = [(1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (2, 0.7), (0.5, nan), (4, 0.9)]
+    points = [(1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (2, 0.7), (0.5, nan), (4, 0.9), (4, 0.8)]
     assert pareto(points) == [0, 2, 4, 6]
     assert pareto([]) == []
 
@@ -367,6 +380,17 @@ def test_tests_of_seeds_alone_or_items_alone_call_equal_strategies_different() -
     print(f"seeds alone {by_seeds / COMPARISONS}, items alone {by_items / COMPARISONS}")
     assert by_seeds > 0.08 * COMPARISONS
     assert by_items > 0.08 * COMPARISONS
+
+
+def test_difference_stands_up_to_seeds_alone_and_items_alone() -> None:
+    rng = np.random.default_rng(10)
+    for _ in range(200):
+        items, clusters = simulate(rng, (3, 3), 50, 2, model=0.5)
+        (verdict,) = compare_pairs(items, clusters, measure="m", resamples=0)
+        welch: Any = stats.ttest_ind(*(np.mean(runs, axis=1) for runs in items.values()), equal_var=False)
+        means = [np.mean(runs, axis=0).reshape(50, 2).mean(axis=1) for runs in items.values()]
+        paired: Any = stats.ttest_rel(*means)
+        assert verdict.p >= max(welch.pvalue, paired.pvalue) * (1 - 1e-9)
 
 
 def shift_of(
