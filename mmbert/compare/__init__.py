@@ -1,1 +1,1 @@
-"""Comparing strategies as an experiment: arms, their budgets, the statistics and the report."""
+"""Fusion strategies compared as an experiment: equal budgets, several seeds, paired tests, a report."""
