@@ -25,6 +25,7 @@ from mmbert.compare.cost import (
     milliseconds_per_pair,
     parameters,
 )
+from mmbert.configuration import MMBertConfig
 from mmbert.data.datamodule import DataOptions, PairsDataModule
 from mmbert.errors import UsageError
 from mmbert.fusion import FUSIONS
@@ -306,6 +307,18 @@ def test_parameters_are_counted_without_building(fusion: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert counted == parameters(model(fusion, text_hidden_size=16, fusion_layers=3, intermediate_size=40)).total
     assert (config.fusion, config.fusion_layers, config.intermediate_size) == ("late", 1, 48)
+
+
+def test_parameters_are_counted_without_a_trace_of_a_strategy_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Drawing(FUSIONS["late"]):
+        def __init__(self, config: MMBertConfig):
+            super().__init__(config)
+            self.fixed = torch.randn(3, device="cpu")
+
+    monkeypatch.setitem(FUSIONS, "drawing", Drawing)
+    state = torch.get_rng_state()
+    count_parameters(tiny_config(), "drawing", 1, 48)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_parameters_of_a_task_and_of_an_unknown_strategy() -> None:
