@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,8 +157,15 @@ def solve(count, asked: tuple[int, int]) -> Shape:
 
 def test_reference_keeps_what_was_asked() -> None:
     count, _ = counter(1000, 10)
-    found = match_parameters({"other": (3, 72), "reference": (5, 40)}, count, reference="reference")
+    asked: list[tuple[str, int, int]] = []
+
+    def recorded(*candidate: Any) -> int:
+        asked.append(candidate)
+        return count(*candidate)
+
+    found = match_parameters({"other": (3, 72), "reference": (5, 40)}, recorded, reference="reference")
     assert found["reference"] == Shape(5, 40, 50_000) and list(found) == ["other", "reference"]
+    assert [candidate for candidate in asked if candidate[0] == "reference"] == [("reference", 5, 40)]
 
 
 def test_depth_comes_first_then_width() -> None:
