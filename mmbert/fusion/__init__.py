@@ -6,10 +6,12 @@ from mmbert.fusion.base import Fusion
 from mmbert.fusion.early import EarlyFusion
 from mmbert.fusion.hybrid import HybridFusion
 from mmbert.fusion.late import LateFusion
+from mmbert.fusion.late_bilinear import LateBilinearFusion
 
 FUSIONS: dict[str, type[Fusion]] = {
     "early": EarlyFusion,
     "late": LateFusion,
+    "late_bilinear": LateBilinearFusion,
     "hybrid": HybridFusion,
 }
 

@@ -15,11 +15,19 @@ from mmbert.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.tokens import Fused, Tokens
 
 # Strategies whose tokens never meet, so that their text cannot see the picture; a new one is expected to let it.
-ONLY_POOLED_VECTORS_MEET = {"late"}
+ONLY_POOLED_VECTORS_MEET = {"late", "late_bilinear"}
 # Parameters that a batch with text and picture in every row does not train, by design.
 UNUSED = ("fusion.absent_text", "fusion.absent_image")
-# Without layers early fusion pools [CLS] as it came: nothing trains what prepares the picture for the joint sequence.
-UNUSED_WITHOUT_LAYERS = {"early": ("fusion.image_type", "fusion.image_norm.weight", "fusion.image_norm.bias")}
+# Without layers early fusion pools [CLS] as it came: nothing trains what prepares the picture for the joint sequence;
+# and nobody attends to the bottleneck.
+UNUSED_WITHOUT_LAYERS = {
+    "early": ("fusion.image_type", "fusion.image_norm.weight", "fusion.image_norm.bias"),
+    "hybrid_bottleneck": ("fusion.bottlenecks",),
+}
+LEARNED = ("absent_text", "absent_image", "image_type", "bottlenecks")
+"""Vectors that are no weights of a layer."""
+TWO_LAYERS = {"text_layers": 2, "image_layers": 2, "fusion_layers": 2}
+"""The least at which every strategy does all that it does: bottlenecks carry nothing and bridges are none with one."""
 EXACT = 1e-9  # float64; float32 would need a tolerance that hides small leaks
 
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
@@ -28,9 +36,21 @@ every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
 def double_model(fusion: str, **overrides: object) -> MMBertModel:
     """A random model in float64 and evaluation mode."""
     torch.manual_seed(0)
-    model = MMBertModel(tiny_config(fusion=fusion, **overrides)).double().eval()
+    model = MMBertModel(tiny_config(fusion=fusion, **{**TWO_LAYERS, **overrides})).double().eval()
     randomize(model)
     return model
+
+
+def encoded(module: Fusion, text: list[list[int]], image: list[list[int]]) -> tuple[Tokens, Tokens]:
+    """Random tokens with the given masks, 1 = real token, and the unimodal layers that the strategy reads."""
+    config, found = module.config, []
+    asked = ((text, module.reads_text_layers, config.text_hidden_size),)
+    asked += ((image, module.reads_image_layers, config.image_hidden_size),)
+    for seed, (mask, layers, width) in enumerate(asked):
+        tokens = random_tokens(mask, config.hidden_size, seed=seed)
+        lower = tuple(random_tokens(mask, width, seed=10 * layer + seed).hidden_states for layer in layers)
+        found.append(tokens._replace(intermediate=lower))
+    return found[0], found[1]
 
 
 def outputs(fused: Fused) -> dict[str, Tensor]:
@@ -57,12 +77,24 @@ def rows(fused: Fused, index: Tensor) -> Fused:
 
 def grow(tokens: Tokens, by: int, scale: float = 1e3) -> Tokens:
     """Appends `by` padding tokens full of garbage."""
-    batch, _, width = tokens.hidden_states.shape
-    garbage = torch.randn(batch, by, width, dtype=tokens.hidden_states.dtype) * scale
+    batch = len(tokens.mask)
+
+    def longer(states: Tensor) -> Tensor:
+        garbage = torch.randn(batch, by, states.shape[-1], dtype=states.dtype) * scale
+        return torch.cat([states, garbage], dim=1)
+
     return Tokens(
-        torch.cat([tokens.hidden_states, garbage], dim=1),
+        longer(tokens.hidden_states),
         torch.cat([tokens.mask, tokens.mask.new_zeros(batch, by)], dim=1),
+        tuple(longer(x) for x in tokens.intermediate),
     )
+
+
+def with_padding(tokens: Tokens, value: float) -> Tokens:
+    """Every state of a padding token becomes `value`."""
+    real = tokens.mask[..., None]
+    lower = tuple(torch.where(real, x, value) for x in tokens.intermediate)
+    return Tokens(torch.where(real, tokens.hidden_states, value), tokens.mask, lower)
 
 
 def test_every_fusion_has_its_yaml() -> None:
@@ -74,9 +106,8 @@ def test_every_fusion_has_its_yaml() -> None:
 @every_fusion
 @pytest.mark.parametrize("layers", [0, 2])
 def test_fusion_keeps_shapes_and_masks(fusion: str, layers: int) -> None:
-    module = build_fusion(tiny_config(fusion=fusion, fusion_layers=layers)).double()
-    text = random_tokens([[1] * 7, [1] * 3 + [0] * 4], 32)
-    image = random_tokens([[1] * 4, [1] * 4], 32)
+    module = build_fusion(tiny_config(fusion=fusion, **{**TWO_LAYERS, "fusion_layers": layers})).double()
+    text, image = encoded(module, [[1] * 7, [1] * 3 + [0] * 4], [[1] * 4, [1] * 4])
     fused = module(text, image)
     assert fused.text.hidden_states.shape == (2, 7, 32)
     assert fused.image.hidden_states.shape == (2, 4, 32)
@@ -85,9 +116,10 @@ def test_fusion_keeps_shapes_and_masks(fusion: str, layers: int) -> None:
 
 
 @every_fusion
-@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
 def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
-    model = MMBertForPreTraining(tiny_config(fusion=fusion, fusion_layers=layers, text_hidden_size=16)).double()
+    settings = {**TWO_LAYERS, "fusion_layers": layers, "text_hidden_size": 16}
+    model = MMBertForPreTraining(tiny_config(fusion=fusion, **settings)).double()
     randomize(model)
     loss = model(tiny_batch(dtype=torch.float64), generator=torch.Generator().manual_seed(0)).loss
     loss.backward()
@@ -129,8 +161,8 @@ def test_fusion_ignores_text_padding(fusion: str) -> None:
 
 @every_fusion
 def test_fusion_ignores_padded_states_of_either_side(fusion: str) -> None:
-    module = double_model(fusion, fusion_layers=2).fusion
-    text, image = random_tokens([[1, 1, 1], [1, 1, 0]], 32), random_tokens([[1, 1], [1, 0]], 32, seed=1)
+    module = double_model(fusion).fusion
+    text, image = encoded(module, [[1, 1, 1], [1, 1, 0]], [[1, 1], [1, 0]])
     expected = module(text, image)
     got = module(grow(text, 2), grow(image, 3))
     short = Fused(
@@ -139,8 +171,7 @@ def test_fusion_ignores_padded_states_of_either_side(fusion: str) -> None:
         got.pooled,
     )
     assert_equal_outputs(short, expected)
-    moved = [x._replace(hidden_states=torch.where(x.mask[..., None], x.hidden_states, 1e3)) for x in (text, image)]
-    assert_equal_outputs(module(*moved), expected)
+    assert_equal_outputs(module(with_padding(text, 1e3), with_padding(image, 1e3)), expected)
 
 
 @every_fusion
@@ -171,7 +202,7 @@ def test_batch_order_does_not_matter(fusion: str) -> None:
 @every_fusion
 def test_saving_and_loading_is_bit_exact(fusion: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    model = MMBertForPreTraining(tiny_config(fusion=fusion)).eval()
+    model = MMBertForPreTraining(tiny_config(fusion=fusion, **TWO_LAYERS)).eval()
     randomize(model)
     batch = tiny_batch()
     first = model(batch, generator=torch.Generator().manual_seed(0)).loss
@@ -215,8 +246,8 @@ def test_either_modality_may_be_absent(fusion: str) -> None:
 
 @every_fusion
 def test_no_tokens_equals_all_masked_tokens(fusion: str) -> None:
-    module = double_model(fusion, fusion_layers=2).fusion
-    text, image = random_tokens([[1, 1, 1], [1, 1, 0]], 32), random_tokens([[1, 1], [1, 1]], 32, seed=1)
+    module = double_model(fusion).fusion
+    text, image = encoded(module, [[1, 1, 1], [1, 1, 0]], [[1, 1], [1, 1]])
     none = Tokens.absent(2, 32, like=text.hidden_states)
 
     def hidden(tokens: Tokens) -> Tokens:
@@ -238,17 +269,18 @@ def test_no_tokens_equals_all_masked_tokens(fusion: str) -> None:
 @pytest.mark.parametrize("image_rows", ["all", "some", "none"])
 def test_fully_masked_rows_stay_finite_and_alone(fusion: str, text_rows: str, image_rows: str) -> None:
     """Rows of one batch may lack a side; each gives what it gives alone, without NaN in outputs or gradients."""
-    module = double_model(fusion, fusion_layers=2).fusion
+    module = double_model(fusion).fusion
     masks = {"all": [[1, 1], [1, 1], [1, 0]], "some": [[1, 1], [0, 0], [1, 0]], "none": [[0, 0]] * 3}
-    text, image = random_tokens(masks[text_rows], 32), random_tokens(masks[image_rows][::-1], 32, seed=1)
-    text.hidden_states.requires_grad_()
-    image.hidden_states.requires_grad_()
+    text, image = encoded(module, masks[text_rows], masks[image_rows][::-1])
+    given = [text.hidden_states, image.hidden_states, *text.intermediate, *image.intermediate]
+    for states in given:
+        states.requires_grad_()
     fused = module(text, image)
     states = (fused.text.hidden_states, fused.image.hidden_states, fused.pooled)
     assert all(x.isfinite().all() for x in states)
     gradients = torch.autograd.grad(
         sum(x.sin().sum() for x in states),
-        [text.hidden_states, image.hidden_states, *module.parameters()],
+        [*given, *module.parameters()],
         allow_unused=True,
     )
     assert all(g.isfinite().all() for g in gradients if g is not None)
@@ -260,12 +292,15 @@ def test_fully_masked_rows_stay_finite_and_alone(fusion: str, text_rows: str, im
 @every_fusion
 def test_fully_masked_rows_stay_finite_in_half_precision(fusion: str) -> None:
     """Weights and states in fp16, whose largest number is 65,504: a mask added as -1e9 would be -inf there, and NaN."""
-    module = double_model(fusion, fusion_layers=2).fusion
+    module = double_model(fusion).fusion
     masks = [[1, 1], [0, 0], [1, 0], [0, 0]], [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
-    text, image = random_tokens(masks[0], 32), random_tokens(masks[1], 32, seed=1)
+    text, image = encoded(module, *masks)
     expected = module(text, image)
     module = module.half()
-    text, image = (x._replace(hidden_states=x.hidden_states.half().requires_grad_()) for x in (text, image))
+    text, image = (
+        Tokens(x.hidden_states.half().requires_grad_(), x.mask, tuple(y.half() for y in x.intermediate))
+        for x in (text, image)
+    )
     found = module(text, image)
     for (name, x), y in zip(outputs(found).items(), outputs(expected).values(), strict=True):
         assert x.isfinite().all() and difference(x.double(), y) < 2e-2, name
@@ -314,26 +349,29 @@ def test_text_sees_the_picture_where_the_strategy_says_so(fusion: str) -> None:
 
 @every_fusion
 def test_gradients_equal_finite_differences(fusion: str) -> None:
-    config = tiny_config(fusion=fusion, hidden_size=6, num_attention_heads=2, intermediate_size=8)
-    module = build_fusion(config).double().eval()
+    widths = {"hidden_size": 6, "image_hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 8}
+    module = build_fusion(tiny_config(fusion=fusion, **widths, **TWO_LAYERS)).double().eval()
     randomize(module)
-    names = [n for n, _ in module.named_parameters() if n in ("absent_text", "absent_image", "image_type")]
-    text, image = random_tokens([[1, 1, 0], [0, 0, 0]], 6), random_tokens([[0, 0], [1, 1]], 6, seed=1)
+    names = [n for n, _ in module.named_parameters() if n in LEARNED]
+    text, image = encoded(module, [[1, 1, 0], [0, 0, 0]], [[0, 0], [1, 1]])
+    lower = [*text.intermediate, *image.intermediate]
     learned = [module.get_parameter(n).detach().requires_grad_() for n in names]
 
-    def run(text_states: Tensor, image_states: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
-        arguments = (Tokens(text_states, text.mask), Tokens(image_states, image.mask))
-        fused = torch.func.functional_call(module, dict(zip(names, vectors, strict=True)), arguments)
+    def run(text_states: Tensor, image_states: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        of_text, of_image = others[: len(text.intermediate)], others[len(text.intermediate) : len(lower)]
+        arguments = (Tokens(text_states, text.mask, of_text), Tokens(image_states, image.mask, of_image))
+        vectors = dict(zip(names, others[len(lower) :], strict=True))
+        fused = torch.func.functional_call(module, vectors, arguments)
         return fused.text.hidden_states, fused.image.hidden_states, fused.pooled
 
-    states = [x.hidden_states.requires_grad_() for x in (text, image)]
+    states = [x.requires_grad_() for x in (text.hidden_states, image.hidden_states, *lower)]
     assert torch.autograd.gradcheck(run, (*states, *learned))
 
 
 @every_fusion
 def test_activation_checkpointing_changes_nothing_but_memory(fusion: str) -> None:
     torch.manual_seed(0)
-    plain = MMBertForPreTraining(tiny_config(fusion=fusion)).train()
+    plain = MMBertForPreTraining(tiny_config(fusion=fusion, **TWO_LAYERS)).train()
     recomputed = copy.deepcopy(plain)
     recomputed.activation_checkpointing_enable()
     batch = tiny_batch()
@@ -404,8 +442,8 @@ def test_strategy_gets_the_unimodal_layers_it_asks_for(image_model: str, monkeyp
 
 
 @every_fusion
-def test_strategy_that_asks_for_no_layers_gets_none(fusion: str) -> None:
+def test_strategy_gets_no_layers_but_those_it_asks_for(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    assert model.encode_text(batch["input_ids"]).intermediate == ()
-    assert model.encode_image(batch["pixel_values"]).intermediate == ()
+    assert len(model.encode_text(batch["input_ids"]).intermediate) == len(model.fusion.reads_text_layers)
+    assert len(model.encode_image(batch["pixel_values"]).intermediate) == len(model.fusion.reads_image_layers)

@@ -49,7 +49,8 @@ def any_batch(seed: int) -> dict[str, torch.Tensor]:
 def test_any_batch_gives_finite_losses_and_gradients(fusion: str, precision: str) -> None:
     torch.manual_seed(0)
     objectives = {"mlm": 1.0, "itm": {"negatives": "hard"}, "itc": {"embedding_size": 8}}
-    model = MMBertForPreTraining(tiny_config(fusion=fusion, objectives=objectives)).train()
+    layers = {"text_layers": 2, "image_layers": 2, "fusion_layers": 2}
+    model = MMBertForPreTraining(tiny_config(fusion=fusion, objectives=objectives, **layers)).train()
     sizes, empty = set(), 0
     for seed in range(BATCHES):
         batch = any_batch(seed)

@@ -10,6 +10,7 @@ from tiny import MASK, difference, randomize, tiny_batch, tiny_config
 from torch import Tensor
 
 from mmbert.errors import UsageError
+from mmbert.fusion import FUSIONS
 from mmbert.modeling import MMBertForPreTraining
 from mmbert.objectives import OBJECTIVES, negatives
 from mmbert.objectives.base import EncodedBatch
@@ -92,7 +93,7 @@ def test_loss_falls_when_pairs_are_memorised(objective: str) -> None:
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("fusion", ["early", "late", "hybrid"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_eight_pairs_are_learned_by_heart(fusion: str) -> None:
     """MLM below 0.05 and all 64 combinations of text and picture judged right."""
     model, _ = memorise({"mlm": 1.0, "itm": 1.0}, 200, fusion=fusion)

@@ -29,7 +29,7 @@ def message(
     [
         (["--model.fusoin=early"], ["model.fusoin", "Did you mean 'model.fusion'?"]),
         (["--modle.fusion=early"], ["Did you mean 'model.fusion'?"]),
-        (["--model.fusion=earyl"], ["'earyl'", "early, late, hybrid", "Did you mean 'early'?"]),
+        (["--model.fusion=earyl"], ["'earyl'", "early, late, late_bilinear, hybrid", "Did you mean 'early'?"]),
         (["--model.text_layers=two"], ["model.text_layers", "int", "two"]),
         (["--model.text_layers=-1"], ["text_layers=-1", "0 or more"]),
         (["--model.num_attention_heads=7"], ["num_attention_heads=7", "hidden_size=32", "1, 2, 4"]),
