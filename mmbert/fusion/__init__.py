@@ -5,6 +5,7 @@ from mmbert.errors import UsageError, did_you_mean
 from mmbert.fusion.base import Fusion
 from mmbert.fusion.early import EarlyFusion
 from mmbert.fusion.hybrid import HybridFusion
+from mmbert.fusion.hybrid_bottleneck import HybridBottleneckFusion
 from mmbert.fusion.hybrid_cross import HybridCrossFusion
 from mmbert.fusion.late import LateFusion
 from mmbert.fusion.late_bilinear import LateBilinearFusion
@@ -15,6 +16,7 @@ FUSIONS: dict[str, type[Fusion]] = {
     "late_bilinear": LateBilinearFusion,
     "hybrid": HybridFusion,
     "hybrid_cross": HybridCrossFusion,
+    "hybrid_bottleneck": HybridBottleneckFusion,
 }
 
 
