@@ -15,7 +15,8 @@ class Architecture:
     """The keys that describe a model. The CLI shows them as `--model.*`; `MMBertConfig` serves them to transformers."""
 
     fusion: str = "hybrid"
-    """Fusion strategy: a name in `mmbert.fusion.FUSIONS` (early, late, hybrid, ...)."""
+    """Fusion strategy: a name in `mmbert.fusion.FUSIONS` (early, late, late_bilinear, hybrid, hybrid_cross,
+    hybrid_bottleneck, hybrid_bridge), or a class of yours, my_fusion.GatedFusion (see --allow-import)."""
     text_layers: int = 6
     """Transformer layers of the text encoder, before fusion. 0: word embeddings go straight into the fusion."""
     image_layers: int = 6

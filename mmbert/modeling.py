@@ -88,6 +88,7 @@ class MMBertModel(MMBertPreTrainedModel):
             module._belongs_to_timm = True
         self.text_projection = _projection(self.text_encoder.width, config.hidden_size)
         self.image_projection = _projection(self.image_encoder.width, config.hidden_size)
+        config.image_hidden_size = self.image_encoder.width  # a strategy that reads its layers must know
         self.fusion = build_fusion(config)
         self.post_init()
 

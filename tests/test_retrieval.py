@@ -15,6 +15,7 @@ from mmbert.errors import UsageError
 from mmbert.evaluation import encoding, retrieval
 from mmbert.evaluation.encoding import Encoded, encode
 from mmbert.evaluation.retrieval import SCORERS, Candidates, choose_scorer, retrieve
+from mmbert.fusion import FUSIONS
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.modeling import MMBertForPreTraining
 
@@ -62,14 +63,15 @@ def one_by_one(model: MMBertForPreTraining, candidates: Candidates) -> dict[str,
     return scores
 
 
-@pytest.mark.parametrize("fusion", ["early", "late", "hybrid"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 @torch.no_grad()
 def test_scores_equal_those_of_every_pair_computed_alone(
     fusion: str, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrieval, "TEXTS_AT_ONCE", 3)
     monkeypatch.setattr(encoding, "PAIRS_AT_ONCE", 5)
-    model = tiny_model(fusion)
+    # Both encoders narrower than the fusion part, and deep enough that a strategy may read lower layers.
+    model = tiny_model(fusion, text_layers=3, image_layers=2, fusion_layers=3, text_hidden_size=16)
     encoded = encoded_with(model, candidates, batch_size=3)
     assert (len(encoded.texts), len(encoded.text_of)) == (11, 13), "equal texts are encoded once"
     for name, expected in one_by_one(model, candidates).items():

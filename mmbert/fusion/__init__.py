@@ -6,6 +6,7 @@ from mmbert.fusion.base import Fusion
 from mmbert.fusion.early import EarlyFusion
 from mmbert.fusion.hybrid import HybridFusion
 from mmbert.fusion.hybrid_bottleneck import HybridBottleneckFusion
+from mmbert.fusion.hybrid_bridge import HybridBridgeFusion
 from mmbert.fusion.hybrid_cross import HybridCrossFusion
 from mmbert.fusion.late import LateFusion
 from mmbert.fusion.late_bilinear import LateBilinearFusion
@@ -17,6 +18,7 @@ FUSIONS: dict[str, type[Fusion]] = {
     "hybrid": HybridFusion,
     "hybrid_cross": HybridCrossFusion,
     "hybrid_bottleneck": HybridBottleneckFusion,
+    "hybrid_bridge": HybridBridgeFusion,
 }
 
 

@@ -18,7 +18,15 @@ OBJECTIVES = {"mlm": 0.7, "itm": {"weight": 1.3, "negatives": "hard"}, "itc": {"
 def loss_and_gradients(batch: dict[str, Tensor], fusion: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = MMBertForPreTraining(
-        tiny_config(fusion=fusion, objectives=OBJECTIVES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        tiny_config(
+            fusion=fusion,
+            objectives=OBJECTIVES,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            text_layers=2,
+            image_layers=2,
+            fusion_layers=2,
+        )
     ).double()
     randomize(model)
     output = model(batch, generator=torch.Generator().manual_seed(3))
@@ -32,7 +40,7 @@ def doubled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
 
 
-@pytest.mark.parametrize("fusion", ["early", "late", "hybrid"])
+@pytest.mark.parametrize("fusion", ["early", "late", "hybrid", "hybrid_bridge"])
 def test_two_processes_give_the_loss_and_gradients_of_one(fusion: str, tmp_path: Path) -> None:
     whole = doubled(tiny_batch(ROWS))
     expected = loss_and_gradients(whole, fusion)
