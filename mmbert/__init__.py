@@ -1,8 +1,10 @@
-"""mmbert: a text-image BERT whose fusion strategy (early, late, hybrid) is one key."""
+"""mmbert: a text-image BERT whose fusion strategy is one key."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
+from mmbert.allowed_imports import allow_import
 from mmbert.configuration import MMBertConfig
+from mmbert.fusion.base import Fusion
 from mmbert.inference import LoadedModel, load
 from mmbert.initialization import ModelOptions, build_model
 from mmbert.modeling import MMBertForPreTraining, MMBertModel
@@ -13,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Fused",
+    "Fusion",
     "LoadedModel",
     "MMBertConfig",
     "MMBertForPreTraining",
@@ -20,6 +23,7 @@ __all__ = [
     "MMBertProcessor",
     "ModelOptions",
     "Tokens",
+    "allow_import",
     "build_model",
     "load",
 ]

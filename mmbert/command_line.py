@@ -1,5 +1,6 @@
 """What a user reads on the terminal: our own log lines, and one sentence for each mistake."""
 
+import argparse
 import errno
 import logging
 import os
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
 
 from mmbert.errors import DataError, UsageError, did_you_mean
+from mmbert.import_policy import OPTION, allow_from_here
 
 NOISE = (  # warnings of Lightning about what is meant here
     "does not have many workers",
@@ -38,6 +40,23 @@ def set_up_logging() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+
+
+class _AllowImport(argparse.Action):
+    def __call__(self, parser: object, namespace: object, values: Any, option_string: str | None = None) -> None:
+        allow_from_here(values)
+
+
+def add_model(command: argparse.ArgumentParser, description: str = "A saved model's folder: RUN/model.") -> None:
+    """Adds the argument MODEL to a command, and the option of `add_allow_import`, which a model may need."""
+    command.add_argument("model", metavar="MODEL", help=description)
+    add_allow_import(command)
+
+
+def add_allow_import(command: argparse.ArgumentParser) -> None:
+    """Adds the option that lets files name classes of a module, here a fusion; see `mmbert.allowed_imports`."""
+    command.add_argument(OPTION, metavar="MODULE", action=_AllowImport, default=argparse.SUPPRESS,
+                         help="A module of yours that a fusion comes from, such as my_fusion.")  # fmt: skip
 
 
 def print_line(line: str) -> None:

@@ -2,12 +2,11 @@
 
 import importlib
 import inspect
-import re
 import sys
 
 from jsonargparse import set_parsing_settings
 
-from mmbert.errors import UsageError
+from mmbert.allowed_imports import allow_import, allowed_imports
 
 OPTION = "--allow-import"
 FAMILIES = ("callbacks", "loggers", "profilers", "strategies", "plugins")
@@ -29,25 +28,31 @@ def close_imports(arguments: list[str]) -> list[str]:
     Raises:
         UsageError: The option without a module, or with something that is no dotted name.
     """
-    rest, modules = [], []
+    rest = []
     remaining = iter(arguments)
     for argument in remaining:
         option, equals, value = argument.partition("=")
         if option != OPTION:
             rest.append(argument)
             continue
-        module = value if equals else next(remaining, "")
-        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module) or module.split(".")[0] == "jsonargparse":
-            raise UsageError(f"{OPTION} '{module}': expected a module such as my_fusion, found on the Python path.")
-        modules.append(module)
-    if modules and "" not in sys.path:
-        sys.path.insert(0, "")  # the module lies where the user stands
+        allow_from_here(value if equals else next(remaining, ""))
     set_parsing_settings(
         import_path_denylist=["*"],
-        import_path_allowlist=[*lightning_classes(), *modules],
+        import_path_allowlist=[*lightning_classes(), *allowed_imports()],
         instantiate_subclass_spec_in_any=False,
     )
     return rest
+
+
+def allow_from_here(module: str) -> None:
+    """Allows a module that lies where the user stands, or anywhere on the Python path.
+
+    Raises:
+        UsageError: Something that is no dotted name.
+    """
+    allow_import(module)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def lightning_classes() -> list[str]:

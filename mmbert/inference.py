@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmbert import allowed_imports
 from mmbert.abilities import objectives_of, task_of
 from mmbert.data.asked import Asked, AskedBatches, listed, pair_up
 from mmbert.data.images import ImageSource
@@ -51,17 +52,21 @@ class Embeddings(NamedTuple):
     texts: Tensor | None  # (M, E) fp32
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> "LoadedModel":
+def load(
+    path: str | Path, device: str | torch.device | None = None, *, allow_import: str | Sequence[str] = ()
+) -> "LoadedModel":
     """Loads a saved model's folder, RUN/model, to be asked; it computes in fp32.
 
     Args:
         path: The folder.
         device: "cpu", "cuda", "cuda:1" ...; None: the GPU if there is one.
+        allow_import: Modules of yours that the model's fusion may come from, such as ["my_fusion"].
 
     Raises:
-        UsageError: The folder is no model of mmbert, or there is no such device.
+        UsageError: The folder is no model of mmbert, its fusion is not allowed, or there is no such device.
         DataError: Its weights are missing, broken or of another architecture.
     """
+    allowed_imports.allow_import(*[allow_import] if isinstance(allow_import, str) else allow_import)
     model, processor = load_folder(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -14,7 +14,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("errors",),
     ("randomness",),
     ("tokens",),
-    ("distributed", "signals", "memory"),
+    ("distributed", "signals", "memory", "allowed_imports"),
     ("configuration",),
     ("layers",),
     ("encoders",),

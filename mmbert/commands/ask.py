@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmbert.command_line import print_line
+from mmbert.command_line import add_model, print_line
 from mmbert.errors import printable
 from mmbert.inference import load
 
@@ -14,7 +14,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "its score: for vqa the accuracy that it may expect, for decision its probability."
     )
     command.set_defaults(run=_ask)
-    command.add_argument("model", metavar="MODEL", help="A saved model's folder: RUN/model.")
+    add_model(command)
     command.add_argument("image", metavar="IMAGE", help="A picture file.")
     command.add_argument("question", metavar="QUESTION", help="A question or statement about it.")
     command.add_argument("--top_k", type=int, default=5, help="Answers wanted.")

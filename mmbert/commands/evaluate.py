@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmbert.command_line import add_model
 from mmbert.data.examples import read_examples
 from mmbert.data.readers import FORMATS
 from mmbert.data.readers.base import ImageFolder
@@ -64,7 +65,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_common(task: argparse.ArgumentParser) -> None:
-    task.add_argument("model", metavar="MODEL", help="A saved model's folder: RUN/model.")
+    add_model(task)
     task.add_argument("--images", metavar="DIR", required=True, help="Folder of the pictures.")
     task.add_argument("--batch_size", type=int, default=64, help="Pictures, or texts, encoded in one call.")
     task.add_argument("--num_workers", type=int, default=0, help="Processes that decode pictures.")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmbert.command_line import print_line
+from mmbert.command_line import add_model, print_line
 from mmbert.errors import printable
 from mmbert.inference import load
 
@@ -14,7 +14,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "model with itc alone the cosine of their vectors; the first line says which."
     )
     command.set_defaults(run=_match)
-    command.add_argument("model", metavar="MODEL", help="A saved model's folder: RUN/model.")
+    add_model(command)
     command.add_argument("image", metavar="IMAGE", help="A picture file.")
     command.add_argument("texts", metavar="TEXT", nargs="+", help="One or more texts.")
     command.add_argument("--device", help="cpu, cuda, cuda:1 ...; without it the GPU if there is one.")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmbert.command_line import print_line
+from mmbert.command_line import add_model, print_line
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.vqa import read_vqav2
 from mmbert.errors import UsageError, printable
@@ -20,7 +20,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "`mmbert score vqa` scores it where the annotations are known.",
     )
     vqa.set_defaults(run=_vqa)
-    vqa.add_argument("model", metavar="MODEL", help="A folder RUN/model that was fine-tuned with model.task=vqa.")
+    add_model(vqa, "A folder RUN/model that was fine-tuned with model.task=vqa.")
     vqa.add_argument("--questions", metavar="Q.json", required=True, help="Questions as VQAv2 publishes them.")
     vqa.add_argument("--images", metavar="DIR", required=True, help="Folder of the pictures.")
     vqa.add_argument("--image_names", metavar="NAMES", required=True, help="How an image_id becomes a file name: a "

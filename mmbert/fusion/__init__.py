@@ -1,5 +1,9 @@
-"""The fusion strategies. A new one is one file beside this, one line in the table, one YAML in `configs/fusion/`."""
+"""The fusion strategies. A new one is one file beside this, one line in the table, one YAML in `configs/fusion/`.
 
+A strategy of a user's own needs none of them: it is named by its class, "my_fusion.GatedFusion".
+"""
+
+from mmbert.allowed_imports import DOTTED, own_class
 from mmbert.configuration import MMBertConfig
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.fusion.base import Fusion
@@ -26,8 +30,10 @@ def build_fusion(config: MMBertConfig) -> Fusion:
     """Builds the strategy that `config.fusion` names.
 
     Raises:
-        UsageError: An unknown strategy.
+        UsageError: An unknown strategy, or a class that is not allowed, not there, or no `Fusion`.
     """
+    if config.fusion not in FUSIONS and "." in config.fusion and DOTTED.fullmatch(config.fusion):
+        return own_class(config.fusion, Fusion, key="fusion")(config)
     if config.fusion not in FUSIONS:
         raise UsageError(
             f"fusion='{config.fusion}' is no fusion strategy; allowed are {', '.join(FUSIONS)}."
