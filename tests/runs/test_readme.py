@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import mmbert
 from mmbert.cli import main
-from mmbert.commands import _parser
+from mmbert.commands import _parser, run_command
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -45,7 +46,7 @@ def test_python_example_builds_every_strategy(capsys: pytest.CaptureFixture[str]
     assert all("(1, 5, 384) (1, 197, 384)" in line for line in lines)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c and "--allow-import" not in c])
 def test_training_command_runs_on_tiny_data(
     command: str, tiny: list[str], tiny_tasks: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,13 +59,52 @@ def test_training_command_runs_on_tiny_data(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fusion_of_ones_own_trains_and_matches(
+    tiny: list[str], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's file and commands, and the class named in a YAML; nothing of mmbert is changed for it."""
+    monkeypatch.setattr("mmbert.allowed_imports._ALLOWED", [])
+    monkeypatch.chdir(tmp_path)
+    code = next(block for block in PYTHON if "(Fusion)" in block)
+    assert len(code.strip().splitlines()) <= 15
+    (tmp_path / "my_fusion.py").write_text(code)
+    train, match = (shlex.split(c) for c in COMMANDS if "--allow-import" in c)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shapes").symlink_to(shapes)
+    of_class = train.index("--model.fusion")
+    (tmp_path / "own.yaml").write_text(f"model: {{fusion: {train[of_class + 1]}}}\n")
+    for arguments in (train, [*train[:of_class], "--config", "own.yaml", *train[of_class + 2 :], "--name", "yaml"]):
+        main([*arguments[2:], *tiny, "--trainer.max_steps=3"])
+    curves = [(tmp_path / "runs" / name / "trace.csv").read_text() for name in ("gated", "yaml")]
+    assert curves[0] == curves[1] and curves[0].count("\n") == 4
+
+    capsys.readouterr()
+    run_command(match[1:])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "probability" and printed[1].endswith("a red circle")
+
+    monkeypatch.setattr("mmbert.allowed_imports._ALLOWED", [])
+    with pytest.raises(ValueError, match="--allow-import my_fusion"):
+        mmbert.load("runs/gated/model")
+    loaded = mmbert.load("runs/gated/model", allow_import=["my_fusion"])
+    assert type(loaded.core.fusion).__module__ == "my_fusion" and loaded.core.config.fusion == "my_fusion.GatedFusion"
+    (score,) = loaded.match("data/shapes/images/test/000002.png", "a red circle").scores
+    assert f"{score:.4f}" == printed[1].split()[0]
+    again = tmp_path / "again"
+    loaded.model.save_pretrained(again)
+    loaded.processor.save_pretrained(again)
+    assert mmbert.load(again).match("data/shapes/images/test/000002.png", "a red circle").scores == [score]
+
+
 @pytest.mark.parametrize("target", [c.split()[1] for c in COMMANDS if c.startswith("make ")])
 def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("mmbert (ask|match|predict|score|data)", c)])
-def test_small_command_is_parsed(command: str) -> None:
+def test_small_command_is_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmbert.allowed_imports._ALLOWED", [])
     options = vars(_parser().parse_args(shlex.split(command, comments=True)[1:]))
     assert callable(options["run"])
 
