@@ -20,7 +20,8 @@ def test_wheel_holds_mmbert_only(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {name.split("/")[0] for name in names} == {"mmbert", f"mmbert-{mmbert.__version__}.dist-info"}
-    assert {"mmbert/data/readers/coco.py", "mmbert/py.typed", "mmbert/fusion/hybrid.py"} <= set(names)
+    needed = {"mmbert/data/readers/coco.py", "mmbert/py.typed", "mmbert/fusion/hybrid.py"}
+    assert {*needed, "mmbert/compare/report/page.css"} <= set(names)
 
 
 def test_top_level_is_as_agreed() -> None:

@@ -1,0 +1,156 @@
+"""What a report says, in its order, not yet in any markup."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmbert.compare.report import plots, tables
+from mmbert.compare.report.findings import clauses, find, listed, sentences
+from mmbert.compare.report.outcomes import Outcomes, title
+from mmbert.compare.report.plots import Figure
+from mmbert.compare.report.tables import Table, percent
+from mmbert.compare.statistics import Verdict
+
+MOST_SENTENCES = 12
+"""About pairs; more are told together."""
+
+HOW = (
+    "Intervals (95 %) are meant for other seeds and other pictures of the same kind; with one seed for other pictures "
+    "only. Pairs of strategies are tested on the same items, items of one picture kept together; p-values are "
+    "corrected by Holm over all pairs on all primary measures together, those of the other measures among themselves. "
+    "A strategy is called better only where such a test shows it. Scores are fractions; a point is 0.010. Without "
+    "outcomes of single items, ± is the standard deviation over seeds and nothing is tested."
+)
+
+
+class Example(NamedTuple):
+    """A test item about which strategies disagree."""
+
+    picture: bytes | None  # JPEG or PNG, None where it could not be read
+    number: int
+    caption: str
+    foil: str
+    category: str
+    said: dict[str, Any]
+
+    @property
+    def file(self) -> str:
+        """The picture's place inside the report's folder, "" without one."""
+        return f"examples/{self.number}.{self.kind}" if self.picture is not None else ""
+
+    @property
+    def kind(self) -> str:
+        """Of the picture's content: what its data URI says."""
+        return "png" if (self.picture or b"").startswith(b"\x89PNG") else "jpeg"
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it."""
+
+    title: str
+    text: list[str]
+    figures: list[Figure]
+    tables: list[Table]
+
+
+class Document(NamedTuple):
+    """A whole report."""
+
+    name: str
+    headline: str
+    facts: list[tuple[str, str]]
+    warnings: list[str]
+    sections: list[Section]
+    examples: list[Example]
+    command: str
+    strategies: list[str]
+    exploratory: bool
+
+
+def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
+    """Puts together what there is; a section without content is left out."""
+    findings = find(outcomes)
+    drawn = {figure.name: figure for figure in plots.figures(outcomes)}
+
+    def figure(name: str) -> list[Figure]:
+        return [drawn[name]] if name in drawn else []
+
+    tested = [tables.tests(findings.primary, "Tests on the primary measures")] if findings.primary else []
+    others = (
+        [tables.tests(findings.others, "Tests on measures that were not named as primary")] if findings.others else []
+    )
+    verdicts = _verdicts(findings.primary)
+    more = sum(verdict.shown for verdict in findings.others)
+    if more:
+        verdicts.append(f"On measures that were not named as primary, {more} of {len(findings.others)} differences are "
+                        "shown; they stand further down.")  # fmt: skip
+    sections = [
+        Section("What is shown", verdicts, [], tested),
+        Section("Quality", [], figure("quality"), tables.quality(outcomes)),
+        Section("What the picture and the text give", [], figure("picture"), tables.needs(outcomes)),
+        Section("By category", [], figure("categories"), tables.categories(outcomes)),
+        Section("Seen and unseen pairs", [], [], tables.parts(outcomes)),
+        Section("Cost", [], figure("cost"), [tables.cost(outcomes)] if outcomes.done else []),
+        Section("Learning curves", [], figure("curves"), []),
+        Section("With less data", [], figure("low_data"), tables.low_data(outcomes)),
+        Section("Failed arms", [], [], tables.failures(outcomes)),
+        Section("Other tests", _verdicts([v for v in findings.others if v.shown]), [], others),
+    ]
+    return Document(
+        name=str(outcomes.comparison.get("name", "comparison")),
+        headline=findings.headline,
+        facts=_facts(outcomes),
+        warnings=findings.warnings,
+        sections=[section for section in sections if section.text or section.figures or section.tables],
+        examples=list(examples),
+        command=str(outcomes.comparison.get("command", "")),
+        strategies=outcomes.strategies,
+        exploratory=outcomes.exploratory,
+    )
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
+    """A sentence a pair; where these are too many, a sentence for all pairs of which the same is shown."""
+    if len(verdicts) <= MOST_SENTENCES:
+        return sentences(verdicts)
+    shown = [verdict for verdict in verdicts if verdict.shown]
+    text = [f"{clause}." for clause in clauses(shown)]
+    rest = len(verdicts) - len(shown)
+    return text + ([f"No difference shown for {rest} of {len(verdicts)} pairs; the table has them."] if rest else [])
+
+
+def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
+    told: Mapping[str, Any] = outcomes.comparison
+    seeds = told.get("seeds") or sorted({row.get("seed", 0) for row in outcomes.rows})
+    facts = [
+        ("Strategies", listed(outcomes.strategies)),
+        ("Budget", _one_line(told.get("budget_rule"))),
+        ("Seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})"),
+        ("Primary measures", listed([title(name) for name in outcomes.primary()])),
+        ("Data", _one_line(told.get("dataset"))),
+        ("Arms", f"{len(outcomes.done)} finished, {len(outcomes.failed)} failed"),
+        ("Versions", _versions(outcomes)),
+        ("Dates", _dates(outcomes)),
+    ]
+    if len(outcomes.fractions) > 1:
+        shares = listed([percent(fraction) for fraction in outcomes.fractions])
+        facts.insert(3, ("Training pairs", f"{shares}; where no share is named, {percent(outcomes.full)}"))
+    return [(name, value) for name, value in facts if value]
+
+
+def _one_line(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {found}" for key, found in sorted(value.items()))
+    return "" if value is None else str(value)
+
+
+def _versions(outcomes: Outcomes) -> str:
+    found: dict[str, set[str]] = {}
+    for row in outcomes.rows:
+        for name, version in (row.get("versions") or {}).items():
+            found.setdefault(str(name), set()).add(str(version))
+    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(found.items()))
+
+
+def _dates(outcomes: Outcomes) -> str:
+    dates = sorted({str(row["date"]) for row in outcomes.rows if row.get("date")})
+    return " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else ""

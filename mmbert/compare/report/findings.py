@@ -1,0 +1,137 @@
+"""What a comparison may say in words: the tests' verdicts, a headline made of them, and warnings."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmbert.compare.report.outcomes import Outcomes, title
+from mmbert.compare.statistics import Verdict, compare_all, few_seeds, sentence
+
+MISSED = 0.05
+"""A budget further from its target than this share is told."""
+LONGEST_HEADLINE = 150
+"""Characters; more differences than fit are counted instead."""
+
+
+class Findings(NamedTuple):
+    """All words that rest on tests."""
+
+    headline: str
+    primary: list[Verdict]
+    others: list[Verdict]
+    warnings: list[str]
+
+
+def find(outcomes: Outcomes) -> Findings:
+    """Tests every pair of strategies on every measure that has items."""
+    chosen = outcomes.primary()
+    names = [*chosen, *outcomes.measures(), *(n for found in outcomes.categories().values() for n in found)]
+    items: dict[str, dict[str, list[np.ndarray]]] = {}
+    clusters: dict[str, np.ndarray] = {}
+    for measure in dict.fromkeys(names):
+        found = {name: list(outcomes.outcomes(name, measure).values()) for name in outcomes.strategies}
+        found = {name: runs for name, runs in found.items() if runs}
+        pictures = outcomes.clusters(measure)
+        if pictures is not None and len(found) > 1:
+            items[measure], clusters[measure] = found, pictures
+    verdicts = compare_all(items, clusters, primary=chosen)
+    primary = [verdict for verdict in verdicts if verdict.measure in chosen]
+    others = [verdict for verdict in verdicts if verdict.measure not in chosen]
+    return Findings(headline(outcomes, primary), primary, others, warnings(outcomes, primary))
+
+
+def headline(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> str:
+    """The answer in one line; it claims what the primary measures' tests show and nothing else."""
+    done = [name for name in outcomes.strategies if outcomes.arms(name)]
+    if len(done) < 2:
+        return f"Only {done[0]} has finished: nothing to compare yet" if done else "No arm has finished yet"
+    if outcomes.exploratory:
+        return "Exploratory: nothing is claimed"
+    if not verdicts:
+        return "Nothing was tested: no outcomes of single items"
+    if not any(verdict.p == verdict.p for verdict in verdicts):
+        return "Nothing can be tested: that takes two seeds of each strategy, and several pictures"
+    shown = [verdict for verdict in verdicts if verdict.shown]
+    if not shown:
+        return f"No difference shown between {listed(done)}"
+    text = "; ".join(clauses(shown))
+    if len(text) <= LONGEST_HEADLINE:
+        return text
+    first = [verdict for verdict in shown if verdict.measure == shown[0].measure]
+    wins = Counter(_sides(verdict)[0] for verdict in first)
+    most = max(wins.values())
+    best = [name for name, count in wins.items() if count == most]
+    one = "is" if len(best) == 1 else "are each"
+    return (
+        f"{listed(best)} {one} better than {most} of {len(done) - 1} others on {title(shown[0].measure)}; "
+        f"{len(shown)} of {len(verdicts)} differences between pairs are shown"
+    )
+
+
+def clauses(shown: Sequence[Verdict]) -> list[str]:
+    """Strategies and measures of which the same is shown, told together: x and y are better than z on m and n."""
+    beaten: dict[tuple[str, str], list[str]] = {}
+    for verdict in shown:
+        better, worse = _sides(verdict)
+        beaten.setdefault((better, title(verdict.measure)), []).append(worse)
+    winners: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (better, measure), worse in beaten.items():
+        winners.setdefault((measure, tuple(worse)), []).append(better)
+    measures: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for (measure, worse), better in winners.items():
+        measures.setdefault((tuple(better), worse), []).append(measure)
+    return [
+        f"{listed(better)} {'is' if len(better) == 1 else 'are'} better than {listed(worse)} on {listed(on)}"
+        for (better, worse), on in sorted(measures.items(), key=lambda found: -len(found[0][1]))
+    ]
+
+
+def _sides(verdict: Verdict) -> tuple[str, str]:
+    """(better, worse)."""
+    return (verdict.a, verdict.b) if verdict.difference > 0 else (verdict.b, verdict.a)
+
+
+def sentences(verdicts: Sequence[Verdict]) -> list[str]:
+    """One sentence a pair: first what is shown, largest difference first, then what is not."""
+    names = {verdict.measure: title(verdict.measure) for verdict in verdicts}
+    ordered = sorted(verdicts, key=lambda v: (not v.shown, -abs(v.difference) if v.shown else 0))
+    texts = [sentence(verdict, names) for verdict in ordered]
+    return [f"{'N' + text[1:] if text.startswith('no difference shown') else text}." for text in texts]
+
+
+def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
+    """What a reader has to know before any number."""
+    found = []
+    if outcomes.exploratory:
+        found.append("Exploratory: this comparison makes no claim; its numbers only tell where to look.")
+    few = few_seeds(outcomes.seeds()) if outcomes.seeds() else ""
+    if few:
+        found.append(few)
+    untested = {*outcomes.primary(), *outcomes.comparison.get("primary", ())} - {verdict.measure for verdict in tested}
+    if untested and outcomes.done:
+        names = listed(sorted(map(title, untested)))
+        found.append(f"Primary, but not tested, since not measured or without outcomes of single items: {names}.")
+    counts = {name: len(outcomes.arms(name)) for name in outcomes.strategies}
+    if len(set(counts.values())) > 1:
+        found.append(f"Finished seeds differ: {listed([f'{name} {count}' for name, count in counts.items()])}.")
+    if outcomes.failed:
+        arms = listed([str(row["arm"]) for row in outcomes.failed])
+        found.append(f"Failed, and in no other number: {arms}.")
+    missed = missed_budgets(outcomes)
+    if missed:
+        told = listed([f"{arm} by {100 * gap:+.1f} %" for arm, gap in missed.items()])
+        found.append(f"Budgets missed by more than {100 * MISSED:g} %: {told}. Read their quality with that in mind.")
+    return found
+
+
+def missed_budgets(outcomes: Outcomes) -> Mapping[str, float]:
+    """Arm -> how far its budget is from the target, of those that are too far."""
+    gaps = {str(row["arm"]): (row.get("budget") or {}).get("missed_by") for row in outcomes.rows}
+    return {arm: gap for arm, gap in gaps.items() if isinstance(gap, (int, float)) and abs(gap) > MISSED}
+
+
+def listed(names: Sequence[str]) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

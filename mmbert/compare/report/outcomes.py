@@ -1,0 +1,215 @@
+"""What the arms of a comparison left behind, asked for by strategy and measure instead of by row."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmbert.compare import statistics
+from mmbert.compare.statistics import Interval
+from mmbert.errors import DataError, printable
+
+Row = Mapping[str, Any]
+Items = Mapping[str, Mapping[str, np.ndarray]]
+
+VARIANTS = ("blank", "shuffled", "no_text")
+"""Last part of a measure's name that tells what was taken away from the model."""
+PARTS = ("seen", "unseen")
+"""Part of a name that tells whether training had pairs of the kind."""
+
+
+def number(value: object) -> float:
+    """`value` as a finite float, or NaN for whatever is none: None, text, infinity."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or not math.isfinite(value):
+        return math.nan
+    return float(value)
+
+
+def title(measure: str) -> str:
+    """A measure's name as people read it: "retrieval/image_to_text/R@1" -> "retrieval image to text R@1"."""
+    return measure.replace("/", " ").replace("_", " ")
+
+
+def plain(text: str) -> str:
+    """`text` on one line, with what cannot be shown escaped."""
+    return "".join(map(printable, " ".join(text.split())))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Mean of what is finite, NaN of nothing."""
+    finite = [v for v in values if math.isfinite(v)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+class Outcomes:
+    """The rows and items of a comparison.
+
+    Args:
+        rows: One a finished arm; of two rows of one arm the later counts.
+        items: Arm -> measure -> outcomes (items,), and "<measure>:picture" -> picture numbers (items,).
+        comparison: What was compared: name, strategies, seeds, budget_rule, primary, dataset, command.
+    """
+
+    def __init__(self, rows: Sequence[Row], items: Items, comparison: Mapping[str, Any]) -> None:
+        rows = list({str(row["arm"]): row for row in rows}.values())
+        named = [*comparison.get("strategies", ()), *(row["strategy"] for row in rows)]
+        self.strategies: list[str] = list(dict.fromkeys(map(str, named)))
+        """In the comparison's order, which gives each its colour."""
+        order = {name: i for i, name in enumerate(self.strategies)}
+        self.rows = sorted(rows, key=lambda r: (order[str(r["strategy"])], -_fraction(r), r.get("seed", 0)))
+        self.done = [row for row in self.rows if row.get("status") == "done"]
+        self.failed = [row for row in self.rows if row.get("status") != "done"]
+        self.fractions = sorted({_fraction(row) for row in self.rows})
+        self.full = self.fractions[-1] if self.fractions else 1.0
+        """The largest share of the training pairs; all but the low-data table tell of it."""
+        self.items = items
+        self.comparison = comparison
+        self.exploratory = bool(comparison.get("exploratory")) or any(row.get("exploratory") for row in rows)
+        self._intervals: dict[tuple[str, str, float, str | None], Interval | None] = {}
+
+    def arms(self, strategy: str, fraction: float | None = None) -> list[Row]:
+        """Finished rows of a strategy, one a seed."""
+        fraction = self.full if fraction is None else fraction
+        return [row for row in self.done if row["strategy"] == strategy and _fraction(row) == fraction]
+
+    def seeds(self) -> int:
+        """The fewest finished seeds of a strategy that has any."""
+        counts = [len(self.arms(name)) for name in self.strategies]
+        return min((count for count in counts if count), default=0)
+
+    def values(self, strategy: str, measure: str, fraction: float | None = None) -> dict[int, float]:
+        """Seed -> value, of the seeds where it is a number."""
+        found = {
+            row.get("seed", 0): number(row.get("results", {}).get(measure)) for row in self.arms(strategy, fraction)
+        }
+        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
+    def outcomes(self, strategy: str, measure: str, fraction: float | None = None) -> dict[int, np.ndarray]:
+        """Seed -> outcomes (items,), of the seeds that have them whole."""
+        clusters = self.clusters(measure)
+        found = {}
+        for row in self.arms(strategy, fraction):
+            of_items = np.asarray(self.items.get(row["arm"], {}).get(measure, ()), dtype=float)
+            if clusters is None or not of_items.size or not np.isfinite(of_items).all():
+                continue
+            if of_items.shape != clusters.shape:
+                raise DataError(
+                    f"items/{row['arm']}.npz:{measure}",
+                    f"shape {of_items.shape}",
+                    f"{clusters.shape}, as in the other arms: every arm answers the same items in the same order",
+                )
+            found[row.get("seed", 0)] = of_items
+        return found
+
+    def clusters(self, measure: str) -> np.ndarray | None:
+        """Which picture each item of a measure is about (items,); a variant may leave it to its measure."""
+        parent, _, last = measure.rpartition("/")
+        if last in VARIANTS and not any(f"{measure}:picture" in found for found in self.items.values()):
+            measure = parent
+        for row in self.done:
+            found = self.items.get(row["arm"], {}).get(f"{measure}:picture")
+            if found is not None:
+                return np.asarray(found)
+        return None
+
+    def interval(
+        self, strategy: str, measure: str, fraction: float | None = None, *, minus: str | None = None
+    ) -> Interval | None:
+        """Mean over seeds with its interval, of a measure or of its paired difference to another.
+
+        Without items of every seed the bounds are NaN, and the spread over seeds is all there is. None without a value.
+        """
+        fraction = self.full if fraction is None else fraction
+        key = (strategy, measure, fraction, minus)
+        if key not in self._intervals:
+            self._intervals[key] = self._interval(*key)
+        return self._intervals[key]
+
+    def _interval(self, strategy: str, measure: str, fraction: float, minus: str | None) -> Interval | None:
+        values = self.values(strategy, measure, fraction)
+        outcomes = self.outcomes(strategy, measure, fraction)
+        if minus is not None:
+            others = self.values(strategy, minus, fraction)
+            values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
+            paired = self.outcomes(strategy, minus, fraction)
+            # Into 0 to 1, where statistics work, and back below.
+            outcomes = {s: (1 + o - paired[s]) / 2 for s, o in outcomes.items() if s in paired}
+        if not values:
+            return None
+        clusters = self.clusters(measure)
+        if clusters is not None and outcomes.keys() == values.keys():
+            found = statistics.interval(list(outcomes.values()), clusters)
+            if minus is None:
+                return found
+            return Interval(2 * found.mean - 1, 2 * found.low - 1, 2 * found.high - 1, 2 * found.spread, found.seeds)
+        spread = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else math.nan
+        return Interval(mean_of(list(values.values())), math.nan, math.nan, spread, len(values))
+
+    def names(self) -> list[str]:
+        """Every name of a result, those of the primary measures first."""
+        found = sorted({name for row in self.done for name in row.get("results", {})})
+        primary = [name for name in self.comparison.get("primary", ()) if name in found]
+        return list(dict.fromkeys([*primary, *found]))
+
+    def measures(self) -> list[str]:
+        """Names of results that judge the whole model: no variants, parts, categories, and no chance."""
+        categories = {name for names in self.categories().values() for name in names}
+        return [n for n in self.names() if n not in categories and _is_plain(n) and not is_reference(n)]
+
+    def primary(self) -> list[str]:
+        """What is tested: the measures that the comparison names, or without one all that have items."""
+        measures = self.measures()
+        named = [name for name in self.comparison.get("primary", ()) if name in self.names()]
+        return named or [m for m in measures if self.clusters(m) is not None] or measures[:3]
+
+    def categories(self) -> dict[str, list[str]]:
+        """Measure -> names of its parts: siblings of an "overall", or what stands below a measure."""
+        names, found = self.names(), {}
+        for name in names:
+            parent, _, last = name.rpartition("/")
+            whole = f"{parent}/overall" if f"{parent}/overall" in names else parent
+            if whole in names and whole != name and last not in VARIANTS and _is_plain(name) and not is_reference(name):
+                found.setdefault(whole, []).append(name)
+        return found
+
+    def variants(self) -> dict[str, list[str]]:
+        """Measure -> which of `VARIANTS` it was also taken under, without those of its categories."""
+        names = set(self.names())
+        found = {measure: [v for v in VARIANTS if f"{measure}/{v}" in names] for measure in self.measures()}
+        return {measure: variants for measure, variants in found.items() if variants}
+
+    def parts(self) -> dict[str, dict[str, str]]:
+        """Name without its part -> "seen" / "unseen" -> the full name."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self.names():
+            words = name.split("/")
+            part = next((word for word in words if word in PARTS), None)
+            if part and words[-1] not in VARIANTS and not is_reference(name):
+                found.setdefault("/".join(word for word in words if word != part), {})[part] = name
+        return found
+
+    def reference(self, measure: str) -> float:
+        """What a model gets that knows nothing: the mean of its "chance_..." or "prior...", NaN if unknown."""
+        task, last = measure.split("/")[0], measure.rsplit("/", 1)[-1]
+        wanted = [f"{task}/chance_{last}", f"{task}/chance"]
+        if last == "accuracy":
+            wanted += [f"{task}/prior_text", f"{task}/prior"]
+        name = next((name for name in wanted if name in self.names()), None)
+        if name is None:
+            return math.nan
+        return mean_of([number(row.get("results", {}).get(name)) for row in self.done if _fraction(row) == self.full])
+
+
+def is_reference(name: str) -> bool:
+    """Whether it tells what knowing nothing gives."""
+    return name.rsplit("/", 1)[-1].startswith(("chance", "prior"))
+
+
+def _is_plain(name: str) -> bool:
+    words = name.split("/")
+    return words[-1] not in VARIANTS and not any(part in words for part in PARTS)
+
+
+def _fraction(row: Row) -> float:
+    return float(row.get("fraction", 1.0))

@@ -1,0 +1,271 @@
+"""The plots of a report as panels: each is drawn alone for a page that wraps, and all together for a file."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from mmbert.compare.report.drawing import GRID, MUTED, PAPER, Figure, Panel, look, shorten
+from mmbert.compare.report.outcomes import Outcomes, mean_of, number, title
+from mmbert.compare.report.tables import COSTS, costs_of, percent
+from mmbert.compare.statistics import Interval, pareto
+
+ROW, FRAME = 0.34, 0.62
+"""Inches a strategy takes in a plot with one line each, and what the axis around them takes."""
+SQUARE = 2.5
+"""Inches that other panels are high."""
+MOST_PANELS = 12
+"""Of one figure; what follows is in the tables."""
+DOTS = "Mean over seeds with its 95 % interval (its spread, where the table has ±); small dots are single seeds."
+COST_AXES = ("parameters", "training_flops", "train_seconds", "ms_per_pair")
+
+
+def figures(outcomes: Outcomes) -> list[Figure]:
+    """All that there is something to draw for."""
+    drawn = [quality(outcomes), picture(outcomes), categories(outcomes), cost(outcomes), curves(outcomes)]
+    drawn.append(low_data(outcomes))
+    return [figure._replace(panels=figure.panels[:MOST_PANELS]) for figure in drawn if figure.panels]
+
+
+def quality(outcomes: Outcomes) -> Figure:
+    """Dot, interval and seeds of every strategy, a panel a measure; the primary ones come first."""
+    measures = list(dict.fromkeys([*outcomes.primary(), *outcomes.measures()]))
+    caption = f"{DOTS} Dashed: what is reached without a model."
+    panels = [_dots(outcomes, measure) for measure in measures if _known(outcomes, measure)]
+    return Figure("quality", "Quality", caption, panels, legend=False)
+
+
+def categories(outcomes: Outcomes) -> Figure:
+    """The same by category."""
+    names = [name for found in outcomes.categories().values() for name in found if _known(outcomes, name)]
+    return Figure("categories", "By category", DOTS, [_dots(outcomes, name) for name in names], legend=False)
+
+
+def _dots(outcomes: Outcomes, measure: str) -> Panel:
+    def draw(axes: Axes) -> None:
+        for y, strategy in enumerate(outcomes.strategies):
+            found = outcomes.interval(strategy, measure)
+            colour = look(y).colour
+            seeds = list(outcomes.values(strategy, measure).values())
+            axes.plot(seeds, [y + 0.27] * len(seeds), "o", color=colour, alpha=0.75, markersize=3, markeredgewidth=0)
+            if found is not None:
+                low, high = _bounds(found)
+                axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
+                _mark(axes, found.mean, y, y, 7)
+        reference = outcomes.reference(measure)
+        if math.isfinite(reference):
+            axes.axvline(reference, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, zorder=0)
+        _rows(axes, outcomes.strategies)
+
+    return Panel(title(measure), draw, FRAME + ROW * len(outcomes.strategies))
+
+
+def picture(outcomes: Outcomes) -> Figure:
+    """With the true picture, a blank one, another one, and without the text: one line a strategy."""
+    signs = {"blank": ("X", "blank picture"), "shuffled": ("|", "another picture"), "no_text": ("2", "no text")}
+    panels = []
+    used = {v for found in outcomes.variants().values() for v in found}
+    for measure, variants in outcomes.variants().items():
+
+        def draw(axes: Axes, measure: str = measure, variants: Sequence[str] = tuple(variants)) -> None:
+            for y, strategy in enumerate(outcomes.strategies):
+                colour = look(y).colour
+                means = {v: mean_of(list(outcomes.values(strategy, f"{measure}/{v}").values())) for v in variants}
+                own = mean_of(list(outcomes.values(strategy, measure).values()))
+                known = [x for x in [own, *means.values()] if math.isfinite(x)]
+                if known:
+                    axes.plot([min(known), max(known)], [y, y], color=colour, linewidth=1.2, alpha=0.55)
+                for variant, mean in means.items():
+                    size = 6 if variant == "blank" else 10
+                    axes.plot([mean], [y], signs[variant][0], color=colour, markersize=size, markeredgewidth=1.6)
+                _mark(axes, own, y, y, 8)
+            _rows(axes, outcomes.strategies)
+
+        panels.append(Panel(title(measure), draw, FRAME + ROW * len(outcomes.strategies)))
+    told = {"X": "a cross", "|": "a bar", "2": "a fork"}
+    caption = "Large sign: as it is; " + "; ".join(f"{told[s]}: {what}" for v, (s, what) in signs.items() if v in used)
+    caption += ". What lies between is the part that needs the picture (or the text)."
+    return Figure("picture", "With and without the picture", caption, panels, legend=False)
+
+
+def cost(outcomes: Outcomes) -> Figure:
+    """Quality on the first primary measure against each cost, with the front that no strategy beats."""
+    measures = outcomes.primary()[:1]
+    panels = []
+    for measure in measures:
+        for key in COST_AXES:
+            points = {}
+            for strategy in outcomes.strategies:
+                found, price = outcomes.interval(strategy, measure), costs_of(outcomes, strategy, key)
+                if found is not None and math.isfinite(price):
+                    points[strategy] = (price, found)
+            prices = [price for price, _ in points.values()]
+            if points and max(prices) > 1.02 * min(prices):  # what all pay tells nothing
+                unit, scale = _unit(key, max(prices))
+                points = {name: (price / scale, found) for name, (price, found) in points.items()}
+                panels.append(Panel(f"{COSTS[key][1]}{unit}", _against_cost(outcomes, measure, points), SQUARE))
+    name = title(measures[0]) if measures else ""
+    caption = f"{name} against what a strategy costs: up and left is better. Dashed: no strategy is both cheaper and "
+    caption += "better than those on this front; whether its steps are real, the tests say."
+    return Figure("cost", "Quality against cost", caption, panels, legend=True)
+
+
+def _unit(key: str, largest: float) -> tuple[str, float]:
+    """The unit that is behind a cost's name, and how much of it one is."""
+    if key.endswith("seconds"):
+        return next(
+            (unit, size)
+            for unit, size in ((", h", 3600), (", min", 60), (", s", 1))
+            if largest >= 2 * size or size == 1
+        )
+    return {"parameters": (", millions", 1e6), "training_flops": (", TFLOPs", 1e12)}.get(key, ("", 1.0))
+
+
+def _against_cost(
+    outcomes: Outcomes, measure: str, points: Mapping[str, tuple[float, Interval]]
+) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        prices = [price for price, _ in points.values()]
+        front = sorted(pareto([(price, found.mean) for price, found in points.values()]))
+        corners = sorted((list(points.values())[i][0], list(points.values())[i][1].mean) for i in front)
+        corners.append((max(prices), corners[-1][1]))
+        axes.plot(*zip(*corners, strict=True), color=MUTED, linestyle=(0, (4, 3)), linewidth=1, zorder=0,
+                  drawstyle="steps-post")  # fmt: skip
+        for strategy, (price, found) in points.items():
+            colour = look(outcomes.strategies.index(strategy)).colour
+            axes.plot([price, price], _bounds(found), color=colour, linewidth=1.6, alpha=0.6)
+            _mark(axes, price, found.mean, outcomes.strategies.index(strategy), 8)
+        if min(prices) > 0 and max(prices) > 8 * min(prices):
+            axes.set_xscale("log")
+            axes.set_xlim(min(prices) / 1.6, max(prices) * 1.6)
+        else:
+            room = 0.15 * (max(prices) - min(prices)) or 0.15 * abs(max(prices)) or 1
+            axes.set_xlim(min(prices) - room, max(prices) + room)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        _frame(axes, "both")
+        axes.set_ylabel(shorten(title(measure), 30))
+
+    return draw
+
+
+def curves(outcomes: Outcomes) -> Figure:
+    """Learning curves: mean over seeds, and the range they span."""
+    names = {name for row in outcomes.done for name in row.get("curves") or {}}
+    names = {name for name in names if "loss" not in name} or names
+    panels = []
+    for name in sorted(names):
+        lines = {s: _curve(outcomes, s, name) for s in outcomes.strategies}
+        lines = {s: line for s, line in lines.items() if len(line[0]) > 1}
+        if lines:
+            panels.append(Panel(title(name), _lines(outcomes, lines), SQUARE))
+    caption = "Mean over seeds against optimizer steps; the band spans the seeds."
+    return Figure("curves", "Learning curves", caption, panels, legend=True)
+
+
+def _curve(outcomes: Outcomes, strategy: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (S,) that all seeds have, and their values (seeds, S)."""
+    runs = []
+    for row in outcomes.arms(strategy):
+        points = [(int(step), number(value)) for step, value in (row.get("curves") or {}).get(name, ())]
+        run = {step: value for step, value in points if math.isfinite(value)}
+        runs += [run] if run else []
+    steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    return np.array(steps), np.array([[run[step] for step in steps] for run in runs])
+
+
+def _lines(outcomes: Outcomes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        for strategy, (steps, values) in lines.items():
+            colour, _, dashes = look(outcomes.strategies.index(strategy))
+            if len(values) > 1:
+                axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.16, linewidth=0)
+            mean = values.mean(axis=0)
+            axes.plot(steps, mean, color=colour, linewidth=1.7, linestyle=dashes)
+            _mark(axes, steps[-1], mean[-1], outcomes.strategies.index(strategy), 6)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _frame(axes, "y")
+        axes.set_xlabel("optimizer steps")
+
+    return draw
+
+
+def low_data(outcomes: Outcomes) -> Figure:
+    """Quality against the share of the training pairs."""
+    caption = (
+        "Mean over seeds with its 95 % interval against the share of the training pairs; a little apart, to be seen."
+    )
+    figure = Figure("low_data", "With less data", caption, [], legend=True)
+    if len(outcomes.fractions) < 2:
+        return figure
+    for measure in outcomes.primary():
+
+        def draw(axes: Axes, measure: str = measure) -> None:
+            shift = 1.035  # log axis: strategies stand beside each other
+            for number_, strategy in enumerate(outcomes.strategies):
+                colour, _, dashes = look(number_)
+                found = {f: outcomes.interval(strategy, measure, f) for f in outcomes.fractions}
+                known = {f: interval for f, interval in found.items() if interval is not None}
+                beside = shift ** (number_ - (len(outcomes.strategies) - 1) / 2)
+                xs = [f * beside for f in known]
+                axes.plot(xs, [i.mean for i in known.values()], color=colour, linewidth=1.6, linestyle=dashes)
+                for x, interval in zip(xs, known.values(), strict=True):
+                    axes.plot([x, x], _bounds(interval), color=colour, linewidth=1.6, alpha=0.6)
+                    _mark(axes, x, interval.mean, number_, 6.5)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator(outcomes.fractions))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: percent(round(x, 6))))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.margins(x=0.12)
+            _frame(axes, "y")
+            axes.set_xlabel("training pairs")
+
+        figure.panels.append(Panel(title(measure), draw, SQUARE))
+    return figure
+
+
+def _known(outcomes: Outcomes, measure: str) -> bool:
+    return any(outcomes.values(strategy, measure) for strategy in outcomes.strategies)
+
+
+def _mark(axes: Axes, x: float, y: float, position: int, size: float) -> None:
+    """The sign of the strategy at `position`, with a thin edge that parts it from its neighbours."""
+    colour, marker, _ = look(position)
+    size *= {"*": 1.6, "P": 1.2, "d": 1.2}.get(marker, 1)  # of less ink than the others
+    axes.plot([x], [y], marker, color=colour, markersize=size, markeredgecolor=PAPER, markeredgewidth=0.8)
+
+
+def _bounds(found: Interval) -> tuple[float, float]:
+    """What is drawn as its line: the interval, else one spread over seeds to both sides."""
+    if math.isfinite(found.low) and math.isfinite(found.high):
+        return found.low, found.high
+    spread = found.spread if math.isfinite(found.spread) else 0.0
+    return found.mean - spread, found.mean + spread
+
+
+def _rows(axes: Axes, names: Iterable[str]) -> None:
+    """One line a strategy, named at the left, the first on top."""
+    names = [shorten(name, 20) for name in names]
+    axes.set_yticks(range(len(names)), names)
+    for i, label in enumerate(axes.get_yticklabels()):
+        label.set_color(look(i).colour)
+        label.set_fontweight("bold")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.margins(x=0.06)
+    _frame(axes, "x")
+
+
+def _frame(axes: Axes, grid: str) -> None:
+    """Grid along "x", "y" or "both", and no more lines than that."""
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="both" if grid != "x" else "x", length=0, labelcolor=MUTED)
+    axes.tick_params(axis="y", length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)

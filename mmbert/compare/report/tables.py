@@ -1,0 +1,222 @@
+"""The tables of a report, as text not yet escaped: what is in a cell is decided here, how it looks is not."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmbert.compare.report.outcomes import Outcomes, mean_of, number, title
+from mmbert.compare.statistics import Interval, Verdict
+
+NOTHING = "–"
+
+
+class Table(NamedTuple):
+    """Cells as plain text; the first column names the row."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    of_strategies: bool = True
+    """Whether rows are strategies, and get their colours."""
+    words: bool = False
+    """Whether cells are text rather than numbers."""
+
+
+COSTS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
+    "parameters": ("budget", "parameters", lambda x: f"{x / 1e6:.2f} M"),
+    "fusion_layers": ("budget", "fusion layers", lambda x: f"{x:g}"),
+    "training_flops": ("budget", "training FLOPs", lambda x: f"{x:.3g}".replace("e+", "e")),
+    "steps": ("budget", "steps", lambda x: f"{x:,.0f}"),
+    "train_seconds": ("cost", "training time", lambda x: duration(x)),
+    "wall_seconds": ("cost", "wall time", lambda x: duration(x)),
+    "peak_memory_bytes": ("cost", "peak memory", lambda x: f"{x / 1e9:.2f} GB"),
+    "samples_per_second": ("cost", "pairs/s in training", lambda x: f"{x:.3g}"),
+    "ms_per_pair": ("cost", "ms per pair", lambda x: f"{x:.2f}"),
+    "search_seconds": ("cost", "search", lambda x: duration(x)),
+}
+"""Cost -> the part of a row it is in, its column, how it is written."""
+
+
+def quality(outcomes: Outcomes) -> list[Table]:
+    """A table a task: strategies x measures, mean over seeds with its interval."""
+    tasks: dict[str, list[str]] = {}
+    for measure in outcomes.measures():
+        tasks.setdefault(measure.split("/")[0], []).append(measure)
+    return [_by_strategy(outcomes, _words(task), found) for task, found in tasks.items()]
+
+
+def categories(outcomes: Outcomes) -> list[Table]:
+    """Strategies x categories, for each measure that has them."""
+    return [
+        _by_strategy(outcomes, f"{title(whole)}, by category", [whole, *found], short=True)
+        for whole, found in outcomes.categories().items()
+    ]
+
+
+def _by_strategy(outcomes: Outcomes, name: str, measures: Sequence[str], *, short: bool = False) -> Table:
+    heads = [_words(measure.rpartition("/")[2] if short else measure.partition("/")[2]) for measure in measures]
+    head = ["strategy", *(head or "all" for head in heads), "seeds"]
+    rows = []
+    for strategy in outcomes.strategies:
+        cells = [cell(outcomes.interval(strategy, measure)) for measure in measures]
+        rows.append([strategy, *cells, str(len(outcomes.arms(strategy)))])
+    references = [outcomes.reference(measure) for measure in measures] if not short else []
+    if any(math.isfinite(reference) for reference in references):
+        rows.append(["without a model", *map(share, references), NOTHING])
+    return Table(name, head, rows)
+
+
+def needs(outcomes: Outcomes) -> list[Table]:
+    """What is lost without the picture, or the text: strategies x (true, variants, differences), a table a measure."""
+    tables = []
+    for measure, variants in outcomes.variants().items():
+        lost = [(f"lost: {_variant(v)}", v) for v in variants]
+        head = ["strategy", "as it is", *(_variant(v) for v in variants), *(name for name, _ in lost)]
+        rows = []
+        for strategy in outcomes.strategies:
+            means = [mean_of(list(outcomes.values(strategy, f"{measure}/{v}").values())) for v in variants]
+            own = mean_of(list(outcomes.values(strategy, measure).values()))
+            gaps = [cell(outcomes.interval(strategy, measure, minus=f"{measure}/{v}"), write=signed) for _, v in lost]
+            rows.append([strategy, share(own), *map(share, means), *gaps])
+        tables.append(Table(f"{title(measure)}, with and without the picture or text", head, rows))
+    return tables
+
+
+def parts(outcomes: Outcomes) -> list[Table]:
+    """Pairs that training had and pairs that it never had."""
+    tables = []
+    for whole, found in outcomes.parts().items():
+        columns = {"all": whole, **dict(sorted(found.items()))}
+        columns = {head: name for head, name in columns.items() if name in outcomes.names()}
+        rows = [
+            [strategy, *(cell(outcomes.interval(strategy, name)) for name in columns.values())]
+            for strategy in outcomes.strategies
+        ]
+        tables.append(Table(f"{title(whole)}, by whether training had the pair", ["strategy", *columns], rows))
+    return tables
+
+
+def cost(outcomes: Outcomes) -> Table:
+    """Means over the finished seeds; columns that no arm has are left out."""
+    found = {key: [costs_of(outcomes, name, key) for name in outcomes.strategies] for key in COSTS}
+    found = {key: values for key, values in found.items() if any(map(math.isfinite, values))}
+    head = ["strategy", *(_cost_head(outcomes, key) for key in found)]
+    rows = [
+        [
+            strategy,
+            *(COSTS[key][2](values[i]) if math.isfinite(values[i]) else NOTHING for key, values in found.items()),
+        ]
+        for i, strategy in enumerate(outcomes.strategies)
+    ]
+    return Table("Cost, mean over seeds", head, rows)
+
+
+def _cost_head(outcomes: Outcomes, key: str) -> str:
+    if key != "search_seconds":
+        return COSTS[key][1]
+    costs = [row.get("cost") or {} for row in outcomes.done]
+    sizes = {(c.get("search_images"), c.get("search_texts")) for c in costs if c.get("search_images") is not None}
+    return "search, " + ", ".join(f"{images} x {texts}" for images, texts in sorted(sizes)) if sizes else "search"
+
+
+def costs_of(outcomes: Outcomes, strategy: str, key: str) -> float:
+    """Mean of one of `COSTS` over a strategy's seeds, NaN where none has it."""
+    return mean_of([number((row.get(COSTS[key][0]) or {}).get(key)) for row in outcomes.arms(strategy)])
+
+
+def low_data(outcomes: Outcomes) -> list[Table]:
+    """Primary measures against the share of the training pairs; none with one share."""
+    if len(outcomes.fractions) < 2:
+        return []
+    head = ["strategy", *(percent(fraction) for fraction in outcomes.fractions)]
+    return [
+        Table(
+            f"{title(measure)}, by share of the training pairs",
+            head,
+            [[s, *(cell(outcomes.interval(s, measure, f)) for f in outcomes.fractions)] for s in outcomes.strategies],
+        )
+        for measure in outcomes.primary()
+    ]
+
+
+def tests(verdicts: Sequence[Verdict], name: str) -> Table:
+    """Every pair that was tested."""
+    rows = []
+    for v in verdicts:
+        better = v.a if v.difference > 0 else v.b
+        verdict = f"{better} is better" if v.shown else "no difference shown"
+        p = NOTHING if math.isnan(v.p_holm) else "< 0.001" if v.p_holm < 0.001 else f"{v.p_holm:.3f}"
+        interval = f"{signed(v.low)} to {signed(v.high)}"
+        rows.append([title(v.measure), f"{v.a} − {v.b}", signed(v.difference), interval, p, verdict])
+    head = ["measure", "pair", "difference", "95 % interval", "p after Holm", "verdict"]
+    return Table(name, head, rows, of_strategies=False)
+
+
+def failures(outcomes: Outcomes) -> list[Table]:
+    """Arms that did not finish: where, why, and what the losses did before."""
+    if not outcomes.failed:
+        return []
+    rows = []
+    for row in outcomes.failed:
+        failure: Mapping[str, Any] = row.get("failure") or {}
+        losses = ", ".join(loss(value) for value in failure.get("last_losses") or ()) or NOTHING
+        step = failure.get("step")
+        rows.append([str(row["arm"]), NOTHING if step is None else str(step), str(failure.get("what", "?")), losses])
+    return [
+        Table(
+            "Where they broke off",
+            ["arm", "step", "what happened", "last losses"],
+            rows,
+            of_strategies=False,
+            words=True,
+        )
+    ]
+
+
+def cell(found: Interval | None, *, write: Callable[[float], str] | None = None) -> str:
+    """A mean with its interval, "0.612 (0.590 to 0.634)", or with the spread over seeds, "0.612 ± 0.010"."""
+    write = write or share
+    if found is None or not math.isfinite(found.mean):
+        return NOTHING
+    if math.isfinite(found.low) and math.isfinite(found.high):
+        return f"{write(found.mean)} ({write(found.low)} to {write(found.high)})"
+    return write(found.mean) + (f" ± {share(found.spread)}" if math.isfinite(found.spread) else "")
+
+
+def share(value: float) -> str:
+    """Three digits behind the point, as far as a fraction has them."""
+    if not math.isfinite(value):
+        return NOTHING
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"
+
+
+def signed(value: float) -> str:
+    """`share` with its sign; never "-0.000"."""
+    return NOTHING if not math.isfinite(value) else f"{round(value, 3) + 0.0:+.3f}"
+
+
+def loss(value: object) -> str:
+    """A loss as far as it is a number; NaN and infinity by name."""
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
+
+
+def percent(fraction: float) -> str:
+    """0.1 -> "10 %"."""
+    return f"{100 * fraction:g} %"
+
+
+def duration(seconds: float) -> str:
+    """In the unit in which it is read easily."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def _words(name: str) -> str:
+    return name.replace("/", " ").replace("_", " ")
+
+
+def _variant(name: str) -> str:
+    return {"no_text": "no text", "blank": "blank picture", "shuffled": "another picture"}[name]

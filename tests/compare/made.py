@@ -1,0 +1,107 @@
+"""Comparisons drawn from known chances, so that what a report must say is known."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+PICTURES, EACH = 200, 3  # items of one picture stand together
+CATEGORIES = ("swap_attribute", "replace_object", "count")
+
+
+def made(
+    chances: Mapping[str, float],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    fractions: Sequence[float] = (1.0,),
+    exploratory: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
+    """Rows and items of strategies that are right with the chances given, the same hard items for all."""
+    common = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(PICTURES), EACH)
+    hardness = common.random(PICTURES * EACH)
+    category = common.integers(0, len(CATEGORIES), PICTURES * EACH)
+    rows, items = [], {}
+    for s, (strategy, chance) in enumerate(chances.items()):
+        for seed in seeds:
+            for fraction in fractions:
+                own = np.random.default_rng([s, seed, int(1000 * fraction)])
+                level = 0.5 + (chance - 0.5) * (0.4 + 0.6 * fraction)
+                hits = (0.7 * hardness + 0.3 * own.random(PICTURES * EACH) < level).astype(float)
+                arm = f"{strategy}-seed{seed}" + ("" if fraction == 1 else f"-{100 * fraction:g}%")
+                blank = (own.random(PICTURES * EACH) < 0.5).astype(float)
+                shuffled = (own.random(PICTURES * EACH) < 0.5).astype(float)
+                items[arm] = {
+                    "foils/overall": hits,
+                    "foils/overall:picture": clusters,
+                    "foils/overall/blank": blank,
+                    "foils/overall/shuffled": shuffled,
+                }
+                results = {
+                    "foils/overall": hits.mean(),
+                    "foils/overall/blank": blank.mean(),
+                    "foils/overall/shuffled": shuffled.mean(),
+                    "retrieval/image_to_text/R@1": chance / 4 + 0.01 * own.standard_normal(),
+                    "retrieval/text_to_image/R@1": chance / 5 + 0.01 * own.standard_normal(),
+                    "retrieval/chance_R@1": 0.005,
+                    "pretrain/itm_accuracy": 0.3 + chance / 2 + 0.01 * own.standard_normal(),
+                    "pretrain/seen/itm_accuracy": 0.31 + chance / 2 + 0.01 * own.standard_normal(),
+                    "pretrain/unseen/itm_accuracy": 0.27 + chance / 2 + 0.01 * own.standard_normal(),
+                }
+                for number, name in enumerate(CATEGORIES):
+                    items[arm][f"foils/{name}"] = hits[category == number]
+                    items[arm][f"foils/{name}:picture"] = clusters[category == number]
+                    results[f"foils/{name}"] = hits[category == number].mean()
+                flops, pairs = 1.1e13, 900 + 40 * s
+                steps = [100 * i for i in range(1, 10)]
+                rising = [0.5 + (chance - 0.5) * (1 - 0.7**i) + 0.008 * own.standard_normal() for i in range(1, 10)]
+                rows.append(
+                    {
+                        "arm": arm,
+                        "strategy": strategy,
+                        "seed": seed,
+                        "fraction": fraction,
+                        "status": "done",
+                        "exploratory": exploratory,
+                        "budget": {"match": "flops", "steps": pairs, "flops_per_step": flops / pairs,
+                                   "training_flops": flops, "parameters": 1_500_000 + 210_000 * s, "fusion_layers": 2,
+                                   "missed_by": 0.004},
+                        "results": {name: float(value) for name, value in results.items()},
+                        "cost": {"wall_seconds": 300.0 + 20 * s + seed, "train_seconds": 250.0 + 15 * s + seed,
+                                 "peak_memory_bytes": 1.9e9 + 1e8 * s, "samples_per_second": 150.0 - 5 * s,
+                                 "ms_per_pair": 1.2 + 0.4 * s, "search_seconds": 12.3 + s, "search_images": 200,
+                                 "search_texts": 200},
+                        "curves": {"val/itm_accuracy": [list(point) for point in zip(steps, rising, strict=True)]},
+                        "config": {"model.fusion": strategy},
+                        "versions": {"torch": "2.14.1", "mmbert": "0.3"},
+                    }
+                )  # fmt: skip
+    return rows, items
+
+
+def failed(strategy: str, seed: int) -> dict[str, Any]:
+    """The row of an arm that broke off."""
+    return {
+        "arm": f"{strategy}-seed{seed}",
+        "strategy": strategy,
+        "seed": seed,
+        "fraction": 1.0,
+        "status": "failed",
+        "exploratory": False,
+        "budget": {"match": "flops", "steps": 900, "missed_by": 0.0},
+        "failure": {"step": 120, "what": "the loss is nan", "last_losses": [2.5, 7.25, float("nan")]},
+    }
+
+
+def comparison(strategies: Sequence[str], seeds: Sequence[int] = (0, 1, 2), **more: Any) -> dict[str, Any]:
+    """What was compared."""
+    return {
+        "name": "quick",
+        "strategies": list(strategies),
+        "seeds": list(seeds),
+        "budget_rule": "equal training FLOPs: 1.1e13 each, matched by steps",
+        "primary": ["foils/overall", "retrieval/text_to_image/R@1"],
+        "dataset": "data/shapes: 20,000 drawn scenes, 1,000 test scenes",
+        "command": "mmbert compare -c configs/compare/quick.yaml",
+        **more,
+    }

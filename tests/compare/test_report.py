@@ -1,0 +1,513 @@
+"""The report of a comparison says what the rows hold and what the tests show, and nothing else, on any screen."""
+
+import io
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compare.browser import CHROMIUM, Tab, browser
+from compare.made import CATEGORIES, comparison, failed, made
+from matplotlib.figure import Figure as Canvas
+from PIL import Image
+
+from mmbert.compare.report import drawing, markdown, page, plots, report_from, write_report
+from mmbert.compare.report.document import Document, build
+from mmbert.compare.report.outcomes import Outcomes
+from mmbert.errors import DataError
+
+CHANCES = {"early": 0.62, "late": 0.5, "hybrid": 0.62}  # early and hybrid are equal, late guesses
+EVIL = "<script>alert(1)</script> | `code` **bold** [x](y) & \"quoted\" 'single' \x1b[31m\nnew line \ud800"
+EVIL_SHOWN = EVIL.split("\x1b")[0]
+
+
+def picture(kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    drawing_or_photo = np.full((300, 500, 3), 90, np.uint8)
+    if kind == "JPEG":
+        drawing_or_photo = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    Image.fromarray(drawing_or_photo).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def examples() -> list[dict[str, Any]]:
+    said = {"early": True, "late": False, "hybrid": True}
+    scene = {"caption": "a red circle above a square", "foil": "a square above a red circle", "said": said}
+    return [
+        {**scene, "picture": picture(), "category": "swap_object"},
+        {**scene, "picture": picture("JPEG"), "category": "swap_object"},
+        {
+            "picture": b"no picture",
+            "caption": EVIL,
+            "foil": EVIL,
+            "category": EVIL,
+            "said": {EVIL: False, "late": EVIL},
+        },
+    ]
+
+
+def document(chances: Mapping[str, float] = CHANCES, **more: Any) -> Document:
+    rows, items = made(chances, **more)
+    return build(Outcomes(rows, items, comparison(list(chances))), [])
+
+
+def without_plots(found: Document) -> Document:
+    """Drawing takes the longest."""
+    return found._replace(sections=[section._replace(figures=[]) for section in found.sections])
+
+
+def table(text: str, title: str) -> list[list[str]]:
+    """Cells of the Markdown table under `title`, its head first."""
+    lines = text.split(f"**{title}**")[1].splitlines()
+    found = itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(lambda x: "|" not in x, lines))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in found]
+    return [cells[0], *cells[2:]]
+
+
+def mean(rows: Sequence[Mapping[str, Any]], strategy: str, *path: str, fraction: float = 1.0) -> float:
+    found = []
+    for row in rows:
+        if row["strategy"] == strategy and row["fraction"] == fraction and row["status"] == "done":
+            value: Any = row
+            for key in path:
+                value = value[key]
+            found.append(value)
+    assert found
+    return sum(found) / len(found)
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes of a page whose tags all close in order."""
+
+    VOID = ("meta", "img", "br", "link", "input", "wbr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> inside {self.open}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    rows = [*made(CHANCES, fractions=(0.1, 1.0))[0], failed("late", 3)]
+    rows[0]["budget"]["missed_by"] = 0.08
+    return rows
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    write_report(out, rows, made(CHANCES, fractions=(0.1, 1.0))[1], comparison(list(CHANCES)), examples())
+    return out
+
+
+@pytest.fixture(scope="module")
+def text(report: Path) -> str:
+    return (report / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def web(report: Path) -> Page:
+    return Page((report / "report.html").read_text())
+
+
+def test_better_is_said_where_it_was_built_in_and_nowhere_else(text: str, web: Page) -> None:
+    claim = "early and hybrid are better than late on foils overall"
+    assert f"**{claim}.**" in text
+    assert claim in web.text
+    for words in (text, " ".join(web.text)):
+        assert re.search(r"early is better than late on foils overall by \d+\.\d points", words)
+        assert "No difference shown between early and hybrid on foils overall" in words
+        assert not re.search(r"(early|hybrid) is better than (early|hybrid)|late is better than", words)
+
+
+def test_equal_strategies_are_never_called_better() -> None:
+    found = document({"a": 0.55, "b": 0.55, "c": 0.55})
+    assert found.headline == "No difference shown between a, b and c"
+    assert not re.search(r"\b[abc] (is|are) better", markdown.render(found))
+    verdicts = [row[-1] for section in found.sections for t in section.tables if "verdict" in t.head for row in t.rows]
+    assert len(verdicts) == 3 * (1 + len(CATEGORIES)) and set(verdicts) == {"no difference shown"}
+
+
+def test_many_strategies_are_told_together() -> None:
+    found = document({f"s{i:02}": 0.45 + 0.025 * i for i in range(12)}, seeds=range(5))
+    assert re.fullmatch(
+        r"s11 is better than \d+ of 11 others on foils overall; \d+ of 66 differences between pairs are shown",
+        found.headline,
+    )
+    shown = found.sections[0].text
+    assert len(shown) <= 14 and any(line.startswith("s11 is better than s00, s01") for line in shown)
+    web = Page(page.render(without_plots(found)))
+    assert web.tags["details"] == 2, "the tables of 66 pairs are folded"
+
+
+def test_quality_table_has_the_means_of_the_rows(text: str, rows: list[dict[str, Any]]) -> None:
+    head, *body = table(text, "retrieval")
+    assert head == ["strategy", "text to image R@1", "image to text R@1", "seeds"]
+    assert [row[0] for row in body] == [*CHANCES, "without a model"]
+    for name, text_to_image, image_to_text, seeds in body[:-1]:
+        assert seeds == "3"
+        values = [r["results"]["retrieval/text_to_image/R@1"] for r in rows
+                  if r["strategy"] == name and r["fraction"] == 1 and r["status"] == "done"]  # fmt: skip
+        assert text_to_image == f"{sum(values) / 3:.3f} ± {np.std(values, ddof=1):.3f}"
+        assert image_to_text.startswith(f"{mean(rows, name, 'results', 'retrieval/image_to_text/R@1'):.3f} ±")
+    assert body[-1][1:3] == ["0.005", "0.005"]
+
+
+def test_intervals_hold_their_means(text: str, rows: list[dict[str, Any]]) -> None:
+    for name, cell, _ in table(text, "foils")[1:]:
+        value, low, high = map(float, re.findall(r"[\d.]+", cell))
+        assert value == pytest.approx(mean(rows, name, "results", "foils/overall"), abs=6e-4)
+        assert low < value < high
+
+
+def test_needs_of_the_picture_are_the_differences(text: str, rows: list[dict[str, Any]]) -> None:
+    head, *body = table(text, "foils overall, with and without the picture or text")
+    assert head[1:4] == ["as it is", "blank picture", "another picture"]
+    for row in body:
+        own = mean(rows, row[0], "results", "foils/overall")
+        blank = mean(rows, row[0], "results", "foils/overall/blank")
+        assert row[1:3] == [f"{own:.3f}", f"{blank:.3f}"]
+        found, low, high = map(float, re.findall(r"[+-][\d.]+", row[4]))
+        assert found == pytest.approx(own - blank, abs=6e-4) and low < found < high
+
+
+def test_categories_parts_shares_and_costs_are_told(text: str, rows: list[dict[str, Any]]) -> None:
+    head, *body = table(text, "foils overall, by category")
+    assert head[1:-1] == ["overall", "count", "replace object", "swap attribute"]
+    for row in body:
+        assert row[4].startswith(f"{mean(rows, row[0], 'results', 'foils/swap_attribute'):.3f} (")
+    head, *body = table(text, "pretrain itm accuracy, by whether training had the pair")
+    assert head[1:] == ["all", "seen", "unseen"]
+    assert body[1][3].startswith(f"{mean(rows, 'late', 'results', 'pretrain/unseen/itm_accuracy'):.3f}")
+    head, *body = table(text, "foils overall, by share of the training pairs")
+    assert head[1:] == ["10 %", "100 %"]
+    assert body[0][1].startswith(f"{mean(rows, 'early', 'results', 'foils/overall', fraction=0.1):.3f} (")
+    head, *body = table(text, "Cost, mean over seeds")
+    costs = dict(zip(head, body[1], strict=True))
+    assert costs["parameters"] == "1.71 M" and costs["training FLOPs"] == "1.1e13" and costs["steps"] == "940"
+    assert (
+        costs["peak memory"] == "2.00 GB" and costs["ms per pair"] == "1.60" and costs["search, 200 x 200"] == "13.3 s"
+    )
+    assert costs["wall time"] == f"{mean(rows, 'late', 'cost', 'wall_seconds') / 60:.3g} min"
+
+
+def test_one_share_needs_no_low_data() -> None:
+    found = document()
+    assert "With less data" not in [section.title for section in found.sections]
+    assert "low_data" not in [figure.name for section in found.sections for figure in section.figures]
+
+
+def test_failed_arms_missed_budgets_and_few_seeds_are_told(text: str, web: Page) -> None:
+    assert table(text, "Where they broke off")[1] == ["late-seed3", "120", "the loss is nan", "2.5, 7.25, nan"]
+    for words in (text, " ".join(web.text)):
+        assert "Failed, and in no other number: late-seed3." in words
+        assert "Budgets missed by more than 5 %: early-seed0-10% by +8.0 %." in words
+        assert "3 seeds are few" in words
+        assert "Primary, but not tested, since not measured or without outcomes of single items: retrieval" in words
+    assert not any("few" in warning or "missed" in warning for warning in document(seeds=range(5)).warnings)
+
+
+def test_run_is_told(text: str) -> None:
+    for fact in (
+        "equal training FLOPs: 1.1e13 each",
+        "3 (0, 1, 2)",
+        "data/shapes: 20,000 drawn scenes",
+        "torch 2.14.1",
+    ):
+        assert fact in text
+    assert "```bash\nmmbert compare -c configs/compare/quick.yaml\n```" in text
+    rows = [{**row, "date": f"2026-11-2{i % 4}"} for i, row in enumerate(made(CHANCES)[0])]
+    assert ("Dates", "2026-11-20 to 2026-11-23") in build(Outcomes(rows, {}, {}), []).facts
+
+
+@pytest.mark.parametrize("exploratory", [True, False])
+def test_exploratory_is_on_every_table(exploratory: bool) -> None:
+    seeds = (0,) if exploratory else (0, 1, 2)
+    found = document(seeds=seeds, exploratory=exploratory)
+    text, web = markdown.render(found), Page(page.render(without_plots(found)))
+    tables = len(re.findall(r"^\| ---", text, flags=re.M))
+    assert tables == web.tags["table"] > 5
+    marks = [value for _, name, value in web.attributes if name == "class" and value == "mark"]
+    assert text.count(markdown.EXPLORATORY) == len(marks) == (tables if exploratory else 0)
+    if exploratory:
+        assert found.headline == "Exploratory: nothing is claimed"
+        assert not re.search(r"(early|late|hybrid) is better", text)
+
+
+def test_page_needs_nothing_from_outside(report: Path, web: Page) -> None:
+    for tag, name, value in web.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert value.startswith(("data:image/", "#")), f"<{tag} {name}={value[:60]}>"
+        assert not re.search(r"url\((?!#)", value), f"<{tag} {name}={value[:60]}>"
+        assert not name.startswith("on"), f"<{tag} {name}>"
+    whole = (report / "report.html").read_text()
+    assert "http://" not in whole and "https://" not in whole and "@import" not in whole
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & web.tags.keys()
+    assert web.tags["svg"] > 10 and web.tags["img"] == 2 and web.tags["style"] == 1, (
+        "a plot's style would rule the page"
+    )
+    names = [value for _, name, value in web.attributes if name == "id"]
+    assert len(names) == len(set(names)), "identifiers in plots are unique on the page"
+    used = {value[1:] for _, name, value in web.attributes if name == "href"}
+    assert used and used <= set(names)
+
+
+def test_words_of_the_data_are_shown_and_never_markup(text: str, web: Page) -> None:
+    shown = " ".join(web.text)
+    assert shown.count(EVIL_SHOWN.strip()) == 5  # caption, foil, category, a strategy, what one said
+    assert "\x1b" not in shown and "\x1b" not in text
+    assert "<script" not in text
+    caption = next(line for line in text.splitlines() if line.startswith("- true: ") and "script" in line)
+    assert caption.startswith(r"- true: &lt;script&gt;alert(1)&lt;/script&gt; \| \`code\` \*\*bold\*\* \[x\](y) &amp;")
+
+
+def test_names_of_the_data_may_be_anything() -> None:
+    names = ["a|b", "`c`", "<i>d</i>", "$e$", "_f", "x" * 90, "融合", EVIL]
+    rows, items = made({name: 0.5 + 0.02 * i for i, name in enumerate(names)})
+    rows = [{**row, "results": {**row["results"], "odd/<b>|`m`$": 0.5}, "versions": {"<b>": "|"}} for row in rows]
+    rows.append({**failed("a|b", 7), "failure": {"what": EVIL, "step": None, "last_losses": [None, "?"]}})
+    told = {
+        **comparison(names),
+        "name": EVIL,
+        "budget_rule": {"match": EVIL},
+        "dataset": EVIL,
+        "command": f"```\n{EVIL}",
+    }
+    found = build(Outcomes(rows, items, told), [])
+    text, whole = markdown.render(found), page.render(found)
+    web = Page(whole)
+    assert ">$e$</text>" in whole, "a plot shows a name as it is, no mathematics"
+    assert not {"script", "i", "x"} & web.tags.keys()
+    assert web.tags["b"] == 0 and "<i>d</i>" in web.text and "<i>" not in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
+    assert "\n````bash\n```\n" in text and text.endswith("````\n")
+
+
+@pytest.mark.parametrize(
+    "title", ["one seed", "NaN", "nothing measured", "all failed", "one strategy", "no rows", "bare"]
+)
+def test_whatever_is_missing_leaves_a_report(title: str, tmp_path: Path) -> None:
+    rows, items = made(CHANCES)
+    told: dict[str, Any] = comparison(list(CHANCES))
+    if title == "one seed":
+        rows = [row for row in rows if row["seed"] == 0]
+    elif title == "NaN":
+        for row in rows:
+            row["results"] |= {"foils/overall": math.nan, "pretrain/itm_accuracy": None}
+            row["curves"]["val/itm_accuracy"][2][1] = math.nan
+            row["cost"]["ms_per_pair"] = math.inf
+            row["budget"]["missed_by"] = None
+        items["early-seed0"]["foils/overall"][3] = np.nan
+    elif title == "nothing measured":
+        rows, items = [{**row, "results": {}, "curves": {}, "cost": {}, "budget": {}} for row in rows], {}
+    elif title == "all failed":
+        rows = [failed(name, seed) for name in CHANCES for seed in range(3)]
+    elif title == "one strategy":
+        rows = [row for row in rows if row["strategy"] == "late"]
+    elif title == "no rows":
+        rows, items = [], {}
+    else:
+        rows, told = [{"arm": r["arm"], "strategy": r["strategy"], "status": "done"} for r in rows], {}
+    text = (write_report(tmp_path, rows, items, told, []).parent / "report.md").read_text()
+    Page((tmp_path / "report.html").read_text())
+    assert "nan" not in text.replace("the loss is nan", "").replace("7.25, nan", "").lower()
+    assert (" is better than " in text) == (title == "NaN" and "foils count" in text)
+
+
+def test_one_seed_claims_nothing() -> None:
+    assert document(seeds=(0,)).headline.startswith("Nothing can be tested: that takes two seeds of each strategy")
+
+
+def test_items_that_do_not_match_are_refused() -> None:
+    rows, items = made(CHANCES)
+    items["late-seed1"]["foils/overall"] = items["late-seed1"]["foils/overall"][:-1]
+    with pytest.raises(DataError, match=r"items/late-seed1.npz:foils/overall: shape \(599,\); expected \(600,\)"):
+        build(Outcomes(rows, items, comparison(list(CHANCES))), [])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_report_comes_again_from_files_byte_for_byte(report: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    before = contents(report)
+    again = tmp_path / "again"
+    for name in ("comparison.json", "examples.json", "examples/0.png", "examples/1.jpeg"):
+        (again / name).parent.mkdir(parents=True, exist_ok=True)
+        (again / name).write_bytes(before[name])
+    (again / "items").mkdir()
+    for arm, arrays in made(CHANCES, fractions=(0.1, 1.0))[1].items():
+        np.savez(again / "items" / f"{arm}.npz", **arrays)
+    lines = [json.dumps(row, sort_keys=True) for row in reversed(rows)]
+    (again / "results.jsonl").write_text("\n".join(lines) + "\n")
+    report_from(again)
+    after = contents(again)
+    assert {name for name in before if name.startswith("plots/")} == {
+        f"plots/{name}.{kind}"
+        for name in ("quality", "picture", "categories", "cost", "curves", "low_data")
+        for kind in ("png", "svg")
+    }
+    for name, content in before.items():
+        assert after[name] == content, name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.jsonl", b'{"arm": "x"\n', "results.jsonl:1: no JSON"),
+        ("comparison.json", None, "comparison.json: cannot be read"),
+        ("items/x.npz", b"PK no zip", "x.npz: cannot be read"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    (tmp_path / "items").mkdir()
+    (tmp_path / "results.jsonl").touch()
+    (tmp_path / "comparison.json").write_text("{}")
+    (tmp_path / name).write_bytes(content) if content is not None else (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=re.escape(message)):
+        report_from(tmp_path)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG 2's ratio, 1 to 21."""
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+# What protanopes, deuteranopes and tritanopes see of linear RGB (Machado, Oliveira & Fernandes 2009, severity 1).
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def seen(colour: str, blindness: str) -> np.ndarray:
+    """CIE L*a*b* of a colour as it is seen."""
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.asarray(BLINDNESS[blindness]) @ linear, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.asarray(to_xyz) @ linear / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize(("colours", "card"), [(drawing.LIGHT, "#ffffff"), (drawing.DARK, "#1a2027")])
+def test_colours_stand_out_and_apart(colours: Sequence[str], card: str) -> None:
+    for colour in colours:
+        assert contrast(colour, card) >= 4.5, colour  # names are written in them
+    for blindness in BLINDNESS:
+        for a, b in itertools.combinations(colours, 2):
+            assert np.linalg.norm(seen(a, blindness) - seen(b, blindness)) >= 12, (a, b, blindness)
+
+
+def test_twelve_strategies_have_signs_of_their_own() -> None:
+    assert len({drawing.look(i) for i in range(12)}) == len({drawing.sign(i) for i in range(12)}) == 12
+    rules = (Path(page.__file__).parent / "page.css").read_text()
+    for name in drawing.SURFACES.values():
+        assert rules.count(f"{name}:") == 2, f"{name} is not told for light and dark"
+
+
+def drawn(panel: plots.Panel) -> list[tuple[list[float], list[float]]]:
+    """Coordinates of every line and sign of a panel."""
+    axes = Canvas().subplots()
+    panel.draw(axes)
+    return [(np.ravel(line.get_xdata()).tolist(), np.ravel(line.get_ydata()).tolist()) for line in axes.get_lines()]
+
+
+def test_plots_draw_the_numbers_of_the_rows() -> None:
+    rows, items = made(CHANCES)
+    outcomes = Outcomes(rows, items, comparison(list(CHANCES)))
+    figures = {figure.name: figure for figure in plots.figures(outcomes)}
+    lines = drawn(figures["quality"].panels[0])
+    for y, name in enumerate(CHANCES):
+        assert ([pytest.approx(mean(rows, name, "results", "foils/overall"))], [y]) in lines
+        seeds = [row["results"]["foils/overall"] for row in rows if row["strategy"] == name]
+        assert any(sorted(xs) == pytest.approx(sorted(seeds)) for xs, ys in lines if len(xs) == 3)
+    curve = drawn(figures["curves"].panels[0])[0]
+    runs = [dict(row["curves"]["val/itm_accuracy"]) for row in rows if row["strategy"] == "early"]
+    assert curve == (list(runs[0]), [pytest.approx(sum(run[step] for run in runs) / 3) for step in runs[0]])
+    panels = {panel.title: panel for panel in figures["cost"].panels}
+    assert list(panels) == ["parameters, millions", "training time, min", "ms per pair"], "equal FLOPs are no axis"
+    front = drawn(panels["ms per pair"])[0]
+    best = [mean(rows, name, "results", "foils/overall") for name in ("early", "hybrid")]
+    assert front[0][0] == pytest.approx(1.2) and front[1][0] == pytest.approx(best[0])
+    assert max(front[1]) == pytest.approx(max(best))
+    assert min(front[1]) == pytest.approx(best[0]), "late is behind the front"
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_opens_light_and_dark_wide_and_narrow(
+    report: Path, tab: Tab, tmp_path: Path, width: int, scheme: str
+) -> None:
+    tab.open(report / "report.html", width=width, scheme=scheme)
+    assert tab.evaluate("innerWidth") == width
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    wide = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre, svg') && "
+    wide += "e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 90))"
+    assert tab.evaluate(wide) == []
+    cut = "[...document.querySelectorAll('.panel svg')].flatMap(s => { const box = s.getBoundingClientRect(); return "
+    cut += "[...s.querySelectorAll('text')].filter(t => { const r = t.getBoundingClientRect(); "
+    cut += "return r.left < box.left - 1 || r.right > box.right + 1 || r.bottom > box.bottom + 1 })"
+    cut += ".map(t => t.textContent) })"
+    assert tab.evaluate(cut) == [], "labels that are cut"
+    pictures = "[...document.images].map(i => i.naturalWidth)"
+    assert tab.evaluate(pictures) == [360, 360]
+    assert [url for url in tab.requests if not url.startswith("data:")] == [(report / "report.html").as_uri()]
+    shot = Image.open(tab.screenshot(tmp_path / "page.png")).convert("RGB")
+    assert shot.width == width and shot.height > 2000
+    assert shot.getpixel((2, 2)) == {"light": (246, 247, 249), "dark": (18, 22, 27)}[scheme]
+    # Both kinds of ink are on it: the plots' colours follow the screen.
+    colours = {colour for _, colour in shot.getcolors(1 << 24) or ()}
+    palette = drawing.LIGHT if scheme == "light" else drawing.DARK
+    other = drawing.DARK if scheme == "light" else drawing.LIGHT
+    parsed = [[tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in found[:3]] for found in (palette, other)]
+    assert set(parsed[0]) <= colours and not set(parsed[1]) & colours
