@@ -120,12 +120,12 @@ def test_items_are_what_the_results_are_means_of(
         batch = module.on_after_batch_transfer(batch, 0)
         evaluation.step({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
     metrics, items = evaluation.metrics(), evaluation.items()
-    assert set(items) == {"itm_accuracy", "mlm_accuracy_shuffled", "mlm_image_gain"}
+    assert set(items) == {"itm_accuracy", "mlm_accuracy", "mlm_accuracy_shuffled"}
     for name, found in items.items():
         assert sum(found.values) / len(found.values) == pytest.approx(metrics[name], abs=1e-12), name
     assert items["itm_accuracy"].pictures == list(range(7))
     masked = [r.masked for r in sorted(evaluation.results)]
-    assert items["mlm_image_gain"].pictures == [i for i, count in enumerate(masked) for _ in range(count)]
+    assert items["mlm_accuracy"].pictures == [i for i, count in enumerate(masked) for _ in range(count)]
 
 
 def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Encoded]]:

@@ -90,6 +90,9 @@ class DataOptions:
     train_fraction: float = 1.0
     """Fraction of the training pictures or examples that is used: a sample that follows from the seed, the same for
     every model, and part of every larger one."""
+    eval_seed: int | None = None
+    """Seed of the masks, wrong pictures and samples of validation and test. None: the run's. Runs with the same one
+    answer the same test items."""
     val_size: int | None = 1000
     """At most so many images, with their first caption, or examples of a task validate, a fixed sample; None = all."""
     test_captions: int = 1
@@ -118,6 +121,7 @@ class SplitsDataModule(L.LightningDataModule):
         if options.train_fraction < 1 and examples.get("train"):
             examples = {**examples, "train": _fraction(examples["train"], options.train_fraction, seed)}
         self.options, self.examples, self.processor, self.seed = options, examples, processor, seed
+        self.eval_seed = seed if options.eval_seed is None else options.eval_seed
         self.position: dict[str, int] | None = None
         """Where the training loader starts, as `TrainLoader.state_dict` tells it; None: at the beginning."""
         if not examples.get("train"):
@@ -140,7 +144,7 @@ class SplitsDataModule(L.LightningDataModule):
         size = self.options.val_size
         if size is None or size >= len(examples):
             return examples
-        return [examples[i] for i in sorted(permutation(self.seed, f"sample {split}", 0, len(examples))[:size])]
+        return [examples[i] for i in sorted(permutation(self.eval_seed, f"sample {split}", 0, len(examples))[:size])]
 
     def shown_texts(self, chosen: Sequence[int]) -> list[str]:
         """The texts of training samples in the first epoch."""
@@ -261,8 +265,9 @@ class PairsDataModule(SplitsDataModule):
 
     def _samples(self, examples: Sequence[Example], augmentation: Augmentation | None = None) -> Pairs:
         return Pairs(
-            examples, self.processor, self.masking, seed=self.seed, augmentation=augmentation, skip_bad=self.skip_bad
-        )
+            examples, self.processor, self.masking, seed=self.seed if augmentation is not None else self.eval_seed,
+            augmentation=augmentation, skip_bad=self.skip_bad,
+        )  # fmt: skip
 
     def _tested(self, examples: Sequence[Example]) -> Sequence[Example]:
         captions = self.options.test_captions
@@ -319,8 +324,9 @@ class LabelledDataModule(SplitsDataModule):
     ) -> LabelledSamples:
         scores = [self.task.scores(e.answers, self._number) for e in examples]
         return LabelledSamples(
-            examples, scores, self.processor, seed=self.seed, augmentation=augmentation, skip_bad=self.skip_bad
-        )
+            examples, scores, self.processor, seed=self.seed if augmentation is not None else self.eval_seed,
+            augmentation=augmentation, skip_bad=self.skip_bad,
+        )  # fmt: skip
 
     def shown_texts(self, chosen: Sequence[int]) -> list[str]:
         """The texts of training examples."""

@@ -27,7 +27,38 @@ def score_foils(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> dict[str, dict[str, float | None]]:
-    """Share of records whose true caption scores above the foil, with the right picture and without it.
+    """Share of records whose true caption scores above the foil; `foil_hits` has arguments and errors.
+
+    Returns:
+        Category -> `count`, `accuracy`, `blank` (the same with a picture of one color) and `shuffled` (with another
+        picture of the same file; None where the file has one picture). Last comes `OVERALL`, over all records.
+    """
+    hits = foil_hits(model, processor, foils, scorer=scorer, seed=seed, batch_size=batch_size, num_workers=num_workers)
+
+    def report(rows: list[int]) -> dict[str, float | None]:
+        shares: dict[str, float | None] = {"count": len(rows)}
+        for name, hit in hits.items():
+            counted = [hit[row] for row in rows if hit[row] is not None]
+            shares[name] = sum(map(bool, counted)) / len(counted) if counted else None
+        return shares
+
+    by_category: dict[str, list[int]] = {}
+    for row, foil in enumerate(foils):
+        by_category.setdefault(foil.category, []).append(row)
+    return {**{name: report(rows) for name, rows in by_category.items()}, OVERALL: report([*range(len(foils))])}
+
+
+def foil_hits(
+    model: MMBertForPreTraining,
+    processor: MMBertProcessor,
+    foils: Sequence[Foil],
+    *,
+    scorer: str = "auto",
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> dict[str, list[bool | None]]:
+    """Whether each record's true caption scores above the foil, with the right picture and without it.
 
     Args:
         model: In evaluation mode.
@@ -39,8 +70,7 @@ def score_foils(
         num_workers: Processes that decode pictures.
 
     Returns:
-        Category -> `count`, `accuracy`, `blank` (the same with a picture of one color) and `shuffled` (with another
-        picture of the same file; None where the file has one picture). Last comes `OVERALL`, over all records.
+        `accuracy`, `blank` and `shuffled`, in the order of the records; None where there is no other picture.
 
     Raises:
         UsageError: The model can't score like that.
@@ -65,26 +95,15 @@ def score_foils(
         "blank": torch.full((len(foils),), len(pictures)),
         "shuffled": torch.tensor([i if o is None else number[o] for i, o in zip(own, other, strict=True)]),
     }
-    valid = {name: torch.ones(len(foils), dtype=torch.bool) for name in shown}
-    valid["shuffled"] = torch.tensor([o is not None for o in other])
     captions = encoded.text_of.view(-1, 2)  # (K, 2): true, false
     pairs = torch.stack(
         [torch.stack([images[:, None].expand(-1, 2), captions], dim=-1) for images in shown.values()]
     )  # (3, K, 2, 2)
     distinct, where = pairs.view(-1, 2).unique(dim=0, return_inverse=True)  # equal texts must give equal scores
     scores = _scores(model, encoded, distinct, scorer)[where].view(len(shown), len(foils), 2)
-    hits = dict(zip(shown, scores[..., 0] > scores[..., 1], strict=True))
-
-    def report(rows: Tensor) -> dict[str, float | None]:
-        shares = {}
-        for name, hit in hits.items():
-            counted = hit[rows & valid[name]]
-            shares[name] = int(counted.sum()) / len(counted) if len(counted) else None
-        return {"count": int(rows.sum()), **shares}
-
-    categories = [foil.category for foil in foils]
-    result = {c: report(torch.tensor([c == own for own in categories])) for c in dict.fromkeys(categories)}
-    return {**result, OVERALL: report(torch.ones(len(foils), dtype=torch.bool))}
+    hits: dict[str, list[bool | None]] = dict(zip(shown, (scores[..., 0] > scores[..., 1]).tolist(), strict=True))
+    hits["shuffled"] = [None if o is None else hit for o, hit in zip(other, hits["shuffled"], strict=True)]
+    return hits
 
 
 def choose_foil_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:

@@ -217,14 +217,15 @@ class PairEvaluation:
         if "itm" in self.model.objectives and both:
             right = [((r.right_score > 0) + (r.wrong_score <= 0)) / 2 for r in both]  # pyright: ignore
             out["itm_accuracy"] = Items(right, [r.index for r in both])
-        if "mlm" in self.model.objectives and both:
-            words = [r.index for r in both for _ in range(r.masked)]
-            true = [float(i < r.right_hits) for r in both for i in range(r.masked)]
-            wrong = [float(i < (r.wrong_hits or 0)) for r in both for i in range(r.masked)]
-            out["mlm_accuracy_shuffled"] = Items(wrong, words)
-            # Which word of a pair was hit is not kept: pairs, not words, are what statistics draw.
-            out["mlm_image_gain"] = Items([a - b for a, b in zip(true, wrong, strict=True)], words)
-        return out
+        if "mlm" in self.model.objectives:
+            # Which word of a pair was hit is not kept: statistics draw pairs, not words.
+            for name, rows, hits in (
+                ("mlm_accuracy", results, [r.right_hits for r in results]),
+                ("mlm_accuracy_shuffled", both, [r.wrong_hits or 0 for r in both]),
+            ):
+                words = [float(i < hit) for r, hit in zip(rows, hits, strict=True) for i in range(r.masked)]
+                out[name] = Items(words, [r.index for r in rows for _ in range(r.masked)])
+        return {name: found for name, found in out.items() if found.values}
 
     def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:
         relevant = torch.tensor(

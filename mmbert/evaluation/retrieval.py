@@ -15,7 +15,8 @@ from mmbert.data.pairs import text_key
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import Encoded, pair_scores
 from mmbert.memory import peak_memory, reset_peak_memory
-from mmbert.metrics.retrieval import equal_text_relevance, recall_at_k
+from mmbert.metrics.items import Items
+from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
 from mmbert.modeling import MMBertForPreTraining
 
 TEXTS_AT_ONCE = 256
@@ -126,7 +127,26 @@ def retrieve(
     folds: int = 1,
     equal_texts: bool = False,
 ) -> dict[str, Any]:
-    """Ranks all candidates with one scorer, or the mean over folds of them.
+    """Ranks all candidates with one scorer, or the mean over folds of them; `search` has arguments and errors.
+
+    Returns:
+        The keys of `recall_at_k`, and scorer, k (0 where it has no part), folds, num_images, num_texts, image_passes,
+        text_passes, fusion_passes, scoring_seconds, peak_memory (bytes, of this process).
+    """
+    return search(model, encoded, candidates, scorer, k=k, folds=folds, equal_texts=equal_texts)[0]
+
+
+def search(
+    model: MMBertForPreTraining,
+    encoded: Encoded,
+    candidates: Candidates,
+    scorer: str,
+    *,
+    k: int = 32,
+    folds: int = 1,
+    equal_texts: bool = False,
+) -> tuple[dict[str, Any], dict[str, Items]]:
+    """Ranks all candidates with one scorer, and tells of each query whether it found a right partner first.
 
     Args:
         model: In evaluation mode.
@@ -138,8 +158,7 @@ def retrieve(
         equal_texts: Count a text as right for every picture that carries an equal one (case and spaces aside).
 
     Returns:
-        The keys of `recall_at_k`, and scorer, k (0 where it has no part), folds, num_images, num_texts, image_passes,
-        text_passes, fusion_passes, scoring_seconds, peak_memory (bytes, of this process).
+        What `retrieve` returns; and `image_to_text/R@1` and `text_to_image/R@1` of every query.
 
     Raises:
         UsageError: k or folds out of range.
@@ -154,6 +173,7 @@ def retrieve(
     owner = torch.tensor(candidates.image_of_text)
     keys = [text_key(text) for text in candidates.texts] if equal_texts else []
     results, fusion_passes = [], 0
+    items: dict[str, tuple[list[float], list[int]]] = {"image_to_text/R@1": ([], []), "text_to_image/R@1": ([], [])}
     for fold in range(folds):
         first, last = (number * num_images // folds for number in (fold, fold + 1))
         texts = ((owner >= first) & (owner < last)).nonzero()[:, 0]
@@ -163,9 +183,17 @@ def retrieve(
         relevant = None
         if equal_texts:
             relevant = equal_text_relevance([keys[i] for i in texts.tolist()], own.tolist(), last - first)
-        results.append(recall_at_k(scored.scores[:, part.text_of], own, relevant=relevant))
+        scores = scored.scores[:, part.text_of]
+        results.append(recall_at_k(scores, own, relevant=relevant))
         fusion_passes += scored.fusion_passes
-    return {
+        by_image, by_text = ranks(scores, own, relevant=relevant)
+        asked = (by_image, range(first, last)), (by_text, owner[texts].tolist())
+        for (hits, about), (query_ranks, pictures) in zip(items.values(), asked, strict=True):
+            for rank, picture in zip(query_ranks.tolist(), pictures, strict=True):
+                if rank:  # 0: a picture without a text asks nothing
+                    hits.append(float(rank == 1))
+                    about.append(picture)
+    report = {
         "scorer": scorer,
         "k": k if scorer == "two_stage" else 0,
         "folds": folds,
@@ -178,6 +206,7 @@ def retrieve(
         "scoring_seconds": time.perf_counter() - started,
         "peak_memory": peak_memory(),
     }
+    return report, {name: Items(*found) for name, found in items.items()}
 
 
 def _fused(model: MMBertForPreTraining, encoded: Encoded, chosen: Tensor) -> Scored:

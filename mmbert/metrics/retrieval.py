@@ -19,6 +19,44 @@ def recall_at_k(
 ) -> dict[str, float]:
     """Measure how often a right partner is among the first K.
 
+    See `ranks` for the arguments and what is raised besides.
+
+    Args:
+        scores: (images, texts), higher = better match.
+        image_of_text: (texts,) the row of the image each text belongs to.
+        ks: cut-offs, in ranks, 1 = first.
+        relevant: (images, texts) bool, or None.
+
+    Returns:
+        `image_to_text/R@K` and `text_to_image/R@K` as fractions, `.../median_rank` (1 = first),
+        `images_without_text` (left out of the image queries) and, for `ks` 1, 5, 10, `rsum`: the sum of
+        the six recalls in percent.
+
+    Raises:
+        ValueError: `ks` are no ranks, or `ranks` refuses the scores.
+    """
+    if not ks or any(int(k) != k or k < 1 for k in ks):
+        raise ValueError(f"ks is {ks!r}; expected whole numbers of at least 1")
+    image_ranks, text_ranks = ranks(scores, image_of_text, relevant=relevant)
+    answerable = image_ranks[image_ranks > 0]
+    result: dict[str, float] = {}
+    for name, found in (("image_to_text", answerable), ("text_to_image", text_ranks)):
+        result |= {f"{name}/R@{k}": int((found <= k).sum()) / len(found) for k in ks}
+        result[f"{name}/median_rank"] = float(np.median(found))
+    if tuple(ks) == (1, 5, 10):
+        result["rsum"] = 100 * sum(value for name, value in result.items() if "/R@" in name)
+    result["images_without_text"] = len(image_ranks) - len(answerable)
+    return result
+
+
+def ranks(
+    scores: Tensor | np.ndarray,
+    image_of_text: Tensor | np.ndarray | Sequence[int],
+    *,
+    relevant: Tensor | np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each query's best right partner, 1 = first.
+
     Image to text: the best rank over all texts of the image counts, as in the field's tables for five
     captions a picture. Text to image: every text is a query of its own. Ties are pessimistic: a wrong
     candidate with an equal score ranks before a right one, so a constant score earns nothing.
@@ -26,14 +64,11 @@ def recall_at_k(
     Args:
         scores: (images, texts), higher = better match.
         image_of_text: (texts,) the row of the image each text belongs to.
-        ks: cut-offs, in ranks, 1 = first.
         relevant: (images, texts) bool, True = right partners; replaces `image_of_text`, for instance to
             count equal texts as right (see `equal_text_relevance`).
 
     Returns:
-        `image_to_text/R@K` and `text_to_image/R@K` as fractions, `.../median_rank` (1 = first),
-        `images_without_text` (left out of the image queries) and, for `ks` 1, 5, 10, `rsum`: the sum of
-        the six recalls in percent.
+        (images,) and (texts,) int64; 0 for an image without a text.
 
     Raises:
         ValueError: a shape does not fit, an index is outside the images, a score is NaN, there is no text,
@@ -42,8 +77,6 @@ def recall_at_k(
     scores = torch.as_tensor(scores).detach()
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores has shape {tuple(scores.shape)}; expected (images, texts), both at least 1")
-    if not ks or any(int(k) != k or k < 1 for k in ks):
-        raise ValueError(f"ks is {ks!r}; expected whole numbers of at least 1")
     num_images, num_texts = scores.shape
     owner = torch.as_tensor(image_of_text, device=scores.device)
     if owner.shape != (num_texts,) or owner.is_floating_point() or owner.dtype == torch.bool:
@@ -67,17 +100,7 @@ def recall_at_k(
             lost = int(torch.nonzero(~relevant.any(dim=0))[0])
             raise ValueError(f"relevant has no image for text {lost}; expected at least one for every text")
 
-    image_ranks = _ranks(scores, owner, relevant, by_text=False)
-    text_ranks = _ranks(scores, owner, relevant, by_text=True)
-    answerable = image_ranks[image_ranks > 0]
-    result: dict[str, float] = {}
-    for name, ranks in (("image_to_text", answerable), ("text_to_image", text_ranks)):
-        result |= {f"{name}/R@{k}": int((ranks <= k).sum()) / len(ranks) for k in ks}
-        result[f"{name}/median_rank"] = float(np.median(ranks))
-    if tuple(ks) == (1, 5, 10):
-        result["rsum"] = 100 * sum(value for name, value in result.items() if "/R@" in name)
-    result["images_without_text"] = num_images - len(answerable)
-    return result
+    return _ranks(scores, owner, relevant, by_text=False), _ranks(scores, owner, relevant, by_text=True)
 
 
 def equal_text_relevance(texts: Sequence[Hashable], image_of_text: Sequence[int], num_images: int) -> Tensor:

@@ -32,3 +32,18 @@ def test_smaller_samples_are_part_of_larger_ones(tmp_path: Path, monkeypatch: py
 def test_fraction_is_above_0_up_to_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: float) -> None:
     with pytest.raises(UsageError, match=r"data.train_fraction=.*: a fraction above 0, up to 1"):
         used(tmp_path, monkeypatch, fraction)
+
+
+def test_evaluation_may_have_a_seed_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = tiny_examples(tmp_path, [("a red cat on the street", "two dogs")] * 8)
+    monkeypatch.setattr(datamodule, "read_examples", lambda *_, **__: {"train": examples, "val": examples})
+
+    def shown(seed: int, eval_seed: int | None) -> tuple[str, str]:
+        """What training and validation show, as text."""
+        options = DataOptions(annotations="a", images="b", batch_size=1, eval_seed=eval_seed, mlm_probability=0.5)
+        module = PairsDataModule(options, tiny_processor(), seed=seed)
+        assert module.val_pairs is not None
+        return tuple(str([p[i].mlm_input_ids for i in range(8)]) for p in (module.train_pairs, module.val_pairs))  # pyright: ignore
+
+    assert shown(1, 0)[1] == shown(2, 0)[1] == shown(0, None)[1] != shown(1, None)[1]
+    assert shown(1, 0)[0] == shown(1, None)[0] != shown(2, 0)[0]
