@@ -330,11 +330,32 @@ class MMBertCLI(LightningCLI):
             facts["run/samples_seen"] = account.seen
             facts["run/samples_repeated"], facts["run/samples_lost"] = account.repeated, account.lost
         if account.seen and self.model.training_seconds:
+            facts["run/training_seconds"] = self.model.training_seconds
             facts["run/samples_per_second"] = account.seen / self.model.training_seconds
         run.plot_curves(self.folder)
         facts["run/wall_seconds"] = run.seconds_since_start() - self.preparation_seconds
         run.write_metrics(self.folder, {**self.model.results, **facts})
         run.print_results(self.model.results, folder=self.folder)
+
+
+class PreparedRun(MMBertCLI):
+    """The parts of the run that a command line of `fit` asks for: built, not started, nothing written."""
+
+    def __init__(self, arguments: list[str]):
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        dry = "--trainer.fast_dev_run=1"
+        super().__init__(with_bases(close_imports([*arguments, dry])), stop=StopSignals())
+
+    @property
+    def options(self) -> Any:
+        """The sections, each an object of its class in `SECTIONS`."""
+        return self._section(self.config_init)
+
+    def _announce(self, config: Any) -> None:
+        """Says nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Does nothing."""
 
 
 def main(

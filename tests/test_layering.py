@@ -36,11 +36,11 @@ LAYERS: list[tuple[str, ...]] = [
     ("prediction",),
     ("config_files", "import_policy"),
     ("training",),
-    ("compare",),
     ("command_line",),
+    ("compare",),
     ("commands",),
     ("cli",),
-    ("compare.arm", "compare.budgets"),
+    ("compare.arm", "compare.calibration"),
     ("__init__", "__main__"),
 ]
 MAY_IMPORT_ONLY = {"metrics": {"errors", "metrics"}}

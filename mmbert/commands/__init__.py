@@ -4,12 +4,13 @@ import argparse
 from typing import NoReturn
 
 from mmbert.command_line import explain, one_sentence_for_mistakes, set_up_logging
-from mmbert.commands import ask, data, evaluate, match, predict, score
+from mmbert.commands import ask, compare, data, evaluate, match, predict, score
 from mmbert.errors import UsageError
 from mmbert.signals import StopSignals
 
 COMMANDS = {
     "ask": "ask MODEL IMAGE QUESTION, which prints a fine-tuned model's answers",
+    "compare": "compare -c FILE, which compares fusion strategies with equal budgets and several seeds, and reports",
     "data": "data check FILE, which lists every problem of an annotation file and its pictures",
     "evaluate": "evaluate retrieval MODEL and evaluate foils MODEL, which judge a saved model on files one names",
     "match": "match MODEL IMAGE TEXT ..., which tells how well each text fits a picture",
@@ -63,7 +64,7 @@ def run_command(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="mmbert")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (ask, data, evaluate, match, predict, score):
+    for module in (ask, compare, data, evaluate, match, predict, score):
         name = module.__name__.rsplit(".", 1)[-1]
         module.add_options(commands.add_parser(name, help=COMMANDS[name]))
     return parser

@@ -314,7 +314,7 @@ def test_several_keys_are_taken_as_given(folder: Path, capsys: pytest.CaptureFix
     ("arguments", "said"),
     [
         (["data", "chek", "x"], "there is no subcommand 'chek'; allowed are check. Did you mean 'check'?"),
-        (["dat", "check", "x"], "there is no subcommand 'dat'; allowed are fit, validate, test, ask, data"),
+        (["dat", "check", "x"], "there is no subcommand 'dat'; allowed are fit, validate, test, ask, compare, data"),
         (["data", "check", "FILE", "--imags", "y"], "there is no option --imags. Did you mean 'images'?"),
         (["data", "check", "FILE", "--image", "y"], "there is no option --image. Did you mean"),
         (["data", "check"], "the following arguments are required: FILE"),

@@ -102,7 +102,10 @@ def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("mmbert (ask|match|predict|score|data)", c)])
+SMALL = re.compile(r"mmbert (ask|compare|match|predict|score|data)")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if SMALL.match(c)])
 def test_small_command_is_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmbert.allowed_imports._ALLOWED", [])
     options = vars(_parser().parse_args(shlex.split(command, comments=True)[1:]))

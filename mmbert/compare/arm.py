@@ -1,0 +1,238 @@
+"""One arm from start to row, in a process of its own: `python -m mmbert.compare.arm ARM.json`.
+
+Every stage is an ordinary `fit` that goes on where it was killed. A stage that has its metrics.json is done.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmbert.cli import PreparedRun, main
+from mmbert.command_line import one_sentence_for_mistakes, set_up_logging
+from mmbert.compare.cost import milliseconds_per_pair
+from mmbert.compare.plan import PRETRAIN
+from mmbert.compare.rows import Row, finite
+from mmbert.data.readers.base import ImageFolder
+from mmbert.data.readers.foils import Foil, read_foils
+from mmbert.errors import UsageError
+from mmbert.evaluation.encoding import encode
+from mmbert.evaluation.foils import OVERALL, foil_hits
+from mmbert.evaluation.retrieval import NEEDS, Candidates, choose_scorer, search
+from mmbert.import_policy import allow_from_here
+from mmbert.loading import load_folder
+from mmbert.metrics.items import Items, read_items, write_items
+from mmbert.modeling import MMBertForPreTraining
+from mmbert.processing import MMBertProcessor
+from mmbert.signals import StopSignals
+from mmbert.training import run as run_folder
+from mmbert.training.checkpoints import write_whole
+
+Results = dict[str, float]
+Found = tuple[Results, dict[str, Items], dict[str, float]]
+"""Results, their items, and costs."""
+
+
+def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
+    """Trains and judges what `spec` says, and writes row.json and the items.
+
+    Args:
+        spec: arm, strategy, seed, fraction; folder, items; stages (name -> command line of fit); retrieval, foils;
+            budget; threads; config (what makes the arm).
+        seconds: Tells how long the arm has taken.
+    """
+    folder = Path(spec["folder"])
+    for module in spec["allow_import"]:
+        allow_from_here(module)
+    for name, arguments in spec["stages"].items():
+        if not (folder / name / "metrics.json").is_file():
+            main([*arguments, f"--name={name}", f"--trainer.default_root_dir={folder}", "--resume=auto"])
+    torch.set_num_threads(spec["threads"])
+    results: Results = {}
+    items: dict[str, Items] = {}
+    cost: dict[str, float] = {}
+    for name in spec["stages"]:
+        found, own = of_run(folder / name, name)
+        results |= found
+        items |= own
+    model, processor = load_folder(folder / PRETRAIN / "model")
+    assert isinstance(model, MMBertForPreTraining)
+    data = _Data(spec)
+    steps: list[Callable[[], Found]] = []
+    if spec["retrieval"]["images"]:
+        steps.append(lambda: ranked(model, processor, data, spec["retrieval"]))
+    if spec["foils"]["files"]:
+        steps.append(lambda: told_apart(model, processor, spec["foils"]))
+    for step in steps:
+        more, own, spent = step()
+        results |= more
+        items |= own
+        cost |= spent
+    cost["ms_per_pair"] = milliseconds_per_pair(model, data.batch())
+    metrics = {name: json.loads((folder / name / "metrics.json").read_text()) for name in spec["stages"]}
+    row: Row = {
+        **{key: spec[key] for key in ("arm", "strategy", "seed", "fraction", "exploratory", "budget", "config")},
+        "status": "done",
+        "results": dict(sorted(results.items())),
+        "cost": {
+            **cost,
+            "wall_seconds": seconds(),
+            "train_seconds": sum(m["run/training_seconds"] for m in metrics.values()),
+            "samples_per_second": metrics[PRETRAIN].get("run/samples_per_second"),
+            "peak_memory_bytes": max(m["run/peak_memory_bytes"] for m in metrics.values()),
+        },
+        "curves": {k: v for k, v in run_folder.read_curves(folder / PRETRAIN).items() if _is_shown(k)},
+        "versions": {k.removeprefix("run/version/"): v for k, v in run_folder.versions().items()},
+        "precision": metrics[PRETRAIN]["run/precision"],
+    }
+    target = Path(spec["items"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    write_items(temporary, items)
+    os.replace(temporary, target)
+    write_whole(folder / "row.json", json.dumps(finite(row), sort_keys=True, allow_nan=False))
+
+
+def _is_shown(name: str) -> bool:
+    return name.startswith("val/") and name.endswith(("itm_accuracy", "mlm_accuracy", "itm_loss", "mlm_loss", "R@1"))
+
+
+COUNTS = ("images_without_text", "left_out", "retrieval_images", "ceiling")
+"""Results that tell of the test split, not of a model."""
+KINDS = ("blank", "shuffled", "no_text")
+
+
+def of_run(folder: Path, stage: str) -> tuple[Results, dict[str, Items]]:
+    """What a stage's run measured on its test splits, named `STAGE/result`, `STAGE/SPLIT/result` beyond "test"."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    results: Results = {}
+    items: dict[str, Items] = {}
+    for key, value in metrics.items():
+        split, _, name = key.partition("/")
+        if split.startswith("test") and isinstance(value, int | float) and not name.endswith(COUNTS):
+            results[_named(stage, split, name)] = float(value)
+    for file in sorted(folder.glob("items_test*.npz")):
+        split = file.stem.removeprefix("items_")
+        items |= {_named(stage, split, name): found for name, found in read_items(file).items()}
+    return results, items
+
+
+def _named(stage: str, split: str, name: str) -> str:
+    """pretrain/itm_accuracy, pretrain/unseen/itm_accuracy, vqa/accuracy, vqa/accuracy/blank, ..."""
+    if stage != PRETRAIN:
+        name = name.split("_", 1)[1] if "_" in name else name  # without the task's name
+        for kind in KINDS:
+            name = name.replace(f"_{kind}", f"/{kind}")
+    name = name.replace("yes/no", "yes-no").replace("retrieval_chance", "chance")
+    part = split.removeprefix("test").strip("_")
+    return "/".join(filter(None, (stage, part, name)))
+
+
+class _Data:
+    """The pretraining data of an arm, read again as its run read it."""
+
+    def __init__(self, spec: Mapping[str, Any]):
+        self.parts = PreparedRun([*spec["stages"][PRETRAIN]]).parts
+
+    def candidates(self, split: str, images: int, captions: int) -> Candidates:
+        examples = self.parts.data.examples.get(split)
+        if not examples:
+            raise UsageError(f"retrieval.split='{split}'; the data has {', '.join(self.parts.data.examples)}.")
+        return Candidates.of([replace(e, captions=e.captions[:captions]) for e in examples[:images]])
+
+    def batch(self) -> dict[str, Any]:
+        """One batch of the first test split, or of the training pairs."""
+        loaders = self.parts.data.test_dataloader() or [self.parts.data.train_dataloader()]
+        return self.parts.data.on_after_batch_transfer(next(iter(loaders[0])), 0)
+
+
+def ranked(model: MMBertForPreTraining, processor: MMBertProcessor, data: _Data, options: Mapping[str, Any]) -> Found:
+    """Ranks pictures and captions of a split."""
+    candidates = data.candidates(options["split"], options["images"], options["captions"])
+    scorer = choose_scorer(model, options["scorer"])
+    started = time.perf_counter()
+    keep = "itm" in NEEDS[scorer]
+    encoded = encode(model, processor, candidates.pictures, candidates.texts, keep_tokens=keep)
+    report, items = search(model, encoded, candidates, scorer, k=options["k"], equal_texts=options["equal_texts"])
+    cost = {
+        "search_seconds": time.perf_counter() - started,
+        "search_images": float(report["num_images"]),
+        "search_texts": float(report["num_texts"]),
+        "search_fusion_passes": float(report["fusion_passes"]),
+    }
+    ways = ("image_to_text", "text_to_image")
+    results = {f"retrieval/{name}": report[name] for name in report if name.startswith(ways) or name == "rsum"}
+    return results, {f"retrieval/{name}": found for name, found in items.items()}, cost
+
+
+def told_apart(model: MMBertForPreTraining, processor: MMBertProcessor, options: Mapping[str, Any]) -> Found:
+    """True captions against foils: overall and by category; with a blank picture and another one, overall."""
+    foils = foils_of(options)
+    hits = foil_hits(model, processor, foils)
+    number = {picture: i for i, picture in enumerate(dict.fromkeys(foil.picture for foil in foils))}
+    items: dict[str, Items] = {}
+
+    def add(name: str, kind: str, chosen: list[int]) -> None:
+        rows = [row for row in chosen if hits[kind][row] is not None]
+        if rows:
+            items[name] = Items([float(bool(hits[kind][r])) for r in rows], [number[foils[r].picture] for r in rows])
+
+    everything = [*range(len(foils))]
+    add(f"foils/{OVERALL}", "accuracy", everything)
+    for kind in ("blank", "shuffled"):
+        add(f"foils/{OVERALL}/{kind}", kind, everything)
+    for category in dict.fromkeys(foil.category for foil in foils):
+        own = [row for row in everything if foils[row].category == category]
+        add(f"foils/{category}", "accuracy", own)
+        add(f"foils/{category}/blank", "blank", own)
+    return {name: sum(i.values) / len(i.values) for name, i in items.items()}, items, {}
+
+
+def foils_of(options: Mapping[str, Any]) -> list[Foil]:
+    """The foils of a comparison, in the order of their items."""
+    return read_foils([Path(file) for file in options["files"]], ImageFolder(options["images"]))
+
+
+class Watch:
+    """Adds up the seconds of an arm over its processes, and stops this one when the one that started it is gone."""
+
+    def __init__(self, file: Path, parent: int):
+        self._file, self._parent, self._started = file, parent, time.monotonic()
+        self._before = float(file.read_text()) if file.is_file() else 0.0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def seconds(self) -> float:
+        """Of all processes so far; of one that was killed up to half a second is lost."""
+        return self._before + time.monotonic() - self._started
+
+    def _run(self) -> None:
+        while os.getppid() == self._parent:
+            time.sleep(0.5)
+            write_whole(self._file, str(self.seconds()))
+        os.kill(os.getpid(), signal.SIGTERM)  # it saves a checkpoint first
+
+
+def start(file: str) -> None:
+    """Runs the arm that a file describes; a second process for the same arm waits for the first."""
+    spec = json.loads(Path(file).read_text())
+    folder, parent = Path(spec["folder"]), os.getppid()
+    set_up_logging()
+    with (folder / "lock").open("w") as lock, one_sentence_for_mistakes():
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        watch = Watch(folder / "seconds.txt", parent)
+        if not (folder / "row.json").is_file():
+            with StopSignals():
+                run_arm(spec, watch.seconds)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1])

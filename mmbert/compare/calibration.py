@@ -1,0 +1,185 @@
+"""What a step of each strategy costs, and the budgets that follow: `python -m mmbert.compare.calibration OUT`.
+
+In a process of its own, so that models of all strategies add nothing to the memory of an arm. Every strategy is built
+as its arms build it, and its costs are counted on the first training batches; weights don't matter.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mmbert.cli import PreparedRun
+from mmbert.command_line import one_sentence_for_mistakes, set_up_logging
+from mmbert.compare.budget import Shape, match_parameters, share_out, told
+from mmbert.compare.cost import count_parameters, first_batches, flops_per_step, parameters
+from mmbert.compare.plan import PRETRAIN, Comparison, comparison_from
+from mmbert.compare.specs import fit_arguments
+from mmbert.configuration import MMBertConfig
+from mmbert.initialization import quiet_transformers
+from mmbert.training.checkpoints import write_whole
+from mmbert.training.optim import build_optimizer
+
+COUNTED = 20
+"""Training batches whose FLOPs are counted."""
+TIMED = 20
+"""Optimizer steps that are timed, after two that are not."""
+
+
+class Step(NamedTuple):
+    """What a training step of one stage costs."""
+
+    flops: float
+    seconds: float
+
+
+class Counted(NamedTuple):
+    """A strategy's fusion part, and what a step of each stage costs with it."""
+
+    shape: Shape
+    steps: dict[str, Step]
+
+
+def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Strategy -> its budget, the steps of each stage, and the options that make its fusion part fit the budget.
+
+    Args:
+        comparison: What is compared.
+        allow_import: Modules that strategies may come from.
+        known: What was found before; times are not measured again.
+    """
+    torch.set_num_threads(comparison.threads)
+    solved = matched_options(comparison, allow_import) if comparison.match == "parameters" else {}
+    counted: dict[str, Counted] = {}
+    for strategy in comparison.names:
+        differences, before = json.loads(json.dumps(comparison.differences(strategy))), known.get(strategy, {})
+        if before.get("differences") == differences and before["options"] == solved.get(strategy, {}):
+            steps = {stage: Step(*cost) for stage, cost in before["costs"].items()}
+            counted[strategy] = Counted(Shape(*before["shape"]), steps)
+        else:
+            counted[strategy] = count(comparison, {**differences, **solved.get(strategy, {})}, allow_import)
+    shared = {
+        stage: share_out(
+            comparison.match,
+            {name: found.shape for name, found in counted.items()},
+            {name: found.steps[stage].flops for name, found in counted.items()},
+            steps=comparison.stages[stage].steps,
+            reference=comparison.reference,
+            seconds={name: found.steps[stage].seconds for name, found in counted.items()},
+        )
+        for stage in comparison.stages
+    }
+    found = {}
+    for strategy in comparison.names:
+        own = {stage: budgets[strategy] for stage, budgets in shared.items()}
+        first = own[PRETRAIN]
+        found[strategy] = {
+            "stages": {stage: budget.steps for stage, budget in own.items()},
+            "options": solved.get(strategy, {}),
+            "weights": {stage: budget.training_flops for stage, budget in own.items()},
+            "told": told(first),
+            "differences": comparison.differences(strategy),
+            "shape": counted[strategy].shape,
+            "costs": counted[strategy].steps,
+            "budget": {
+                **first._asdict(),
+                "training_flops": sum(budget.training_flops for budget in own.values()),
+                "missed_by": max((budget.missed_by for budget in own.values()), key=abs),
+                **(
+                    {"seconds_per_step": counted[strategy].steps[PRETRAIN].seconds}
+                    if comparison.match == "time"
+                    else {}
+                ),
+                **{f"{stage}/steps": budget.steps for stage, budget in own.items() if stage != PRETRAIN},
+            },
+        }
+    return found
+
+
+def prepared(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> PreparedRun:
+    """The parts of a strategy's pretraining."""
+    arguments = fit_arguments(comparison.pretrain, {**options, "seed_everything": comparison.seeds[0]})
+    return PreparedRun([*arguments, *(f"--allow-import={module}" for module in allow_import)])
+
+
+def matched_options(comparison: Comparison, allow_import: list[str]) -> dict[str, dict[str, int]]:
+    """Strategy -> options that set the depth and width which bring its model to the parameters of the reference."""
+    configs = {
+        name: prepared(comparison, comparison.differences(name), allow_import).parts.model.config
+        for name in comparison.names
+    }
+    shapes = match_parameters(
+        {name: _depth_and_width(config) for name, config in configs.items()},
+        lambda name, layers, width: count_parameters(configs[name], configs[name].fusion, layers, width),
+        reference=comparison.reference,
+    )
+    return {
+        name: {"model.fusion_layers": shape.fusion_layers, "model.intermediate_size": shape.intermediate_size}
+        for name, shape in shapes.items()
+    }
+
+
+def _depth_and_width(config: MMBertConfig) -> tuple[int, int]:
+    return config.fusion_layers, config.intermediate_size or 4 * config.hidden_size
+
+
+def count(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> Counted:
+    """What the stages of one strategy cost."""
+    run = prepared(comparison, options, allow_import)
+    found = {PRETRAIN: step_cost(run, comparison)}
+    with tempfile.TemporaryDirectory() as folder:
+        if comparison.finetune:
+            with quiet_transformers():
+                run.parts.model.save_pretrained(folder)
+            run.parts.processor.save_pretrained(folder)
+        for name, stage in comparison.stages.items():
+            if name == PRETRAIN:
+                continue
+            arguments = fit_arguments(stage, {"model.pretrained": folder})
+            tuned = PreparedRun([*arguments, *(f"--allow-import={module}" for module in allow_import)])
+            found[name] = step_cost(tuned, comparison)
+    model = run.parts.model
+    return Counted(Shape(*_depth_and_width(model.config), parameters(model).total), found)
+
+
+def step_cost(run: PreparedRun, comparison: Comparison) -> Step:
+    """Counts FLOPs of an optimizer step; times it only where times are to be equal."""
+    model, data = run.parts.model, run.parts.data
+    model.train()
+    accumulated = int(run.config["fit"].trainer.accumulate_grad_batches)
+    flops = flops_per_step(model, first_batches(data, COUNTED)) * accumulated
+    if comparison.match != "time":
+        return Step(flops, 0.0)
+    optimizer, _ = build_optimizer(model, run.options.optim, TIMED + 2)
+    seconds = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=str(run.trainer.precision).startswith("bf16")):
+        for batch in first_batches(data, TIMED + 2):
+            started = time.perf_counter()
+            loss = model(batch, generator=torch.Generator().manual_seed(0)).loss
+            assert loss is not None
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - started)
+    return Step(flops, statistics.median(seconds[2:]) * accumulated)
+
+
+def start(out: Path) -> None:
+    """Reads OUT/plan.json, writes OUT/budgets.json."""
+    set_up_logging()
+    with one_sentence_for_mistakes():
+        plan, file = json.loads((out / "plan.json").read_text()), out / "budgets.json"
+        stored = json.loads(file.read_text()) if file.is_file() else {}
+        known = stored["strategies"] if stored.get("asked") == plan["asked"] else {}
+        found = calibrate(comparison_from(plan["comparison"]), plan["allow_import"], known)
+        write_whole(file, json.dumps({"asked": plan["asked"], "strategies": {**known, **found}}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    start(Path(sys.argv[1]))

@@ -1,0 +1,231 @@
+"""What is compared: strategies x seeds x fractions of the data, and the stages that each arm goes through."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from mmbert.command_line import explain
+from mmbert.compare.budget import RULES
+from mmbert.config_files import with_bases
+from mmbert.errors import UsageError, did_you_mean
+from mmbert.import_policy import close_imports
+
+PRETRAIN = "pretrain"
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One training of an arm."""
+
+    run: str = ""
+    """Configuration of `fit`, as a path from where the command runs."""
+    steps: int = 0
+    """Optimizer steps of the reference strategy; those of the others follow from the budget."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of `fit` on top of it, {data.batch_size: 64}."""
+
+
+@dataclass(kw_only=True)
+class Retrieval:
+    """How pictures and captions of a split of the pretraining data are ranked."""
+
+    split: str = "test"
+    """Split that is ranked, all captions of its pictures."""
+    images: int = 0
+    """Pictures of the split, from its start, that are ranked. 0: nothing is ranked."""
+    captions: int = 1
+    """Captions of each picture, at most."""
+    scorer: str = "itm"
+    """itm fuses every picture with every caption, which every strategy can; itc and two_stage need the contrastive
+    objective."""
+    k: int = 32
+    """Shortlist of two_stage."""
+    equal_texts: bool = False
+    """Count a caption as right for every picture that carries an equal one."""
+
+
+@dataclass(kw_only=True)
+class Foils:
+    """True captions against false ones, in SugarCrepe's format."""
+
+    files: list[str] = field(default_factory=list)
+    """The files. None: no foils."""
+    images: str = ""
+    """Folder of their pictures."""
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """What is compared, under which budget, and how it is judged."""
+
+    name: str = "comparison"
+    """Names the report, and its folder where --out is not given."""
+    about: str = ""
+    """A sentence about the data, for the report."""
+    strategies: list[str] | dict[str, dict[str, Any]] = field(default_factory=list)
+    """Names in `mmbert.fusion.FUSIONS`; or name -> options of `fit` in which it differs, {gated: {model.fusion:
+    my_fusion.GatedFusion}}, where `seeds: [0, 1]` stands for fewer seeds than the others have."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Each strategy is trained once with each."""
+    fractions: list[float] = field(default_factory=lambda: [1.0])
+    """Shares of the training pairs that arms are trained with, [0.1, 0.3, 1]: the low-data curve."""
+    match: str = "flops"
+    """What strategies have in common: flops or time (solved by the number of steps), parameters (solved by the fusion
+    part's depth and width), or steps."""
+    reference: str | None = None
+    """Strategy whose budget the others get. None: the first."""
+    pretrain: Stage = field(default_factory=Stage)
+    """How every arm is pretrained."""
+    finetune: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> how the pretrained model is then fine-tuned for a task, with the keys of `pretrain`: {vqa: {run: ...,
+    steps: 500}}."""
+    retrieval: Retrieval = field(default_factory=Retrieval)
+    foils: Foils = field(default_factory=Foils)
+    primary: list[str] = field(default_factory=list)
+    """Results that the verdicts are about, [foils/overall, retrieval/text_to_image/R@1]; the more, the stricter each
+    test."""
+    threads: int = 1
+    """CPU threads of an arm."""
+
+    def check(self) -> None:
+        """Refuses what can't be meant.
+
+        Raises:
+            UsageError: A value out of range, or something missing.
+        """
+        if not self.names:
+            raise UsageError("strategies is empty; name two or more to compare.")
+        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise UsageError(f"seeds={self.seeds}: one or more different numbers.")
+        if not self.fractions or any(not 0 < fraction <= 1 for fraction in self.fractions):
+            raise UsageError(f"fractions={self.fractions}: shares of the training pairs, above 0, up to 1.")
+        if self.match not in RULES:
+            raise UsageError(f"match='{self.match}'; allowed are {', '.join(RULES)}.{did_you_mean(self.match, RULES)}")
+        if self.reference is not None and self.reference not in self.names:
+            raise UsageError(f"reference='{self.reference}' is none of the strategies {', '.join(self.names)}.")
+        for name, values in self.finetune.items():  # jsonargparse would import a class that a mapping holds by its name
+            known = [f.name for f in fields(Stage)]
+            for key in values:
+                if key not in known:
+                    raise UsageError(f"finetune.{name}.{key}: there is no such key.{did_you_mean(key, known)}")
+        for name, stage in self.stages.items():
+            where = name if name == PRETRAIN else f"finetune.{name}"
+            if not stage.run:
+                raise UsageError(
+                    f"{where}.run is missing: name a configuration of fit, such as configs/quickstart.yaml."
+                )
+            if stage.steps < 1:
+                raise UsageError(
+                    f"{where}.steps={stage.steps}: how many optimizer steps the reference takes, 1 or more."
+                )
+        if PRETRAIN in self.finetune:
+            raise UsageError(f"finetune.{PRETRAIN}: this name is taken by the pretraining.")
+        if self.foils.files and not self.foils.images:
+            raise UsageError("foils.images is missing: the folder of the foils' pictures.")
+
+    @property
+    def names(self) -> list[str]:
+        """The strategies, in order."""
+        return [*self.strategies]
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Every training of an arm, in order."""
+        return {PRETRAIN: self.pretrain, **{name: Stage(**values) for name, values in self.finetune.items()}}
+
+    def differences(self, strategy: str) -> dict[str, Any]:
+        """Options of `fit` that make the strategy."""
+        given = self.strategies.get(strategy, {}) if isinstance(self.strategies, dict) else {}
+        return {"model.fusion": strategy, **{k: v for k, v in (given or {}).items() if k != "seeds"}}
+
+    def seeds_of(self, strategy: str) -> list[int]:
+        """The seeds that the strategy is trained with."""
+        given = self.strategies.get(strategy, {}) if isinstance(self.strategies, dict) else {}
+        return list((given or {}).get("seeds", self.seeds))
+
+
+class Arm(NamedTuple):
+    """One strategy, trained once."""
+
+    strategy: str
+    seed: int
+    fraction: float
+
+    @property
+    def name(self) -> str:
+        """Names its folder and its row."""
+        share = "" if self.fraction == 1 else f"-{100 * self.fraction:g}pct"
+        return f"{self.strategy}-seed{self.seed}{share}".replace("/", "_")
+
+
+def arms_of(comparison: Comparison) -> list[Arm]:
+    """All arms: seed by seed, so that after the first round there is something to look at."""
+    rounds = max(len(comparison.seeds_of(name)) for name in comparison.names)
+    return [
+        Arm(strategy, comparison.seeds_of(strategy)[number], fraction)
+        for number in range(rounds)
+        for fraction in sorted(comparison.fractions, reverse=True)
+        for strategy in comparison.names
+        if number < len(comparison.seeds_of(strategy))
+    ]
+
+
+def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
+    """Reads a comparison from YAML, which may build on other files by `base:`.
+
+    Args:
+        file: The file.
+        changes: KEY=VALUE each, with dots in the key and YAML as value.
+
+    Raises:
+        UsageError: A key that is unknown, or a value of the wrong type.
+        DataError: The file is no YAML mapping.
+    """
+    close_imports([])  # a value may name no class
+    content: dict[str, Any] = {}
+    for path in with_bases(["--config", file])[1::2]:
+        _update(content, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+    content.pop("base", None)
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UsageError(f"--set {change}: expected KEY=VALUE, such as seeds=[0,1].")
+        parts = key.split(".")
+        if "options" in parts:  # what follows is one key of fit, such as optim.lr
+            at = parts.index("options") + 1
+            parts = [*parts[:at], *filter(None, [".".join(parts[at:])])]
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(parts):
+            nested = {part: nested}
+        _update(content, nested)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Comparison)
+    try:
+        found = parser.instantiate_classes(parser.parse_object(content))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(f"{file}: {explain(str(error), [a.dest for a in parser._actions])}") from error
+    comparison = Comparison(**{key: getattr(found, key) for key in content})
+    comparison.check()
+    return comparison
+
+
+def _update(content: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Later values win; mappings are joined."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            _update(content[key], value)
+        else:
+            content[key] = value
+
+
+def comparison_from(content: Mapping[str, Any]) -> Comparison:
+    """A comparison from plain values, as `dataclasses.asdict` gives them."""
+    parts: dict[str, Any] = dict(content)
+    parts["pretrain"] = Stage(**parts["pretrain"])
+    for name, kind in (("retrieval", Retrieval), ("foils", Foils)):
+        parts[name] = kind(**parts[name])
+    return Comparison(**parts)

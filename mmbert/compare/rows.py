@@ -1,0 +1,61 @@
+"""What an arm leaves: one row of results.jsonl, and what became of every test item in items/ARM.npz."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmbert.errors import DataError
+from mmbert.metrics.items import Items, read_items
+from mmbert.training.checkpoints import write_whole
+
+Row = dict[str, Any]
+NOISE = ("cost",)
+"""Keys of a row that differ from run to run: times and memory."""
+
+
+def read_rows(out: Path) -> dict[str, Row]:
+    """The rows of a comparison's folder by the name of their arm.
+
+    Raises:
+        DataError: A line that is no row.
+    """
+    file = out / "results.jsonl"
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), start=1):
+        try:
+            row = json.loads(line)
+            rows[row["arm"]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}:{number}", "no row of a comparison", "a JSON object with the key arm") from error
+    return rows
+
+
+def write_rows(out: Path, rows: Iterable[Row]) -> None:
+    """Writes results.jsonl anew, whole or not at all."""
+    lines = [json.dumps(finite(row), sort_keys=True, allow_nan=False) for row in rows]
+    write_whole(out / "results.jsonl", "".join(line + "\n" for line in lines))
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that are none become null."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_all_items(out: Path, arms: Iterable[str]) -> dict[str, dict[str, Items]]:
+    """The items of each arm that has some."""
+    files = {arm: out / "items" / f"{arm}.npz" for arm in arms}
+    return {arm: read_items(file) for arm, file in files.items() if file.is_file()}
+
+
+def last_losses(trace: Path, count: int = 5) -> tuple[int, list[float]]:
+    """The last step of a run's trace.csv, and its last losses."""
+    lines = trace.read_text().splitlines()[1:] if trace.is_file() else []
+    whole = [row for row in csv.reader(lines) if len(row) == 4]
+    return (int(whole[-1][0]) if whole else 0), [float.fromhex(row[3]) for row in whole[-count:]]

@@ -1,0 +1,42 @@
+"""What a stage's run leaves becomes the results and items of a row."""
+
+import json
+from pathlib import Path
+
+from mmbert.compare.arm import of_run
+from mmbert.metrics.items import Items, write_items
+
+
+def test_results_are_named_by_stage_split_and_what_was_taken_away(tmp_path: Path) -> None:
+    metrics = {
+        "test/vqa_accuracy": 0.5,
+        "test/vqa_accuracy/yes/no": 0.6,
+        "test/vqa_accuracy_no_text": 0.1,
+        "test/vqa_prior_text": 0.3,
+        "test_unseen/vqa_accuracy_blank": 0.2,
+        "val/vqa_accuracy": 0.9,
+        "test/vqa_ceiling": 1.0,
+        "run/seed": 0,
+        "run/fusion": "late",
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    write_items(tmp_path / "items_test_unseen.npz", {"vqa_accuracy_blank": Items([1.0, 0.0], [0, 1])})
+    results, items = of_run(tmp_path, "vqa")
+    assert results == {
+        "vqa/accuracy": 0.5,
+        "vqa/accuracy/yes-no": 0.6,
+        "vqa/accuracy/no_text": 0.1,
+        "vqa/prior_text": 0.3,
+        "vqa/unseen/accuracy/blank": 0.2,
+    }
+    assert list(items) == ["vqa/unseen/accuracy/blank"]
+
+
+def test_pretraining_keeps_the_names_of_its_results(tmp_path: Path) -> None:
+    metrics = {"test/mlm_accuracy_shuffled": 0.5, "test_seen/image_to_text/R@1": 0.2, "test/retrieval_chance_R@1": 0.01}
+    (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "test/itm_left_out": 3.0}))
+    assert of_run(tmp_path, "pretrain")[0] == {
+        "pretrain/mlm_accuracy_shuffled": 0.5,
+        "pretrain/seen/image_to_text/R@1": 0.2,
+        "pretrain/chance_R@1": 0.01,
+    }

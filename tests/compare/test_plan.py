@@ -1,0 +1,113 @@
+"""What a comparison's file says, and the command lines of its arms."""
+
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmbert.compare.plan import Arm, Stage, arms_of, comparison_from, load_comparison
+from mmbert.compare.specs import fit_arguments, written_options
+from mmbert.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+GOOD = {
+    "strategies": ["early", "late"],
+    "seeds": [0, 1],
+    "pretrain": {"run": "configs/quickstart.yaml", "steps": 10},
+}
+
+
+def written(folder: Path, content: dict) -> str:
+    file = folder / "comparison.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return str(file)
+
+
+def test_every_preset_can_be_read() -> None:
+    presets = sorted((ROOT / "configs/compare").glob("*.yaml"))
+    assert presets
+    for preset in presets:
+        comparison = load_comparison(str(preset))
+        assert len(comparison.names) >= 3 and comparison.primary
+        for name in comparison.names:
+            assert len(comparison.seeds_of(name)) >= 3 or "exploratory" in preset.read_text()
+
+
+def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**GOOD, "retrieval": {"images": 7, "k": 3}}))
+    file = written(tmp_path, {"base": "base.yaml", "seeds": [5, 6], "retrieval": {"images": 9}})
+    found = load_comparison(file, ["pretrain.steps=20", "pretrain.options={data.batch_size: 8}", "match=steps"])
+    assert (found.seeds, found.match, found.pretrain.steps, found.pretrain.run) == (
+        [5, 6],
+        "steps",
+        20,
+        "configs/quickstart.yaml",
+    )
+    assert found.pretrain.options == {"data.batch_size": 8}
+    assert (found.retrieval.images, found.retrieval.k, found.retrieval.scorer) == (9, 3, "itm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategies": []}, "strategies is empty"),
+        ({"seeds": [1, 1]}, "one or more different numbers"),
+        ({"fractions": [0.1, 1.5]}, "above 0, up to 1"),
+        ({"match": "flop"}, "Did you mean 'flops'"),
+        ({"reference": "hybrid"}, "none of the strategies early, late"),
+        ({"pretrain": {"run": "configs/quickstart.yaml"}}, "pretrain.steps=0"),
+        ({"pretrain": {"steps": 3}}, "pretrain.run is missing"),
+        ({"finetune": {"vqa": {"run": "x.yaml"}}}, "finetune.vqa.steps=0"),
+        ({"finetune": {"vqa": {"run": "x.yaml", "step": 1}}}, "Did you mean 'steps'"),
+        ({"finetune": {"pretrain": {"run": "x.yaml", "steps": 1}}}, "this name is taken"),
+        ({"foils": {"files": ["a.json"]}}, "foils.images is missing"),
+        ({"seed": [0]}, "seed"),
+        ({"seeds": ["zero"]}, "seeds"),
+        ({"retrieval": {"imagse": 3}}, "imagse"),
+    ],
+)
+def test_mistake_is_told_with_its_key(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_comparison(written(tmp_path, {**GOOD, **changes}))
+
+
+def test_arms_go_seed_by_seed_and_strategies_may_have_fewer(tmp_path: Path) -> None:
+    content = {**GOOD, "strategies": {"early": {}, "late": {"seeds": [0]}}, "fractions": [0.1, 1.0]}
+    arms = arms_of(load_comparison(written(tmp_path, content)))
+    assert [arm.name for arm in arms] == [
+        *("early-seed0", "late-seed0", "early-seed0-10pct", "late-seed0-10pct", "early-seed1", "early-seed1-10pct"),
+    ]
+    assert Arm("my_fusion.Gated", 3, 0.3).name == "my_fusion.Gated-seed3-30pct"
+
+
+def test_comparison_survives_json(tmp_path: Path) -> None:
+    found = load_comparison(written(tmp_path, {**GOOD, "finetune": {"vqa": {"run": "x.yaml", "steps": 3}}}))
+    assert comparison_from(asdict(found)) == found
+
+
+def test_written_options_follow_bases_and_the_last_one_wins(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": {"fusion": "early", "objectives": {"mlm": 1.0}}}))
+    run = written(tmp_path, {"base": "base.yaml", "optim": {"lr": 0.1}})
+    stage = Stage(run=run, steps=1, options={"optim.lr": 0.2, "model.objectives": {"itm": 1.0}})
+    arguments = fit_arguments(stage, {"model.fusion": "late", "data.flip": True})
+    assert written_options(arguments) == {
+        "data.flip": True,
+        "model.fusion": "late",
+        "model.objectives.itm": 1.0,
+        "optim.lr": 0.2,
+    }
+
+
+def test_value_that_names_a_class_runs_nothing(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    popen = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(mark)]}}
+    for changes in (
+        {"pretrain": {**GOOD["pretrain"], "options": {"x": popen}}},
+        {"finetune": {"vqa": popen}},
+        {"retrieval": popen},
+    ):
+        with contextlib.suppress(UsageError):
+            load_comparison(written(tmp_path, {**GOOD, **changes}))
+    assert not mark.exists()

@@ -1,0 +1,45 @@
+"""Budgets of real models on real batches, for every rule."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mmbert.compare.budget import RULES
+from mmbert.compare.calibration import calibrate
+from mmbert.compare.plan import Comparison, Stage
+
+ROOT = Path(__file__).parents[2]
+
+
+def comparison(tiny: list[str], match: str) -> Comparison:
+    """Three strategies; an early fusion of four layers as the reference."""
+    options = {o.removeprefix("--").split("=", 1)[0]: yaml.safe_load(o.split("=", 1)[1]) for o in tiny}
+    return Comparison(
+        strategies={"early": {"model.fusion_layers": 4}, "late": {}, "hybrid": {}},
+        match=match,
+        pretrain=Stage(run=str(ROOT / "configs/quickstart.yaml"), steps=100, options=options),
+    )
+
+
+@pytest.mark.parametrize("match", RULES)
+def test_budgets_are_equal_by_the_rule_and_found_again(tiny: list[str], match: str) -> None:
+    found = calibrate(comparison(tiny, match), [], {})
+    budgets: dict[str, dict[str, Any]] = {name: entry["budget"] for name, entry in found.items()}
+    spent = {
+        "flops": {name: b["training_flops"] for name, b in budgets.items()},
+        "time": {name: b["steps"] * b.get("seconds_per_step", 0) for name, b in budgets.items()},
+        "parameters": {name: b["parameters"] for name, b in budgets.items()},
+        "steps": {name: b["steps"] for name, b in budgets.items()},
+    }
+    for name, value in spent[match].items():
+        assert value == pytest.approx(spent[match]["early"], rel=0.05), name
+    assert budgets["early"]["steps"] == 100 and budgets["early"]["fusion_layers"] == 4
+    for name, entry in found.items():
+        assert entry["stages"]["pretrain"] == budgets[name]["steps"]
+        assert bool(entry["options"]) == (match == "parameters")
+    if match in ("time", "parameters"):  # what was measured or solved stays, in other words for JSON
+        again = calibrate(comparison(tiny, match), [], json.loads(json.dumps(found)))
+        assert json.dumps(again) == json.dumps(found)

@@ -1,0 +1,173 @@
+"""Whole comparisons, tiny: rows, kills, failures, refusals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def tiny_comparison(folder: Path, tiny: list[str], shapes: Path, **changes: Any) -> str:
+    """A file that compares early and late fusion, 6 and about as many steps, two seeds."""
+    options = dict(option.removeprefix("--").split("=", 1) for option in tiny)
+    content = {
+        "name": "tiny",
+        "strategies": ["early", "late"],
+        "seeds": [0, 1],
+        "match": "flops",
+        "pretrain": {
+            "run": str(ROOT / "configs/quickstart.yaml"),
+            "steps": 6,
+            "options": {
+                **{key: yaml.safe_load(value) for key, value in options.items()},
+                "checkpoint.every_n_steps": 1,
+                "trainer.precision": "32-true",
+            },
+        },
+        "retrieval": {"images": 6},
+        "foils": {"files": [str(shapes / "annotations/foils_test.json")], "images": str(shapes / "images")},
+        "primary": ["foils/overall"],
+    }
+    file = folder / "comparison.yaml"
+    file.write_text(yaml.safe_dump({**content, **changes}))
+    return str(file)
+
+
+def started(file: str, out: Path, *more: str, where: Path = ROOT) -> subprocess.Popen[str]:
+    """The command in a process group of its own."""
+    command = [sys.executable, "-m", "mmbert", "compare", "-c", file, "--out", str(out), "--jobs", "2", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=where
+    )
+
+
+def compared(file: str, out: Path, *more: str, code: int = 0, where: Path = ROOT) -> str:
+    """The error stream of a command that ends with `code`."""
+    process = started(file, out, *more, where=where)
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == code, said
+    return said
+
+
+def rows(out: Path, *, without: tuple[str, ...] = ("cost",)) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in without} for row in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: list[str], shapes: Path) -> tuple[str, Path]:
+    """A comparison that was never killed: its file and its folder."""
+    folder = tmp_path_factory.mktemp("compare")
+    file = tiny_comparison(folder, tiny, shapes)
+    compared(file, folder / "out")
+    return file, folder / "out"
+
+
+def test_rows_hold_results_that_are_the_means_of_their_items(whole: tuple[str, Path]) -> None:
+    found = rows(whole[1], without=())
+    assert [row["arm"] for row in found] == ["early-seed0", "late-seed0", "early-seed1", "late-seed1"]
+    for row in found:
+        assert row["status"] == "done"
+        assert row["results"]["pretrain/mlm_image_gain"] == 0 or row["strategy"] == "early"
+        assert {"wall_seconds", "peak_memory_bytes", "ms_per_pair", "search_seconds"} <= row["cost"].keys()
+        assert row["config"]["pretrain.model.fusion"] == row["strategy"]
+        with np.load(whole[1] / "items" / f"{row['arm']}.npz") as items:
+            names = [name for name in items.files if not name.endswith(":picture")]
+            assert {"foils/overall", "retrieval/text_to_image/R@1", "pretrain/itm_accuracy"} <= {*names}
+            for name in names:
+                assert items[name].mean() == pytest.approx(row["results"][name], abs=1e-12), name
+                assert items[f"{name}:picture"].shape == items[name].shape
+
+
+def test_budgets_are_equal_and_the_arms_took_their_steps(whole: tuple[str, Path]) -> None:
+    budgets = {row["strategy"]: row["budget"] for row in rows(whole[1])}
+    assert budgets["early"]["steps"] == 6 and budgets["early"]["missed_by"] == 0
+    assert budgets["late"]["training_flops"] == pytest.approx(budgets["early"]["training_flops"], rel=0.05)
+    for strategy, budget in budgets.items():
+        trace = (whole[1] / f"arms/{strategy}-seed0/pretrain/trace.csv").read_text().splitlines()[1:]
+        assert len(trace) == budget["steps"]
+    # One sequence of samples: the arm with fewer steps takes a prefix of it.
+    seen = [
+        [line.split(",")[2] for line in (whole[1] / f"arms/{s}-seed1/pretrain/trace.csv").read_text().split()[1:]]
+        for s in ("early", "late")
+    ]
+    short, long = sorted(seen, key=len)
+    assert short == long[: len(short)]
+
+
+def test_killed_twice_gives_the_same_rows_and_items(whole: tuple[str, Path], tmp_path: Path) -> None:
+    file, expected = whole
+    rng = random.Random(0)
+    out = tmp_path / "out"
+    for _ in range(2):
+        process = started(file, out)
+        time.sleep(rng.uniform(12, 25))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    compared(file, out)
+    assert rows(out) == rows(expected)
+    for row in rows(out):
+        name = f"items/{row['arm']}.npz"
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_finished_arms_are_not_trained_again(whole: tuple[str, Path]) -> None:
+    file, out = whole
+    before = (out / "results.jsonl").read_bytes()
+    assert "4 of 4 arms are there already" in compared(file, out)
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+def test_row_of_another_comparison_is_refused(whole: tuple[str, Path]) -> None:
+    file, out = whole
+    said = compared(file, out, "--set", "pretrain.options.optim.lr=0.5", code=1)
+    assert "rows of another comparison (pretrain.optim.lr was 0.001 and is 0.5); expected another --out" in said
+    said = compared(file, out, "--set", "retrieval.images=5", code=1)
+    assert "early-seed0: a row of another comparison (retrieval was {" in said
+
+
+def test_one_seed_is_refused_unless_exploratory(whole: tuple[str, Path], tmp_path: Path) -> None:
+    said = compared(whole[0], tmp_path / "out", "--set", "seeds=[0]", code=2)
+    assert "one seed can't tell" in said and "--exploratory" in said and not (tmp_path / "out").exists()
+
+
+OWN = """
+import torch
+from mmbert import Fused, Fusion
+
+class Product(Fusion):
+    def __init__(self, config):
+        super().__init__(config)
+        self.absent = torch.nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, text, image):
+        return Fused(text, image, text.or_learned(self.absent).first * image.or_learned(self.absent).first)
+"""
+
+
+def test_arm_that_diverges_is_told_and_a_fusion_of_ones_own_goes_on(
+    tiny: list[str], shapes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my_fusion.py").write_text(OWN)
+    strategies = {"late": {"optim.lr": 1e30}, "product": {"model.fusion": "my_fusion.Product"}}
+    file = tiny_comparison(tmp_path, tiny, shapes, strategies=strategies, seeds=[0])
+    said = compared(file, tmp_path / "out", "--exploratory", "--allow-import", "my_fusion", where=tmp_path)
+    assert "late-seed0 failed in pretrain at step" in said
+    bad, good = rows(tmp_path / "out")
+    assert (good["strategy"], good["status"], bad["status"]) == ("product", "done", "failed")
+    failure = bad["failure"]
+    assert failure["stage"] == "pretrain" and failure["step"] >= 1 and len(failure["last_losses"]) == failure["step"]
+    assert "finite" in failure["what"]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "late-seed0" in report and "exploratory" in report.lower()
