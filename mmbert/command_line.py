@@ -121,9 +121,10 @@ def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = (
     if choice and subcommands:
         near = did_you_mean(choice.group(1), subcommands)
         return f"there is no subcommand '{choice.group(1)}'; allowed are {', '.join(subcommands)}.{near}"
-    nested = re.search(r"does not accept option '([\w.]+)'", message)
+    nested = re.search(r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message)
     if nested:
-        return f"there is no option {nested.group(1)}.{did_you_mean(nested.group(1), options)}"
+        name = nested.group(1) or nested.group(2)
+        return f"there is no option {name}.{did_you_mean(name, options)}"
     denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
     if denied:
         name = denied.group(1)

@@ -138,7 +138,8 @@ def _budgets(comparison: Comparison, settings: Settings) -> Calibration:
     """Counted once and kept in OUT/budgets.json; a strategy that is new is counted then.
 
     Raises:
-        DataError: The folder's rows were made under another rule, or a strategy can't be built.
+        DataError: The folder's rows were made under another rule, or something is wrong with the data.
+        UsageError: A strategy can't be built.
     """
     file = settings.out / "budgets.json"
     asked = asked_of(comparison)
@@ -160,6 +161,8 @@ def _budgets(comparison: Comparison, settings: Settings) -> Calibration:
         log.info("counting what a step of each strategy costs")
         command = [sys.executable, "-m", "mmbert.compare.calibration", str(settings.out)]
         done = subprocess.run(command, env=_environment(comparison.threads), stderr=subprocess.PIPE, text=True)  # noqa: S603
+        if done.returncode == 2:
+            raise UsageError(_complaint(done.stderr))
         if done.returncode:
             raise DataError(str(file), _complaint(done.stderr), "budgets of all strategies")
         stored = json.loads(file.read_text())

@@ -63,7 +63,7 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
         ({"finetune": {"vqa": {"run": "x.yaml", "step": 1}}}, "Did you mean 'steps'"),
         ({"finetune": {"pretrain": {"run": "x.yaml", "steps": 1}}}, "this name is taken"),
         ({"foils": {"files": ["a.json"]}}, "foils.images is missing"),
-        ({"seed": [0]}, "seed"),
+        ({"seed": [0]}, "there is no option seed. Did you mean 'seeds'"),
         ({"seeds": ["zero"]}, "seeds"),
         ({"retrieval": {"imagse": 3}}, "imagse"),
     ],
