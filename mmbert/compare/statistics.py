@@ -329,7 +329,7 @@ def _is_shown(verdict: Verdict, p_holm: float) -> bool:
 
 
 def _variances(strategies: Sequence[_Pictures], contrast: np.ndarray) -> list[_Variance]:
-    """Variances of a mean or a difference of means, each to be stood up to: of both parts, of seeds, of items.
+    """Variances of a mean or a difference of means, each to be stood up to: of both parts, seeds, scores, items.
 
     Args:
         strategies: one or two.
@@ -345,18 +345,21 @@ def _variances(strategies: Sequence[_Pictures], contrast: np.ndarray) -> list[_V
     items = _Variance(float(_item_variance(contrast, counts)), pictures - 1)
     if any(strategy.runs < 2 for strategy in strategies):
         return [items]
+    scores: list[_Variance] = []
     seeds: list[_Variance] = []
     noise: list[_Variance] = []
     for strategy in strategies:
         runs = strategy.runs
         apart = strategy.sums - strategy.sums.mean(axis=0)
         alone = float(_item_variance(apart, counts).sum()) / (runs * (runs - 1))
+        scores.append(_Variance(float(strategy.scores.var(ddof=1)) / runs, runs - 1))
         # Seeds that agree by chance vary at least as much as single pictures do between them.
-        seeds.append(_Variance(max(float(strategy.scores.var(ddof=1)) / runs, alone), runs - 1))
+        seeds.append(_Variance(max(scores[-1].variance, alone), runs - 1))
         noise.append(_Variance(-alone, (runs - 1) * (pictures - 1)))
     # Where items tell no more than the noise in the seeds, the seeds' part stands for both.
     both = [*seeds, items, *noise] if items.variance + sum(part.variance for part in noise) > 0 else seeds
-    return [_total(both, seeds), _total(seeds, seeds), items]
+    # Plain scores too: raising the steadier strategy's part adds degrees of freedom.
+    return [_total(both, seeds), _total(seeds, seeds), _total(scores, seeds), items]
 
 
 def _total(parts: Sequence[_Variance], seeds: Sequence[_Variance]) -> _Variance:
