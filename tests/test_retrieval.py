@@ -14,7 +14,7 @@ from training.test_distributed import in_processes
 from mmbert.errors import UsageError
 from mmbert.evaluation import encoding, retrieval
 from mmbert.evaluation.encoding import Encoded, encode
-from mmbert.evaluation.retrieval import SCORERS, Candidates, choose_scorer, retrieve
+from mmbert.evaluation.retrieval import SCORERS, Candidates, choose_scorer, retrieve, search
 from mmbert.fusion import FUSIONS
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.modeling import MMBertForPreTraining
@@ -188,6 +188,18 @@ def test_equal_texts_count_as_right_where_asked(candidates: Candidates) -> None:
     assert {name: found[name] for name in expected} == expected
     # Three pictures carry it: at best one of the three copies is right without the option.
     assert found["rsum"] > retrieve(model, encoded, candidates, "itm")["rsum"]
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_items_tell_which_queries_found_a_right_partner_first(candidates: Candidates, folds: int) -> None:
+    model = tiny_model()
+    report, items = search(model, encoded_with(model, candidates), candidates, "itm", folds=folds)
+    assert items["image_to_text/R@1"].pictures == list(range(len(candidates.pictures)))
+    assert items["text_to_image/R@1"].pictures == list(candidates.image_of_text)
+    if folds == 1:
+        for name, found in items.items():
+            assert 0 < report[name] < 1, "or any hits would do"
+            assert sum(found.values) / len(found.values) == report[name]
 
 
 def test_scorer_is_chosen_by_what_the_model_can_do() -> None:

@@ -46,6 +46,8 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
         "configs/quickstart.yaml",
     )
     assert found.pretrain.options == {"data.batch_size": 8}
+    found = load_comparison(file, ["pretrain.options.optim.lr=0.5"])
+    assert found.pretrain.options == {"optim.lr": 0.5}, "one key of fit"
     assert (found.retrieval.images, found.retrieval.k, found.retrieval.scorer) == (9, 3, "itm")
 
 

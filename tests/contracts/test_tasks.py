@@ -141,14 +141,21 @@ def test_results_do_not_depend_on_batches_order_or_repeats(task: str, tmp_path: 
 @every_task
 def test_without_text_only_the_picture_counts(task: str, tmp_path: Path) -> None:
     """Examples 0, 3 and 6 share a picture, and have different texts of different lengths."""
-    results = evaluation(task, tmp_path, 3, list(range(7))).in_order()
-    model = model_of(task)
+    judged = evaluation(task, tmp_path, 3, list(range(7)))
+    results, model = judged.in_order(), model_of(task)
     empty = torch.tensor([[2, 3]])  # [CLS] [SEP]
+    batch = {
+        "input_ids": torch.tensor([[2, 9, 8, 3, 0], [2, 7, 3, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]),
+    }
+    with torch.no_grad():
+        expected = model.mmbert.encode_text(empty).rows(torch.tensor([0, 0]))
+        assert torch.equal(judged._empty(batch).hidden_states, expected.hidden_states)
     picture = tiny_processor().picture(labelled(tmp_path)[0].image)[None]
     text = model.mmbert.encode_text(empty)
     image = model.mmbert.encode_image(tiny_processor().pictures.normalize(picture))
-    expected = int(model.task.logits(model.task.pooled(model.mmbert, text, image)).argmax())
-    assert [results[i].no_text for i in (0, 3, 6)] == [expected] * 3
+    label = int(model.task.logits(model.task.pooled(model.mmbert, text, image)).argmax())
+    assert [results[i].no_text for i in (0, 3, 6)] == [label] * 3
 
 
 def test_other_pictures_are_others_and_the_same_for_all_texts_of_a_picture(tmp_path: Path) -> None:
