@@ -89,6 +89,8 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             "train_seconds": sum(m["run/training_seconds"] for m in metrics.values()),
             "samples_per_second": metrics[PRETRAIN].get("run/samples_per_second"),
             "peak_memory_bytes": max(m["run/peak_memory_bytes"] for m in metrics.values()),
+            "machine": run_folder.machine(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
         "curves": {k: v for k, v in run_folder.read_curves(folder / PRETRAIN).items() if _is_shown(k)},
         "versions": {k.removeprefix("run/version/"): v for k, v in run_folder.versions().items()},

@@ -13,7 +13,7 @@ from mmbert.training.checkpoints import write_whole
 
 Row = dict[str, Any]
 NOISE = ("cost",)
-"""Keys of a row that differ from run to run: times and memory."""
+"""Keys of a row that differ from run to run: times and memory, where and when."""
 
 
 def read_rows(out: Path) -> dict[str, Row]:

@@ -76,6 +76,17 @@ def versions() -> dict[str, str]:
     return {"run/version/python": platform.python_version(), **found}
 
 
+def machine() -> str:
+    """CPU, how many of its cores this process may use, and GPU: what times depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cpu} ({cores} cores){gpu}"
+
+
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     """Writes the flat `metrics.json`; a value that is not finite becomes null."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in sorted(metrics.items())}

@@ -246,8 +246,17 @@ def test_run_is_told(text: str) -> None:
     ):
         assert fact in text
     assert "```bash\nmmbert compare -c configs/compare/quick.yaml\n```" in text
-    rows = [{**row, "date": f"2026-11-2{i % 4}"} for i, row in enumerate(made(CHANCES)[0])]
-    assert ("Dates", "2026-11-20 to 2026-11-23") in build(Outcomes(rows, {}, {}), []).facts
+
+
+@pytest.mark.parametrize("machines", [("CPU (2 cores)",), ("CPU (2 cores)", "GPU")])
+def test_where_and_when_is_told_and_more_machines_than_one_warned_of(machines: tuple[str, ...]) -> None:
+    rows = made(CHANCES)[0]
+    for i, row in enumerate(rows):
+        row["cost"] |= {"date": f"2026-11-2{i % 4}", "machine": machines[i % len(machines)]}
+    found = build(Outcomes(rows, {}, {}), [])
+    assert ("Dates", "2026-11-20 to 2026-11-23") in found.facts
+    assert ("Machine", " and ".join(machines)) in found.facts
+    assert any("different machines" in warning for warning in found.warnings) == (len(machines) > 1)
 
 
 @pytest.mark.parametrize("exploratory", [True, False])

@@ -80,7 +80,9 @@ def test_rows_hold_results_that_are_the_means_of_their_items(whole: tuple[str, P
     for row in found:
         assert row["status"] == "done"
         assert row["results"]["pretrain/mlm_image_gain"] == 0 or row["strategy"] == "early"
-        assert {"wall_seconds", "peak_memory_bytes", "ms_per_pair", "search_seconds"} <= row["cost"].keys()
+        assert {"wall_seconds", "peak_memory_bytes", "ms_per_pair", "search_seconds", "machine", "date"} <= row[
+            "cost"
+        ].keys()
         assert row["config"]["pretrain.model.fusion"] == row["strategy"]
         with np.load(whole[1] / "items" / f"{row['arm']}.npz") as items:
             names = [name for name in items.files if not name.endswith(":picture")]

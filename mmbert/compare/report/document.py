@@ -129,6 +129,7 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
         ("Data", _one_line(told.get("dataset"))),
         ("Arms", f"{len(outcomes.done)} finished, {len(outcomes.failed)} failed"),
         ("Versions", _versions(outcomes)),
+        ("Machine", listed(outcomes.machines())),
         ("Dates", _dates(outcomes)),
     ]
     if len(outcomes.fractions) > 1:
@@ -152,5 +153,6 @@ def _versions(outcomes: Outcomes) -> str:
 
 
 def _dates(outcomes: Outcomes) -> str:
-    dates = sorted({str(row["date"]) for row in outcomes.rows if row.get("date")})
+    costs = [row.get("cost") or {} for row in outcomes.rows]
+    dates = sorted({str(cost["date"]) for cost in costs if cost.get("date")})
     return " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else ""

@@ -119,6 +119,8 @@ def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
     if outcomes.failed:
         arms = listed([str(row["arm"]) for row in outcomes.failed])
         found.append(f"Failed, and in no other number: {arms}.")
+    if len(outcomes.machines()) > 1:
+        found.append(f"Times come from different machines and can't be compared: {listed(outcomes.machines())}.")
     missed = missed_budgets(outcomes)
     if missed:
         told = listed([f"{arm} by {100 * gap:+.1f} %" for arm, gap in missed.items()])

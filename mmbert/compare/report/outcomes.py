@@ -78,6 +78,10 @@ class Outcomes:
         counts = [len(self.arms(name)) for name in self.strategies]
         return min((count for count in counts if count), default=0)
 
+    def machines(self) -> list[str]:
+        """Where the finished arms ran, as far as it is known."""
+        return sorted({str(row["cost"]["machine"]) for row in self.done if (row.get("cost") or {}).get("machine")})
+
     def values(self, strategy: str, measure: str, fraction: float | None = None) -> dict[int, float]:
         """Seed -> value, of the seeds where it is a number."""
         found = {
