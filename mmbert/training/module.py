@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import deque
 from typing import Any
 
 import lightning as L
@@ -28,6 +29,8 @@ from mmbert.training.optim import OptimOptions, build_optimizer
 from mmbert.training.sharding import gather_shards, shard, spread_shards, whole
 
 log = logging.getLogger("mmbert")
+RECENT = 10
+"""Training batches whose speed is shown."""
 
 
 class TrainingModule(L.LightningModule):
@@ -65,6 +68,7 @@ class TrainingModule(L.LightningModule):
         self.skipped = Skipped(data.options.max_bad_fraction)
         self._unshared: dict[str, dict[int, list[str]]] = {}  # split -> what this process skipped in its evaluation
         self._clock = 0.0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._since_step: list[dict[str, Tensor]] = []  # losses of the batches since the last optimizer step
         self._indices: list[int] = []  # and their samples
 
@@ -241,6 +245,9 @@ class TrainingModule(L.LightningModule):
         seconds, self._clock = now - self._clock, now
         samples = len(batch["index"]) * world_size()
         self.training_seconds += seconds
+        self._recent.append((samples, seconds))
+        # Over several batches: the one that is logged may be the one that saved a checkpoint.
+        samples, seconds = map(sum, zip(*self._recent, strict=True))
         self.log("samples/s", samples / seconds, prog_bar=True)
         optimizer = self.optimizers()
         self.log("train/lr", optimizer.param_groups[0]["lr"])  # pyright: ignore
