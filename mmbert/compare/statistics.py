@@ -29,9 +29,6 @@ from scipy.special import stdtr, stdtrit
 
 from mmbert.randomness import numpy_generator
 
-FEW_SEEDS = 5
-"""Fewer seeds than this are called few."""
-
 ROUNDING = 1e-24
 """Variances up to this are rounding: one hit among a million items is 1e-12."""
 
@@ -225,58 +222,6 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected
 
 
-def sentence(verdict: Verdict, names: Mapping[str, str] | None = None) -> str:
-    """The one sentence a report may write about two strategies: "... is better" only where that is shown.
-
-    Args:
-        verdict: of `compare_pairs` or `compare_all`.
-        names: how strategies and measures are called; a name that is not in it stands for itself.
-    """
-    names = names or {}
-    measure = names.get(verdict.measure, verdict.measure)
-    a, b = names.get(verdict.a, verdict.a), names.get(verdict.b, verdict.b)
-    difference, low, high = verdict.difference, verdict.low, verdict.high
-    level = f"{100 * verdict.level:g} % interval"
-    if not verdict.shown:
-        reason = "; no test is possible with one seed or one picture" if isnan(verdict.p) else ""
-        return (
-            f"no difference shown between {a} and {b} on {measure} (difference {_points(difference)} points, "
-            f"{level} {_points(low)} to {_points(high)}{reason})"
-        )
-    if difference < 0:
-        a, b, difference, low, high = b, a, -difference, -high, -low
-    p = "p < 0.001" if verdict.p_holm < 0.001 else f"p = {verdict.p_holm:.3f}"
-    return (
-        f"{a} is better than {b} on {measure} by {_points(difference)} points "
-        f"({level} {_points(low)} to {_points(high)}, {p} after Holm)"
-    )
-
-
-def few_seeds(seeds: int) -> str:
-    """What to say about a small number of seeds; "" from `FEW_SEEDS` on."""
-    if seeds >= FEW_SEEDS:
-        return ""
-    if seeds < 2:
-        return f"{seeds} seed: how far another seed would land is unknown, so nothing is claimed."
-    return (
-        f"{seeds} seeds are few: only large differences can be shown, and a difference that is not shown may well be "
-        f"there."
-    )
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (cost, quality) points that no other beats: none is cheaper and as good, or as cheap and better.
-
-    Equal points stand together; a point with NaN is left out.
-    """
-    known = [(i, cost, quality) for i, (cost, quality) in enumerate(points) if not (isnan(cost) or isnan(quality))]
-    return [
-        i
-        for i, cost, quality in known
-        if not any(c <= cost and q >= quality and (c < cost or q > quality) for _, c, q in known)
-    ]
-
-
 def _test_pairs(
     items: Mapping[str, Sequence[np.ndarray]],
     clusters: np.ndarray,
@@ -461,8 +406,3 @@ def _runs(items: Mapping[str, Sequence[np.ndarray]], clusters: np.ndarray) -> di
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a fraction between 0 and 1, for instance 0.95")
-
-
-def _points(fraction: float) -> str:
-    """Fraction as points with one decimal; never "-0.0"."""
-    return f"{round(100 * fraction, 1) + 0.0:.1f}"

@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mmbert.compare.report.findings import FEW_SEEDS, few_seeds, sentence
+from mmbert.compare.report.plots import pareto
 from mmbert.compare.statistics import (
     CAUTION,
-    FEW_SEEDS,
     Verdict,
     compare_all,
     compare_pairs,
-    few_seeds,
     holm,
     interval,
-    pareto,
-    sentence,
 )
 
 Items = dict[str, list[np.ndarray]]

@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
 
 from mmbert.compare.report.outcomes import Outcomes, title
-from mmbert.compare.statistics import Verdict, compare_all, few_seeds, sentence
+from mmbert.compare.statistics import Verdict, compare_all
 
 MISSED = 0.05
 """A budget further from its target than this share is told."""
+FEW_SEEDS = 5
+"""Fewer seeds than this are called few."""
 LONGEST_HEADLINE = 150
 """Characters; more differences than fit are counted instead."""
 
@@ -101,6 +104,33 @@ def sentences(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"{'N' + text[1:] if text.startswith('no difference shown') else text}." for text in texts]
 
 
+def sentence(verdict: Verdict, names: Mapping[str, str] | None = None) -> str:
+    """The one sentence a report may write about two strategies: "... is better" only where that is shown.
+
+    Args:
+        verdict: of `compare_pairs` or `compare_all`.
+        names: how strategies and measures are called; a name that is not in it stands for itself.
+    """
+    names = names or {}
+    measure = names.get(verdict.measure, verdict.measure)
+    a, b = names.get(verdict.a, verdict.a), names.get(verdict.b, verdict.b)
+    difference, low, high = verdict.difference, verdict.low, verdict.high
+    level = f"{100 * verdict.level:g} % interval"
+    if not verdict.shown:
+        reason = "; no test is possible with one seed or one picture" if isnan(verdict.p) else ""
+        return (
+            f"no difference shown between {a} and {b} on {measure} (difference {_points(difference)} points, "
+            f"{level} {_points(low)} to {_points(high)}{reason})"
+        )
+    if difference < 0:
+        a, b, difference, low, high = b, a, -difference, -high, -low
+    p = "p < 0.001" if verdict.p_holm < 0.001 else f"p = {verdict.p_holm:.3f}"
+    return (
+        f"{a} is better than {b} on {measure} by {_points(difference)} points "
+        f"({level} {_points(low)} to {_points(high)}, {p} after Holm)"
+    )
+
+
 def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
     """What a reader has to know before any number."""
     found = []
@@ -128,6 +158,18 @@ def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
     return found
 
 
+def few_seeds(seeds: int) -> str:
+    """What to say about a small number of seeds; "" from `FEW_SEEDS` on."""
+    if seeds >= FEW_SEEDS:
+        return ""
+    if seeds < 2:
+        return f"{seeds} seed: how far another seed would land is unknown, so nothing is claimed."
+    return (
+        f"{seeds} seeds are few: only large differences can be shown, and a difference that is not shown may well be "
+        f"there."
+    )
+
+
 def missed_budgets(outcomes: Outcomes) -> Mapping[str, float]:
     """Arm -> how far its budget is from the target, of those that are too far."""
     gaps = {str(row["arm"]): (row.get("budget") or {}).get("missed_by") for row in outcomes.rows}
@@ -137,3 +179,8 @@ def missed_budgets(outcomes: Outcomes) -> Mapping[str, float]:
 def listed(names: Sequence[str]) -> str:
     """["a", "b", "c"] -> "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _points(fraction: float) -> str:
+    """Fraction as points with one decimal; never "-0.0"."""
+    return f"{round(100 * fraction, 1) + 0.0:.1f}"

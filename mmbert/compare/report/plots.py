@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from mmbert.compare.report.drawing import GRID, MUTED, PAPER, Figure, Panel, look, shorten
 from mmbert.compare.report.outcomes import Outcomes, mean_of, number, title
 from mmbert.compare.report.tables import COSTS, costs_of, percent
-from mmbert.compare.statistics import Interval, pareto
+from mmbert.compare.statistics import Interval
 
 ROW, FRAME = 0.34, 0.62
 """Inches a strategy takes in a plot with one line each, and what the axis around them takes."""
@@ -269,3 +269,18 @@ def _frame(axes: Axes, grid: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(GRID)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, quality) points that no other beats: none is cheaper and as good, or as cheap and better.
+
+    Equal points stand together; a point with NaN is left out.
+    """
+    known = [
+        (i, cost, quality) for i, (cost, quality) in enumerate(points) if not (math.isnan(cost) or math.isnan(quality))
+    ]
+    return [
+        i
+        for i, cost, quality in known
+        if not any(c <= cost and q >= quality and (c < cost or q > quality) for _, c, q in known)
+    ]
