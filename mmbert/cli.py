@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.command_line import explain, one_sentence_for_mistakes, refuse_empty, set_up_logging
 from mmbert.commands import COMMANDS, run_command
-from mmbert.config_files import with_bases
+from mmbert.config_files import with_bases, with_whole_objectives
 from mmbert.data.datamodule import DataOptions
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.pairs import EvaluationOptions, metric_names
@@ -344,7 +344,7 @@ class PreparedRun(MMBertCLI):
     def __init__(self, arguments: list[str]):
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         dry = "--trainer.fast_dev_run=1"
-        super().__init__(with_bases(close_imports([*arguments, dry])), stop=StopSignals())
+        super().__init__(_spelled_out([*arguments, dry]), stop=StopSignals())
 
     @property
     def options(self) -> Any:
@@ -356,6 +356,11 @@ class PreparedRun(MMBertCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Does nothing."""
+
+
+def _spelled_out(arguments: list[str]) -> list[str]:
+    """The command line as jsonargparse has to see it."""
+    return with_whole_objectives(with_bases(close_imports(arguments)))
 
 
 def main(
@@ -377,4 +382,4 @@ def main(
         run_command(arguments)
         return
     with one_sentence_for_mistakes(), StopSignals() as stop:
-        MMBertCLI(with_bases(close_imports(arguments)), stop=stop, preparation_seconds=preparation_seconds)
+        MMBertCLI(_spelled_out(arguments), stop=stop, preparation_seconds=preparation_seconds)

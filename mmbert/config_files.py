@@ -1,12 +1,17 @@
 """YAML files that build on each other: `base: [other.yaml]` names what a file differs from."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from mmbert.configuration import Architecture
 from mmbert.errors import DataError, UsageError
 
 OPTIONS = ("--config", "-c")
+OBJECTIVES = re.compile(r"--model\.objectives(?:\.([^.]+)(?:\.([^.]+))?)?")
 MAX_VALUES = 100_000
 
 
@@ -34,6 +39,51 @@ def with_bases(arguments: list[str]) -> list[str]:
         for path in _chain(Path(file), ()):
             out += ["--config", str(path)]
     return out
+
+
+def with_whole_objectives(arguments: list[str]) -> list[str]:
+    """Spells out `--model.objectives.itm.negatives=hard`, of which jsonargparse would drop itm's other options.
+
+    Args:
+        arguments: The command line as `with_bases` leaves it.
+    """
+    objectives: dict[str, Any] = dict(Architecture().objectives)
+    out: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        found = OBJECTIVES.fullmatch(option)
+        if not found and option != "--config":
+            out.append(argument)
+            continue
+        value = value if equals else next(rest, None)
+        if value is None:  # nothing follows, of which the parser tells
+            out.append(argument)
+        elif not found:
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+            objectives = _mapping(_mapping(content.get("model"), {}).get("objectives"), objectives)
+            out += [option, value]
+        else:
+            name, key = found.groups()
+            given = _parsed(value)
+            if key:
+                known = objectives.get(name, {})
+                given = {**_mapping(known, {"weight": known}), key: given}
+                option, value = f"--model.objectives.{name}", json.dumps(given, default=str)
+            objectives = {**objectives, name: given} if name else _mapping(given, objectives)
+            out.append(f"{option}={value}")
+    return out
+
+
+def _mapping(value: Any, otherwise: dict[str, Any]) -> dict[str, Any]:
+    return value if isinstance(value, dict) else otherwise
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _values(node: yaml.Node | None, known: dict[int, int]) -> int:

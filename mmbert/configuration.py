@@ -66,7 +66,8 @@ class Architecture:
 
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "itm": 1.0, "itc": 1.0})
     """Pretraining objectives with their weights, `{"mlm": 1.0}`, or with options, `{"itm": {"weight": 1.0,
-    "negatives": "hard"}}`; names in `mmbert.objectives.OBJECTIVES`. A weight weighs; 0 leaves the objective out."""
+    "negatives": "hard"}}`; names in `mmbert.objectives.OBJECTIVES`. A weight weighs; 0 leaves the objective out. A
+    YAML file replaces those of the files it builds on; `--model.objectives.itm.negatives=hard` changes that alone."""
     task: str | None = None
     """Fine-tunes for a task, with its head in place of the objectives': a name in `mmbert.tasks.TASKS` (vqa,
     decision). None: pretraining."""

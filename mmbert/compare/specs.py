@@ -10,7 +10,7 @@ import yaml
 
 from mmbert.compare.plan import PRETRAIN, Arm, Comparison, Stage
 from mmbert.compare.rows import Row
-from mmbert.config_files import with_bases
+from mmbert.config_files import with_bases, with_whole_objectives
 from mmbert.errors import DataError
 
 
@@ -103,15 +103,23 @@ def fit_arguments(stage: Stage, options: Mapping[str, Any]) -> list[str]:
 def written_options(arguments: list[str]) -> dict[str, Any]:
     """What the YAML files and options of a command line of `fit` say, flat; later ones win, defaults are left out."""
     found: dict[str, Any] = {}
-    rest = iter(with_bases(arguments[1:]))
+    rest = iter(with_whole_objectives(with_bases(arguments[1:])))
     for argument in rest:
         if argument == "--config":
-            found |= _flat(yaml.safe_load(Path(next(rest)).read_text(encoding="utf-8")) or {})
+            new = _options(yaml.safe_load(Path(next(rest)).read_text(encoding="utf-8")) or {})
         else:
             key, _, value = argument.removeprefix("--").partition("=")
-            new = _flat({key: yaml.safe_load(value)})
-            found = {k: v for k, v in found.items() if not (k == key or k.startswith(key + "."))} | new
+            new = {key: yaml.safe_load(value)}
+        kept = {k: v for k, v in found.items() if not f"{k}.".startswith(tuple(f"{name}." for name in new))}
+        found = kept | _flat(new)
     return {key: value for key, value in sorted(found.items()) if key != "base"}
+
+
+def _options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.option` -> value; one that is a mapping replaces that of an earlier file as a whole."""
+    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
+    inner = {f"{section}.{name}": value for section, own in sections.items() for name, value in own.items()}
+    return {**inner, **{key: value for key, value in content.items() if key not in sections}}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from interrupted import ROOT, fit, trace
 from tiers import tier
 
 from mmbert.cli import main
+from mmbert.compare.specs import written_options
 
 PRESETS = sorted(
     str(p.relative_to(ROOT))
@@ -122,6 +123,49 @@ def test_printed_configuration_reads_back_to_itself(
     assert {**second, "base": None} == {**first, "base": None}
     own = yaml.safe_load((ROOT / preset).read_text())
     assert all(first["model"][key] == value for key, value in own.get("model", {}).items()), "nothing is lost"
+
+
+OBJECTIVES = "--model.objectives"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"mlm": 0.5, "itm": {"weight": 2.0, "text": "masked"}}),
+        (
+            [f"{OBJECTIVES}.itm.negatives=hard"],
+            {"mlm": 0.5, "itm": {"weight": 2.0, "text": "masked", "negatives": "hard"}},
+        ),
+        (
+            [f"{OBJECTIVES}.itm.text", "clean", f"{OBJECTIVES}.itm.weight=3"],
+            {"mlm": 0.5, "itm": {"weight": 3, "text": "clean"}},
+        ),
+        (
+            [f"{OBJECTIVES}.mlm.weight=0.25", f"{OBJECTIVES}.itc=1.0"],
+            {"mlm": {"weight": 0.25}, "itm": {"weight": 2.0, "text": "masked"}, "itc": 1.0},
+        ),
+        (
+            [f"{OBJECTIVES}.itm=1.5", f"{OBJECTIVES}.itm.text=clean"],
+            {"mlm": 0.5, "itm": {"weight": 1.5, "text": "clean"}},
+        ),
+        ([f'{OBJECTIVES}={{"mlm": 1.0}}', f"{OBJECTIVES}.mlm.weight=2"], {"mlm": {"weight": 2}}),
+    ],
+)
+def test_option_of_an_objective_leaves_the_others_alone(
+    options: list[str], expected: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is trained, and what a comparison writes down; a file's mapping replaces that of the file below it."""
+    (tmp_path / "base.yaml").write_text("model: {objectives: {itc: 1.0, itm: {negatives: hard}}}")
+    file = tmp_path / "own.yaml"
+    file.write_text("base: base.yaml\nmodel: {objectives: {mlm: 0.5, itm: {weight: 2.0, text: masked}}}")
+    arguments = ["fit", "--config", str(file), *options]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["objectives"] == expected
+    flat: dict[str, object] = {}
+    for name, value in expected.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    assert written_options(arguments) == {f"model.objectives.{name}": value for name, value in flat.items()}
 
 
 def test_saved_configuration_gives_the_same_curve_to_the_bit(tiny: list[str], tmp_path: Path) -> None:
