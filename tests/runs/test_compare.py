@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,22 @@ def test_killed_twice_gives_the_same_rows_and_items(whole: tuple[str, Path], tmp
     for row in rows(out):
         name = f"items/{row['arm']}.npz"
         assert (out / name).read_bytes() == (expected / name).read_bytes()
+
+
+@pytest.mark.parametrize("match", ["parameters", "time"])
+def test_two_runs_give_the_same_rows_and_items(match: str, tiny: list[str], shapes: Path, tmp_path: Path) -> None:
+    """Under FLOPs: the test above. Under time the steps are measured, and kept in budgets.json."""
+    file, one, two = tiny_comparison(tmp_path, tiny, shapes, match=match, seeds=[0]), tmp_path / "one", tmp_path / "two"
+    compared(file, one, "--exploratory")
+    if match == "time":
+        two.mkdir()
+        shutil.copy(one / "budgets.json", two)
+    compared(file, two, "--exploratory")
+    assert len(rows(one)) == 2 and {row["budget"]["match"] for row in rows(one)} == {match}
+    assert rows(two) == rows(one)
+    for row in rows(one):
+        name = f"items/{row['arm']}.npz"
+        assert (two / name).read_bytes() == (one / name).read_bytes()
 
 
 def test_finished_arms_are_not_trained_again(whole: tuple[str, Path]) -> None:
