@@ -27,6 +27,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          help="Changes the file's, --set seeds=[0,1] --set pretrain.steps=200.")  # fmt: skip
     command.add_argument("--exploratory", action="store_true",
                          help="Allow one seed; no difference is claimed and every table is marked.")  # fmt: skip
+    command.add_argument("--rows_from", metavar="DIR", type=Path,
+                         help="Take the arms from another comparison's folder that are the same there.")  # fmt: skip
     command.add_argument("--report_only", action="store_true", help="Write the report anew from what is there.")
     add_allow_import(command)
 
@@ -38,6 +40,7 @@ def _compare(
     jobs: int,
     changes: list[str],
     exploratory: bool,
+    rows_from: Path | None,
     report_only: bool,
 ) -> int:
     # Here, or every small command would wait for Lightning and matplotlib.
@@ -50,7 +53,7 @@ def _compare(
     comparison = load_comparison(config, changes)
     folder = Path(out) if out is not None else Path("runs/compare") / comparison.name
     command = shlex.join(["mmbert", *(a for a in sys.argv[1:] if a != "--report_only")])
-    settings = Settings(folder, jobs, exploratory, allowed_imports(), command)
+    settings = Settings(folder, jobs, exploratory, allowed_imports(), command, rows_from)
     if report_only:
         rows = read_rows(folder)
         if not rows:

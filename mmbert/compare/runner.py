@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mmbert.compare.budget import RULES
 from mmbert.compare.plan import Arm, Comparison, arms_of
 from mmbert.compare.rows import Row, last_losses, read_all_items, read_rows, write_rows
-from mmbert.compare.specs import Settings, arm_spec, asked_of, refuse_other, told_changes
+from mmbert.compare.specs import Settings, arm_spec, asked_of, changes_of, refuse_other, told_changes
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError
@@ -81,6 +82,11 @@ def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     for name, spec in specs.items():
         if name in rows:
             refuse_other(rows[name], spec, out)
+    if settings.rows_from is not None:
+        taken = take_over(settings.rows_from, [spec for name, spec in specs.items() if name not in rows])
+        log.info("%d arms are those of %s", len(taken), settings.rows_from)
+        rows |= taken
+        write_rows(out, rows.values())
     left = [specs[arm.name] for arm in arms if arm.name not in rows]
     if len(left) < len(arms):
         log.info("%d of %d arms are there already", len(arms) - len(left), len(arms))
@@ -90,6 +96,26 @@ def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
         write_rows(out, [rows[name] for name in [*order, *(n for n in rows if n not in order)] if name in rows])
     tell_report(comparison, settings, rows)
     return {name: rows[name] for name in order}
+
+
+def take_over(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
+    """The finished arms of another comparison that are also arms of this one, with their items.
+
+    Raises:
+        UsageError: A folder without rows.
+    """
+    elsewhere, taken = read_rows(folder), {}
+    if not elsewhere:
+        raise UsageError(f"--rows_from {folder}: there is no results.jsonl with rows in it.")
+    for spec in specs:
+        row = elsewhere.get(spec["arm"], {})
+        same = row.get("status") == "done" and row.get("exploratory") == spec["exploratory"]
+        if same and not changes_of(row, spec):
+            target = Path(spec["items"])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "items" / target.name, target)
+            taken[spec["arm"]] = row
+    return taken
 
 
 def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:

@@ -22,6 +22,7 @@ class Settings(NamedTuple):
     exploratory: bool
     allow_import: list[str]
     command: str
+    rows_from: Path | None = None
 
 
 def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -72,13 +73,18 @@ def refuse_other(row: Row, spec: Mapping[str, Any], out: Path) -> None:
     Raises:
         DataError: With what changed.
     """
-    told = told_changes(row.get("config", {}), json.loads(json.dumps(spec["config"])))
+    told = changes_of(row, spec)
     if told:
         raise DataError(
             f"{out / 'results.jsonl'}:{row['arm']}",
             f"a row of another comparison ({told})",
             "another --out for this one",
         )
+
+
+def changes_of(row: Row, spec: Mapping[str, Any]) -> str:
+    """How the arm that a row tells of differs from an arm that is asked for; empty where it is the same one."""
+    return told_changes(row.get("config", {}), json.loads(json.dumps(spec["config"])))
 
 
 def asked_of(comparison: Comparison) -> dict[str, Any]:

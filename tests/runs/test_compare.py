@@ -148,6 +148,28 @@ def test_finished_arms_are_not_trained_again(whole: tuple[str, Path]) -> None:
     assert (out / "results.jsonl").read_bytes() == before
 
 
+def test_arms_of_another_comparison_are_taken_over_where_they_are_the_same(
+    whole: tuple[str, Path], tmp_path: Path
+) -> None:
+    """Three of four: of the last the other comparison says another learning rate, so it is trained."""
+    file, out = whole
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(out / "items", elsewhere / "items")
+    found = rows(out, without=())
+    found[3]["config"]["pretrain.optim.lr"] = 0.5
+    (elsewhere / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    said = compared(file, tmp_path / "out", "--rows_from", str(elsewhere))
+    assert f"3 arms are those of {elsewhere}" in said and "3 of 4 arms are there already" in said
+    assert sorted(p.name for p in (tmp_path / "out/arms").iterdir()) == ["late-seed1"]
+    assert rows(tmp_path / "out") == rows(out)
+    for row in rows(out):
+        name = f"items/{row['arm']}.npz"
+        assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes()
+    (tmp_path / "empty").mkdir()
+    said = compared(file, tmp_path / "out2", "--rows_from", str(tmp_path / "empty"), code=2)
+    assert "there is no results.jsonl with rows in it" in said
+
+
 def test_row_of_another_comparison_is_refused(whole: tuple[str, Path]) -> None:
     file, out = whole
     said = compared(file, out, "--set", "pretrain.options.optim.lr=0.5", code=1)
