@@ -132,8 +132,8 @@ def _named(stage: str, split: str, name: str) -> str:
     """pretrain/itm_accuracy, pretrain/unseen/itm_accuracy, vqa/accuracy, vqa/accuracy/blank, ..."""
     if stage != PRETRAIN:
         name = name.split("_", 1)[1] if "_" in name else name  # without the task's name
-        for kind in KINDS:
-            name = name.replace(f"_{kind}", f"/{kind}")
+    for kind in KINDS:
+        name = name.replace(f"_{kind}", f"/{kind}")
     name = name.replace("yes/no", "yes-no").replace("retrieval_chance", "chance")
     part = split.removeprefix("test").strip("_")
     return "/".join(filter(None, (stage, part, name)))

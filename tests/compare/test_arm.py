@@ -32,11 +32,11 @@ def test_results_are_named_by_stage_split_and_what_was_taken_away(tmp_path: Path
     assert list(items) == ["vqa/unseen/accuracy/blank"]
 
 
-def test_pretraining_keeps_the_names_of_its_results(tmp_path: Path) -> None:
+def test_pretraining_names_what_was_taken_away_the_same_way(tmp_path: Path) -> None:
     metrics = {"test/mlm_accuracy_shuffled": 0.5, "test_seen/image_to_text/R@1": 0.2, "test/retrieval_chance_R@1": 0.01}
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "test/itm_left_out": 3.0}))
     assert of_run(tmp_path, "pretrain")[0] == {
-        "pretrain/mlm_accuracy_shuffled": 0.5,
+        "pretrain/mlm_accuracy/shuffled": 0.5,
         "pretrain/seen/image_to_text/R@1": 0.2,
         "pretrain/chance_R@1": 0.01,
     }

@@ -484,6 +484,30 @@ def test_plots_draw_the_numbers_of_the_rows() -> None:
     assert min(front[1]) == pytest.approx(best[0]), "late is behind the front"
 
 
+def test_losses_and_ranks_are_no_scores_and_what_is_tested_is_drawn_first() -> None:
+    rows, items = made(CHANCES)
+    for row in rows:
+        row["results"] |= {"a/loss": 2.0, "a/loss/shuffled": 3.0, "a/median_rank": 4.0, "a/untested": 0.5}
+    outcomes = Outcomes(rows, items, comparison(list(CHANCES), primary=["pretrain/itm_accuracy"]))
+    figures = {figure.name: figure for figure in plots.figures(outcomes)}
+    drawn_first = [panel.title for panel in figures["quality"].panels]
+    assert drawn_first[:3] == ["pretrain itm accuracy", "foils overall", "a untested"]
+    assert not any("loss" in name or "rank" in name for name in drawn_first)
+    assert list(outcomes.variants()) == ["foils/overall"]
+
+
+def test_picture_taken_from_some_items_only_is_told_without_an_interval() -> None:
+    rows, items = made({"early": 0.8})
+    for found in items.values():
+        for name in ("foils/overall/blank", "foils/overall/blank:picture"):
+            if name in found:
+                found[name] = found[name][:-1]
+    for found in items.values():
+        found.setdefault("foils/overall/blank:picture", found["foils/overall:picture"][:-1])
+    lost = Outcomes(rows, items, {}).interval("early", "foils/overall", minus="foils/overall/blank")
+    assert lost is not None and math.isnan(lost.low) and lost.mean > 0
+
+
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     if CHROMIUM is None:

@@ -138,7 +138,8 @@ class Outcomes:
             values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
             paired = self.outcomes(strategy, minus, fraction)
             # Into 0 to 1, where statistics work, and back below.
-            outcomes = {s: (1 + o - paired[s]) / 2 for s, o in outcomes.items() if s in paired}
+            same = {s for s, o in outcomes.items() if s in paired and o.shape == paired[s].shape}
+            outcomes = {s: (1 + o - paired[s]) / 2 for s, o in outcomes.items() if s in same}
         if not values:
             return None
         clusters = self.clusters(measure)
@@ -178,9 +179,10 @@ class Outcomes:
         return found
 
     def variants(self) -> dict[str, list[str]]:
-        """Measure -> which of `VARIANTS` it was also taken under, without those of its categories."""
+        """Score -> which of `VARIANTS` it was also taken under, without those of its categories."""
         names = set(self.names())
-        found = {measure: [v for v in VARIANTS if f"{measure}/{v}" in names] for measure in self.measures()}
+        scores = [measure for measure in self.measures() if is_score(measure)]
+        found = {measure: [v for v in VARIANTS if f"{measure}/{v}" in names] for measure in scores}
         return {measure: variants for measure, variants in found.items() if variants}
 
     def parts(self) -> dict[str, dict[str, str]]:
@@ -208,6 +210,11 @@ class Outcomes:
 def is_reference(name: str) -> bool:
     """Whether it tells what knowing nothing gives."""
     return name.rsplit("/", 1)[-1].startswith(("chance", "prior"))
+
+
+def is_score(name: str) -> bool:
+    """Whether more of it is better."""
+    return not name.endswith(("loss", "rank"))
 
 
 def _is_plain(name: str) -> bool:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from mmbert.compare.report.drawing import GRID, MUTED, PAPER, Figure, Panel, look, shorten
-from mmbert.compare.report.outcomes import Outcomes, mean_of, number, title
+from mmbert.compare.report.outcomes import Outcomes, is_score, mean_of, number, title
 from mmbert.compare.report.tables import COSTS, costs_of, percent
 from mmbert.compare.statistics import Interval
 
@@ -30,8 +30,10 @@ def figures(outcomes: Outcomes) -> list[Figure]:
 
 
 def quality(outcomes: Outcomes) -> Figure:
-    """Dot, interval and seeds of every strategy, a panel a measure; the primary ones come first."""
-    measures = list(dict.fromkeys([*outcomes.primary(), *outcomes.measures()]))
+    """Dot, interval and seeds of every strategy, a panel a score: primary ones, those tested, the rest."""
+    scores = [measure for measure in outcomes.measures() if is_score(measure)]
+    tested = [measure for measure in scores if outcomes.clusters(measure) is not None]
+    measures = list(dict.fromkeys([*outcomes.primary(), *tested, *scores]))
     caption = f"{DOTS} Dashed: what is reached without a model."
     panels = [_dots(outcomes, measure) for measure in measures if _known(outcomes, measure)]
     return Figure("quality", "Quality", caption, panels, legend=False)

@@ -116,7 +116,7 @@ def _cost_head(outcomes: Outcomes, key: str) -> str:
         return COSTS[key][1]
     costs = [row.get("cost") or {} for row in outcomes.done]
     sizes = {(c.get("search_images"), c.get("search_texts")) for c in costs if c.get("search_images") is not None}
-    return "search, " + ", ".join(f"{images} x {texts}" for images, texts in sorted(sizes)) if sizes else "search"
+    return "search, " + ", ".join(f"{images:g} x {texts:g}" for images, texts in sorted(sizes)) if sizes else "search"
 
 
 def costs_of(outcomes: Outcomes, strategy: str, key: str) -> float:
