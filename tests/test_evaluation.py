@@ -128,6 +128,16 @@ def test_items_are_what_the_results_are_means_of(
     assert items["mlm_accuracy"].pictures == [i for i, count in enumerate(masked) for _ in range(count)]
 
 
+def test_captions_of_one_picture_are_one_picture_to_the_tests(model: MMBertForPreTraining) -> None:
+    """Or two captions each would halve what pictures vary by."""
+    evaluation = PairEvaluation(model, frozenset())
+    of_pair = [7, 7, 3, 3, 9]
+    evaluation.results = [PairResult(i, 2, 1, 1, 1.0, 1.0, 0.5, -0.5, key) for i, key in enumerate(of_pair)]
+    items = evaluation.items()
+    assert items["itm_accuracy"].pictures == [0, 0, 1, 1, 2]
+    assert items["mlm_accuracy"].pictures == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+
+
 def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Encoded]]:
     """Results of `count` pairs, with ties, pairs without a wrong picture, and captions that come twice."""
     results, encoded = [], []
@@ -137,7 +147,9 @@ def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Enc
         losses = [masked * rng.expovariate(1), masked * rng.expovariate(0.5)]
         right, wrong = rng.choice([rng.gauss(1, 1), 0.0, 1.0]), rng.choice([rng.gauss(-1, 1), 0.0, 1.0])
         results.append(
-            PairResult(index, masked, hits, None if lone else wrong_hits, *losses, right, None if lone else wrong)
+            PairResult(
+                index, masked, hits, None if lone else wrong_hits, *losses, right, None if lone else wrong, index
+            )
         )
         vectors = torch.tensor([[rng.randrange(3) for _ in range(4)] for _ in range(2)], dtype=torch.float64)
         key = rng.randrange(2 * count)

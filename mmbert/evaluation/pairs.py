@@ -75,6 +75,7 @@ class PairResult(NamedTuple):
     mlm_loss_wrong: float
     right_score: float
     wrong_score: float | None
+    image_key: int  # the same for all captions of a picture
 
 
 class Encoded(NamedTuple):
@@ -140,7 +141,7 @@ class PairEvaluation:
             self.results.append(
                 PairResult(
                     index, masked[row], right_hits[row], wrong_hits[row] if valid else None, loss[row], wrong_loss[row],
-                    right_score[row], wrong_score[row] if valid else None,
+                    right_score[row], wrong_score[row] if valid else None, int(batch["image_key"][row]),
                 )
             )  # fmt: skip
         self._keep_for_retrieval(batch, text, image)
@@ -213,10 +214,11 @@ class PairEvaluation:
         """What became of each pair (`itm_accuracy`) or masked word (`mlm_...`), under the result that is their mean."""
         results = sorted({r.index: r for r in everywhere(self.results)}.values())
         both = [r for r in results if r.wrong_score is not None]
+        number = {key: i for i, key in enumerate(dict.fromkeys(r.image_key for r in results))}
         out = {}
         if "itm" in self.model.objectives and both:
             right = [((r.right_score > 0) + (r.wrong_score <= 0)) / 2 for r in both]  # pyright: ignore
-            out["itm_accuracy"] = Items(right, [r.index for r in both])
+            out["itm_accuracy"] = Items(right, [number[r.image_key] for r in both])
         if "mlm" in self.model.objectives:
             # Which word of a pair was hit is not kept: statistics draw pairs, not words.
             for name, rows, hits in (
@@ -224,7 +226,7 @@ class PairEvaluation:
                 ("mlm_accuracy_shuffled", both, [r.wrong_hits or 0 for r in both]),
             ):
                 words = [float(i < hit) for r, hit in zip(rows, hits, strict=True) for i in range(r.masked)]
-                out[name] = Items(words, [r.index for r in rows for _ in range(r.masked)])
+                out[name] = Items(words, [number[r.image_key] for r in rows for _ in range(r.masked)])
         return {name: found for name, found in out.items() if found.values}
 
     def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:
