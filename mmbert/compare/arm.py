@@ -34,6 +34,7 @@ from mmbert.metrics.items import Items, read_items, write_items
 from mmbert.modeling import MMBertForPreTraining
 from mmbert.processing import MMBertProcessor
 from mmbert.signals import StopSignals
+from mmbert.tasks import TASKS
 from mmbert.training import run as run_folder
 from mmbert.training.checkpoints import write_whole
 
@@ -89,6 +90,7 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             "train_seconds": sum(m["run/training_seconds"] for m in metrics.values()),
             "samples_per_second": metrics[PRETRAIN].get("run/samples_per_second"),
             "peak_memory_bytes": max(m["run/peak_memory_bytes"] for m in metrics.values()),
+            "threads": spec["threads"],
             "machine": run_folder.machine(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
@@ -130,8 +132,8 @@ def of_run(folder: Path, stage: str) -> tuple[Results, dict[str, Items]]:
 
 def _named(stage: str, split: str, name: str) -> str:
     """pretrain/itm_accuracy, pretrain/unseen/itm_accuracy, vqa/accuracy, vqa/accuracy/blank, ..."""
-    if stage != PRETRAIN:
-        name = name.split("_", 1)[1] if "_" in name else name  # without the task's name
+    task, _, rest = name.partition("_")
+    name = rest if task in TASKS else name
     for kind in KINDS:
         name = name.replace(f"_{kind}", f"/{kind}")
     name = name.replace("yes/no", "yes-no").replace("retrieval_chance", "chance")

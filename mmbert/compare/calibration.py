@@ -22,7 +22,10 @@ from mmbert.compare.cost import count_parameters, first_batches, flops_per_step,
 from mmbert.compare.plan import PRETRAIN, Comparison, comparison_from
 from mmbert.compare.specs import fit_arguments
 from mmbert.configuration import MMBertConfig
+from mmbert.errors import UsageError
+from mmbert.evaluation.retrieval import choose_scorer
 from mmbert.initialization import quiet_transformers
+from mmbert.modeling import MMBertForPreTraining
 from mmbert.training.checkpoints import write_whole
 from mmbert.training.optim import build_optimizer
 
@@ -132,6 +135,7 @@ def _depth_and_width(config: MMBertConfig) -> tuple[int, int]:
 def count(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> Counted:
     """What the stages of one strategy cost."""
     run = prepared(comparison, options, allow_import)
+    _check_retrieval(comparison, run)
     found = {PRETRAIN: step_cost(run, comparison)}
     with tempfile.TemporaryDirectory() as folder:
         if comparison.finetune:
@@ -146,6 +150,15 @@ def count(comparison: Comparison, options: Mapping[str, Any], allow_import: list
             found[name] = step_cost(tuned, comparison)
     model = run.parts.model
     return Counted(Shape(*_depth_and_width(model.config), parameters(model).total), found)
+
+
+def _check_retrieval(comparison: Comparison, run: PreparedRun) -> None:
+    """Refuses before the training what could not be ranked after it."""
+    model, splits, asked = run.parts.model, run.parts.data.examples, comparison.retrieval
+    if asked.images and isinstance(model, MMBertForPreTraining):
+        choose_scorer(model, asked.scorer)
+        if not splits.get(asked.split):
+            raise UsageError(f"retrieval.split='{asked.split}'; the data has {', '.join(splits)}.")
 
 
 def step_cost(run: PreparedRun, comparison: Comparison) -> Step:

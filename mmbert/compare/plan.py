@@ -99,10 +99,14 @@ class Comparison:
         """
         if not self.names:
             raise UsageError("strategies is empty; name two or more to compare.")
-        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise UsageError(f"seeds={self.seeds}: one or more different numbers.")
-        if not self.fractions or any(not 0 < fraction <= 1 for fraction in self.fractions):
-            raise UsageError(f"fractions={self.fractions}: shares of the training pairs, above 0, up to 1.")
+        own = {"seeds": self.seeds, **{f"strategies.{name}.seeds": self._seeds(name) for name in self.names}}
+        for where, seeds in own.items():
+            whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+            if not whole or not seeds or len(set(seeds)) < len(seeds):
+                raise UsageError(f"{where}={seeds}: a list of one or more different whole numbers.")
+        fractions = self.fractions
+        if not fractions or any(not 0 < x <= 1 for x in fractions) or len(set(fractions)) < len(fractions):
+            raise UsageError(f"fractions={fractions}: different shares of the training pairs, above 0, up to 1.")
         if self.match not in RULES:
             raise UsageError(f"match='{self.match}'; allowed are {', '.join(RULES)}.{did_you_mean(self.match, RULES)}")
         if self.reference is not None and self.reference not in self.names:
@@ -144,8 +148,16 @@ class Comparison:
 
     def seeds_of(self, strategy: str) -> list[int]:
         """The seeds that the strategy is trained with."""
+        return list(self._seeds(strategy))
+
+    @property
+    def fewest_seeds(self) -> int:
+        """Of the strategy that has the fewest."""
+        return min(len(self.seeds_of(name)) for name in self.names)
+
+    def _seeds(self, strategy: str) -> Any:
         given = self.strategies.get(strategy, {}) if isinstance(self.strategies, dict) else {}
-        return list((given or {}).get("seeds", self.seeds))
+        return (given or {}).get("seeds", self.seeds)
 
 
 class Arm(NamedTuple):

@@ -21,7 +21,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mmbert.compare.budget import RULES
 from mmbert.compare.plan import Arm, Comparison, arms_of
 from mmbert.compare.rows import Row, last_losses, read_all_items, read_rows, write_rows
-from mmbert.compare.specs import Settings, arm_spec, asked_of, changes_of, refuse_other, told_changes
+from mmbert.compare.specs import (
+    Settings,
+    arm_spec,
+    asked_of,
+    changes_of,
+    refuse_other,
+    refuse_other_folder,
+    told_changes,
+)
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError
@@ -47,8 +55,7 @@ def run_comparison(comparison: Comparison, settings: Settings) -> dict[str, Row]
         DataError: A row of another comparison, or the budgets could not be found.
     """
     comparison.check()
-    few = min(len(comparison.seeds_of(name)) for name in comparison.names)
-    if few < 2 and not settings.exploratory:
+    if comparison.fewest_seeds < 2 and not settings.exploratory:
         raise UsageError(
             f"seeds={comparison.seeds}: one seed can't tell a difference between strategies from one between seeds; "
             "give three or more, or --exploratory, which marks every table."
@@ -73,15 +80,20 @@ def only_one(out: Path) -> Iterator[None]:
 
 def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     out = settings.out
+    if comparison.foils.files:  # a wrong path would be found after hours of training
+        read_foils([Path(file) for file in comparison.foils.files], ImageFolder(comparison.foils.images))
     budgets = _budgets(comparison, settings)
     for name in comparison.names:
         log.info("%s: %s", name, budgets[name]["told"])
     arms = arms_of(comparison)
     specs = {arm.name: arm_spec(comparison, arm, budgets[arm.strategy], settings) for arm in arms}
-    rows = read_rows(out)
+    # What was trained and could not be judged is judged again.
+    rows = {name: row for name, row in read_rows(out).items() if row.get("failure", {}).get("stage") != "evaluation"}
     for name, spec in specs.items():
         if name in rows:
             refuse_other(rows[name], spec, out)
+        else:
+            refuse_other_folder(spec)
     if settings.rows_from is not None:
         taken = take_over(settings.rows_from, [spec for name, spec in specs.items() if name not in rows])
         log.info("%d arms are those of %s", len(taken), settings.rows_from)
@@ -109,7 +121,7 @@ def take_over(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row
         raise UsageError(f"--rows_from {folder}: there is no results.jsonl with rows in it.")
     for spec in specs:
         row = elsewhere.get(spec["arm"], {})
-        same = row.get("status") == "done" and row.get("exploratory") == spec["exploratory"]
+        same = row.get("status") == "done" and row["cost"].get("threads", spec["threads"]) == spec["threads"]
         if same and not changes_of(row, spec):
             target = Path(spec["items"])
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,13 +138,20 @@ def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, R
         "name": comparison.name,
         "strategies": comparison.names,
         "seeds": comparison.seeds,
+        "arms": [arm.name for arm in arms_of(comparison)],
+        "exploratory": settings.exploratory or comparison.fewest_seeds < 2,
         "budget_rule": f"{RULES[comparison.match]} as {reference} with {length}",
         "primary": comparison.primary,
         "dataset": comparison.about,
         "command": settings.command,
     }
     write_whole(settings.out / "comparison.json", json.dumps(about, indent=2) + "\n")
-    write_whole(settings.out / "examples.json", json.dumps(examples(comparison, settings.out, rows), indent=2) + "\n")
+    try:
+        found = examples(comparison, settings.out, rows)
+    except DataError as error:  # the foils have moved since: the report can do without them
+        log.warning("no new examples: %s", error)
+        return
+    write_whole(settings.out / "examples.json", json.dumps(found, indent=2) + "\n")
 
 
 def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: int = 12) -> list[dict[str, Any]]:
@@ -144,7 +163,7 @@ def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: 
     files = [Path(file) for file in comparison.foils.files]
     foils = read_foils(files, ImageFolder(comparison.foils.images))
     found = read_all_items(out, arms.values())
-    said = {name: found[arm][f"foils/{OVERALL}"].values for name, arm in arms.items()}
+    said = {name: found[arm][f"foils/{OVERALL}"].values for name, arm in arms.items() if arm in found}
     by_category: dict[str, list[dict[str, Any]]] = {}
     for i, foil in enumerate(foils):
         right = {name: bool(hits[i]) for name, hits in said.items()}

@@ -82,6 +82,25 @@ def refuse_other(row: Row, spec: Mapping[str, Any], out: Path) -> None:
         )
 
 
+def refuse_other_folder(spec: Mapping[str, Any]) -> None:
+    """Raises where an arm that has not finished was trained otherwise before; what judges it may have changed.
+
+    Raises:
+        DataError: With what changed.
+    """
+    folder = Path(spec["folder"])
+    if not (folder / "arm.json").is_file():
+        return
+    before = json.loads((folder / "arm.json").read_text())
+    judged = ("retrieval", "foils")
+    trained, now = ({k: v for k, v in found["config"].items() if k not in judged} for found in (before, spec))
+    told = told_changes(trained, json.loads(json.dumps(now)))
+    if told:
+        raise DataError(str(folder), f"an arm of another comparison ({told})", "another --out, or this folder removed")
+    if changes_of(before, spec):
+        (folder / "row.json").unlink(missing_ok=True)
+
+
 def changes_of(row: Row, spec: Mapping[str, Any]) -> str:
     """How the arm that a row tells of differs from an arm that is asked for; empty where it is the same one."""
     return told_changes(row.get("config", {}), json.loads(json.dumps(spec["config"])))
@@ -115,7 +134,9 @@ def written_options(arguments: list[str]) -> dict[str, Any]:
             new = _options(yaml.safe_load(Path(next(rest)).read_text(encoding="utf-8")) or {})
         else:
             key, _, value = argument.removeprefix("--").partition("=")
-            new = {key: yaml.safe_load(value)}
+            parsed = yaml.safe_load(value)
+            # A whole section is merged into what there is, option by option.
+            new = _options({key: parsed}) if "." not in key else {key: parsed}
         kept = {k: v for k, v in found.items() if not f"{k}.".startswith(tuple(f"{name}." for name in new))}
         found = kept | _flat(new)
     return {key: value for key, value in sorted(found.items()) if key != "base"}

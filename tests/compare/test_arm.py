@@ -32,6 +32,12 @@ def test_results_are_named_by_stage_split_and_what_was_taken_away(tmp_path: Path
     assert list(items) == ["vqa/unseen/accuracy/blank"]
 
 
+def test_further_pretraining_keeps_the_names_of_its_measures_apart(tmp_path: Path) -> None:
+    measured = {"itm_accuracy": 0.8, "mlm_accuracy": 0.3, "image_to_text/R@1": 0.1}
+    (tmp_path / "metrics.json").write_text(json.dumps({f"test/{name}": value for name, value in measured.items()}))
+    assert of_run(tmp_path, "adapt")[0] == {f"adapt/{name}": value for name, value in measured.items()}
+
+
 def test_pretraining_names_what_was_taken_away_the_same_way(tmp_path: Path) -> None:
     metrics = {"test/mlm_accuracy_shuffled": 0.5, "test_seen/image_to_text/R@1": 0.2, "test/retrieval_chance_R@1": 0.01}
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "test/itm_left_out": 3.0}))

@@ -1,6 +1,7 @@
 """What a comparison's file says, and the command lines of its arms."""
 
 import contextlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 import yaml
 
 from mmbert.compare.plan import Arm, Stage, arms_of, comparison_from, load_comparison
-from mmbert.compare.specs import fit_arguments, written_options
-from mmbert.errors import UsageError
+from mmbert.compare.specs import fit_arguments, refuse_other_folder, written_options
+from mmbert.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
@@ -55,8 +56,12 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
     ("changes", "message"),
     [
         ({"strategies": []}, "strategies is empty"),
-        ({"seeds": [1, 1]}, "one or more different numbers"),
+        ({"seeds": [1, 1]}, "one or more different whole numbers"),
+        ({"seeds": []}, "one or more different whole numbers"),
+        ({"strategies": {"early": {}, "late": {"seeds": [0, 0]}}}, r"strategies.late.seeds=\[0, 0\]: a list of one"),
+        ({"strategies": {"early": {}, "late": {"seeds": 3}}}, "strategies.late.seeds=3: a list of one or more"),
         ({"fractions": [0.1, 1.5]}, "above 0, up to 1"),
+        ({"fractions": [0.1, 0.1, 1]}, "different shares"),
         ({"match": "flop"}, "Did you mean 'flops'"),
         ({"reference": "hybrid"}, "none of the strategies early, late"),
         ({"pretrain": {"run": "configs/quickstart.yaml"}}, "pretrain.steps=0"),
@@ -100,6 +105,31 @@ def test_written_options_follow_bases_and_the_last_one_wins(tmp_path: Path) -> N
         "model.objectives.itm": 1.0,
         "optim.lr": 0.2,
     }
+
+
+def test_section_as_a_whole_leaves_its_other_options_written_down(tmp_path: Path) -> None:
+    run = written(tmp_path, {"optim": {"lr": 0.1, "weight_decay": 0.5}})
+    arguments = fit_arguments(Stage(run=run, steps=1, options={"optim": {"lr": 0.2}}), {})
+    assert written_options(arguments) == {"optim.lr": 0.2, "optim.weight_decay": 0.5}
+
+
+def test_folder_of_an_arm_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
+    """One that is judged otherwise is judged again."""
+    folder = tmp_path / "late-seed0"
+    folder.mkdir()
+    config = {"pretrain.optim.lr": 0.1, "retrieval": {"images": 5}, "foils": {}}
+    spec = {"folder": str(folder), "config": config}
+    refuse_other_folder(spec)
+    (folder / "arm.json").write_text(json.dumps(spec))
+    (folder / "row.json").write_text("{}")
+    refuse_other_folder(spec)
+    assert (folder / "row.json").is_file()
+    with pytest.raises(
+        DataError, match=r"late-seed0: an arm of another comparison \(pretrain.optim.lr was 0.1 and is 1"
+    ):
+        refuse_other_folder({**spec, "config": {**config, "pretrain.optim.lr": 1}})
+    refuse_other_folder({**spec, "config": {**config, "retrieval": {"images": 6}}})
+    assert not (folder / "row.json").exists()
 
 
 def test_value_that_names_a_class_runs_nothing(tmp_path: Path) -> None:

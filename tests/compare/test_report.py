@@ -354,6 +354,33 @@ def test_whatever_is_missing_leaves_a_report(title: str, tmp_path: Path) -> None
     assert (" is better than " in text) == (title == "NaN" and "foils count" in text)
 
 
+def test_exploratory_claims_nothing_however_many_seeds_there_are() -> None:
+    found = document(exploratory=True)
+    text = markdown.render(found)
+    assert found.headline == "Exploratory: nothing is claimed" and "is better than" not in text
+    body = table(text, "Tests on the primary measures")[1:]
+    assert len(body) > 1 and {row[-1] for row in body} == {"no claim"}
+
+
+def test_comparison_says_which_arms_count_and_whether_it_is_exploratory() -> None:
+    rows, items = made(CHANCES, exploratory=True)
+    arms = [row["arm"] for row in rows if row["strategy"] != "hybrid" and row["seed"] < 2]
+    told = comparison(["early", "late"], arms=arms, exploratory=False)
+    found = Outcomes(rows, items, told)
+    assert found.strategies == ["early", "late"] and len(found.done) == len(arms) and not found.exploratory
+    assert Outcomes(rows, items, {**told, "exploratory": True}).exploratory
+    assert Outcomes(rows, items, {}).exploratory and len(Outcomes(rows, items, {}).done) == len(rows)
+
+
+def test_warnings_say_what_has_one_seed_only() -> None:
+    rows, items = made(CHANCES, seeds=range(5))
+    rows = [row for row in rows if row["strategy"] != "hybrid" or row["seed"] == 0]
+    warned = build(Outcomes(rows, items, comparison(list(CHANCES), range(5))), []).warnings
+    assert "One seed of hybrid: no claim is about it." in warned and not any("few" in text for text in warned)
+    alone = [row for row in rows if row["strategy"] == "early"]
+    assert not any("not tested" in w for w in build(Outcomes(alone, items, comparison(list(CHANCES))), []).warnings)
+
+
 def test_one_seed_claims_nothing() -> None:
     assert document(seeds=(0,)).headline.startswith("Nothing can be tested: that takes two seeds of each strategy")
 

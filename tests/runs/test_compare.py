@@ -170,6 +170,48 @@ def test_arms_of_another_comparison_are_taken_over_where_they_are_the_same(
     assert "there is no results.jsonl with rows in it" in said
 
 
+def test_arm_that_could_not_be_judged_is_judged_again_and_not_trained_again(
+    whole: tuple[str, Path], tmp_path: Path
+) -> None:
+    file, expected = whole
+    out = shutil.copytree(expected, tmp_path / "out")
+    arm = out / "arms/early-seed0"
+    spec = json.loads((arm / "arm.json").read_text().replace(str(expected), str(out)))
+    (arm / "arm.json").write_text(json.dumps(spec))
+    (arm / "row.json").unlink()
+    found = rows(out, without=())
+    failure = {"stage": "evaluation", "step": 6, "what": "no such folder", "last_losses": [], "exit_code": 1}
+    found[0] = {**{k: v for k, v in found[0].items() if k != "results"}, "status": "failed", "failure": failure}
+    (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    before = (arm / "pretrain/trace.csv").stat().st_mtime_ns
+    assert "3 of 4 arms are there already" in compared(file, out)
+    assert rows(out) == rows(expected) and (arm / "pretrain/trace.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ("foils.files=[nothing.json]", 1, "nothing.json"),
+        ("retrieval.split=tset", 2, "retrieval.split='tset'; the data has"),
+    ],
+)
+def test_what_could_not_be_judged_is_told_before_the_training(
+    whole: tuple[str, Path], tmp_path: Path, change: str, code: int, message: str
+) -> None:
+    assert message in compared(whole[0], tmp_path / "out", "--set", change, code=code)
+    assert not (tmp_path / "out/arms").exists()
+
+
+def test_report_comes_again_without_the_foils(whole: tuple[str, Path], tmp_path: Path) -> None:
+    file, expected = whole
+    out = shutil.copytree(expected, tmp_path / "out", ignore=shutil.ignore_patterns("arms"))
+    before = (out / "report.html").read_bytes()
+    said = compared(file, out, "--report_only", "--set", "foils.images=/gone")
+    assert "no new examples" in said and "/gone" in said
+    after = (out / "report.html").read_bytes()
+    assert after.count(b"<img") == before.count(b"<img") and (out / "examples.json").is_file()
+
+
 def test_row_of_another_comparison_is_refused(whole: tuple[str, Path]) -> None:
     file, out = whole
     said = compared(file, out, "--set", "pretrain.options.optim.lr=0.5", code=1)

@@ -74,11 +74,21 @@ def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
 
-    tested = [tables.tests(findings.primary, "Tests on the primary measures")] if findings.primary else []
-    others = (
-        [tables.tests(findings.others, "Tests on measures that were not named as primary")] if findings.others else []
+    tested = (
+        [tables.tests(findings.primary, "Tests on the primary measures", exploratory=outcomes.exploratory)]
+        if findings.primary
+        else []
     )
-    verdicts = _verdicts(findings.primary)
+    others = (
+        [
+            tables.tests(
+                findings.others, "Tests on measures that were not named as primary", exploratory=outcomes.exploratory
+            )
+        ]
+        if findings.others
+        else []
+    )
+    verdicts = [] if outcomes.exploratory else _verdicts(findings.primary)
     more = sum(verdict.shown for verdict in findings.others)
     if more:
         verdicts.append(f"On measures that were not named as primary, {more} of {len(findings.others)} differences are "

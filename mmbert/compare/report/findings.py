@@ -40,6 +40,8 @@ def find(outcomes: Outcomes) -> Findings:
         if pictures is not None and len(found) > 1:
             items[measure], clusters[measure] = found, pictures
     verdicts = compare_all(items, clusters, primary=chosen)
+    if outcomes.exploratory:
+        verdicts = [verdict._replace(shown=False) for verdict in verdicts]
     primary = [verdict for verdict in verdicts if verdict.measure in chosen]
     others = [verdict for verdict in verdicts if verdict.measure not in chosen]
     return Findings(headline(outcomes, primary), primary, others, warnings(outcomes, primary))
@@ -136,14 +138,18 @@ def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
     found = []
     if outcomes.exploratory:
         found.append("Exploratory: this comparison makes no claim; its numbers only tell where to look.")
-    few = few_seeds(outcomes.seeds()) if outcomes.seeds() else ""
+    counts = {name: len(outcomes.arms(name)) for name in outcomes.strategies}
+    single = [name for name, count in counts.items() if count == 1]
+    several = [count for count in counts.values() if count > 1]
+    if single and several:
+        found.append(f"One seed of {listed(single)}: no claim is about {'it' if len(single) == 1 else 'them'}.")
+    few = few_seeds(min(several or [1])) if single or several else ""
     if few:
         found.append(few)
     untested = {*outcomes.primary(), *outcomes.comparison.get("primary", ())} - {verdict.measure for verdict in tested}
-    if untested and outcomes.done:
+    if untested and sum(count > 0 for count in counts.values()) > 1:
         names = listed(sorted(map(title, untested)))
         found.append(f"Primary, but not tested, since not measured or without outcomes of single items: {names}.")
-    counts = {name: len(outcomes.arms(name)) for name in outcomes.strategies}
     if len(set(counts.values())) > 1:
         found.append(f"Finished seeds differ: {listed([f'{name} {count}' for name, count in counts.items()])}.")
     if outcomes.failed:

@@ -48,11 +48,13 @@ class Outcomes:
     Args:
         rows: One a finished arm; of two rows of one arm the later counts.
         items: Arm -> measure -> outcomes (items,), and "<measure>:picture" -> picture numbers (items,).
-        comparison: What was compared: name, strategies, seeds, budget_rule, primary, dataset, command.
+        comparison: What was compared: name, strategies, seeds, arms, exploratory, budget_rule, primary, dataset,
+            command. With `arms` rows of others are left out.
     """
 
     def __init__(self, rows: Sequence[Row], items: Items, comparison: Mapping[str, Any]) -> None:
-        rows = list({str(row["arm"]): row for row in rows}.values())
+        asked = comparison.get("arms")
+        rows = list({str(row["arm"]): row for row in rows if asked is None or row["arm"] in asked}.values())
         named = [*comparison.get("strategies", ()), *(row["strategy"] for row in rows)]
         self.strategies: list[str] = list(dict.fromkeys(map(str, named)))
         """In the comparison's order, which gives each its colour."""
@@ -65,18 +67,14 @@ class Outcomes:
         """The largest share of the training pairs; all but the low-data table tell of it."""
         self.items = items
         self.comparison = comparison
-        self.exploratory = bool(comparison.get("exploratory")) or any(row.get("exploratory") for row in rows)
+        exploratory = comparison.get("exploratory")
+        self.exploratory = any(row.get("exploratory") for row in rows) if exploratory is None else bool(exploratory)
         self._intervals: dict[tuple[str, str, float, str | None], Interval | None] = {}
 
     def arms(self, strategy: str, fraction: float | None = None) -> list[Row]:
         """Finished rows of a strategy, one a seed."""
         fraction = self.full if fraction is None else fraction
         return [row for row in self.done if row["strategy"] == strategy and _fraction(row) == fraction]
-
-    def seeds(self) -> int:
-        """The fewest finished seeds of a strategy that has any."""
-        counts = [len(self.arms(name)) for name in self.strategies]
-        return min((count for count in counts if count), default=0)
 
     def machines(self) -> list[str]:
         """Where the finished arms ran, as far as it is known."""

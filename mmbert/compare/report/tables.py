@@ -139,12 +139,12 @@ def low_data(outcomes: Outcomes) -> list[Table]:
     ]
 
 
-def tests(verdicts: Sequence[Verdict], name: str) -> Table:
-    """Every pair that was tested."""
+def tests(verdicts: Sequence[Verdict], name: str, *, exploratory: bool) -> Table:
+    """Every pair that was tested; an exploratory comparison claims nothing of them."""
     rows = []
     for v in verdicts:
         better = v.a if v.difference > 0 else v.b
-        verdict = f"{better} is better" if v.shown else "no difference shown"
+        verdict = "no claim" if exploratory else f"{better} is better" if v.shown else "no difference shown"
         p = NOTHING if math.isnan(v.p_holm) else "< 0.001" if v.p_holm < 0.001 else f"{v.p_holm:.3f}"
         interval = f"{signed(v.low)} to {signed(v.high)}"
         rows.append([title(v.measure), f"{v.a} − {v.b}", signed(v.difference), interval, p, verdict])
