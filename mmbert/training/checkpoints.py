@@ -30,9 +30,8 @@ class CheckpointOptions:
 
     monitor: str | None = None
     """The validation result that chooses the best checkpoint. None: the task's accuracy; in pretraining ITM's AUROC,
-    without ITM what comes first of R@1 and the accuracy on masked words."""
-    mode: str = "max"
-    """Whether more (max) or less (min) of it is better."""
+    without ITM what comes first of R@1 and the accuracy on masked words. Of losses and median ranks less is better, of
+    all others more."""
     every_n_steps: int | None = None
     """Optimizer steps between checkpoints. None: every 10 steps up to step 120, then by time."""
     every_seconds: float = 30.0
@@ -44,8 +43,6 @@ class CheckpointOptions:
         Raises:
             UsageError: A value out of range.
         """
-        if self.mode not in ("max", "min"):
-            raise UsageError(f"checkpoint.mode='{self.mode}'; allowed are max, min.")
         if self.every_n_steps is not None and self.every_n_steps < 1:
             raise UsageError(f"checkpoint.every_n_steps={self.every_n_steps}: must be 1 or more.")
         if self.every_seconds < 0:
@@ -56,6 +53,12 @@ def best_watched(known: Sequence[str]) -> str:
     """The result that chooses the best checkpoint where nothing is asked for."""
     preferred = ("val/itm_auroc", "val/text_to_image/R@1", "val/mlm_accuracy")
     return next((name for name in preferred if name in known), known[0] if known else "")
+
+
+def is_better(name: str, value: float, than: float) -> bool:
+    """Whether a validation result is better than an earlier one; its name tells which way is up."""
+    less = name.removesuffix("_shuffled").endswith(("loss", "median_rank"))
+    return value < than if less else value > than
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -304,10 +307,7 @@ class RunCheckpoints(L.Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
             return
         score = float(value)
-        better = self.best_score is None or (
-            score > self.best_score if self.options.mode == "max" else score < self.best_score
-        )
-        if better:
+        if self.best_score is None or is_better(str(self.options.monitor), score, self.best_score):
             before, self.best_score = self.best_path, score
             self.best_path = str(self.folder / f"best-step={trainer.global_step}.ckpt")
             trainer.save_checkpoint(self.best_path)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmbert.fusion import FUSIONS
 from mmbert.modeling import MMBertForPreTraining
 from mmbert.processing import MMBertProcessor
 from mmbert.training.checkpoints import step_of
+from mmbert.training.run import read_curves
 
 ROOT = Path(__file__).parents[2]
 OTHERS = ("finetune", "compare")  # need more than `tiny`; are no configurations of fit
@@ -37,6 +39,19 @@ def test_every_finetuning_yaml_trains_and_validates(
     task = yaml.safe_load((ROOT / config).read_text())["model"]["task"]
     fit(tiny_tasks[task], tmp_path, "--trainer.fast_dev_run=1", config=config)
     assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("val/mlm_loss", min), ("val/mlm_accuracy", max)])
+def test_best_checkpoint_is_the_best_of_what_is_watched(
+    monitor: str, best: Any, tiny: list[str], tmp_path: Path
+) -> None:
+    """The learning rate rises until the loss explodes: the best epoch is neither the first nor the last."""
+    rising = ["--optim.lr=0.3", "--optim.warmup=0.9", "--trainer.gradient_clip_val=null"]
+    fit(tiny, tmp_path, f"--checkpoint.monitor={monitor}", "--trainer.max_epochs=5", *rising)
+    seen = read_curves(tmp_path / "quickstart")[monitor][:5]  # what follows is the best, validated once more
+    step, _ = best(seen, key=lambda point: point[1])
+    assert 4 < step + 1 < 20, seen
+    assert [p.stem for p in (tmp_path / "quickstart/checkpoints").glob("best-*.ckpt")] == [f"best-step={step + 1}"]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

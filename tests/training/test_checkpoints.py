@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from mmbert.errors import DataError
-from mmbert.training.checkpoints import WholeCheckpointIO, is_whole, newest_whole, sum_path, tensor_bytes
+from mmbert.evaluation.pairs import metric_names
+from mmbert.objectives import OBJECTIVES
+from mmbert.tasks import TASKS
+from mmbert.training.checkpoints import (
+    WholeCheckpointIO,
+    is_better,
+    is_whole,
+    newest_whole,
+    sum_path,
+    tensor_bytes,
+)
 
 CHECKPOINT = {"state_dict": {"weight": torch.arange(50_000.0), "bias": torch.ones(3)}, "epoch": 3}
 
@@ -102,6 +112,19 @@ def test_what_is_read_back_is_compared(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DataError, match="not what was written"):
         WholeCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "step=1.ckpt")
     assert not list(tmp_path.iterdir())
+
+
+def test_less_is_better_of_losses_and_median_ranks_and_more_of_all_other_results() -> None:
+    known = [
+        *metric_names(OBJECTIVES),
+        *(f"{name}_{result}" for name, task in TASKS.items() for result in task.watched),
+    ]
+    less = {f"val/{name}" for name in known if is_better(f"val/{name}", 1.0, than=2.0)}
+    ways = ("image_to_text", "text_to_image")
+    losses = {"val/mlm_loss", "val/mlm_loss_shuffled", "val/itm_loss"}
+    assert less == losses | {f"val/{way}/median_rank" for way in ways}
+    assert not any(is_better(f"val/{name}", 1.0, than=1.0) for name in known), "the first of equals stays"
+    assert len(known) > len(less) + 10
 
 
 def test_sum_without_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
