@@ -15,6 +15,11 @@ from mmbert.errors import UsageError, did_you_mean
 from mmbert.import_policy import close_imports
 
 PRETRAIN = "pretrain"
+OURS = (
+    "seed_everything", "data.train_fraction", "data.eval_seed", "trainer.max_steps", "trainer.max_epochs",
+    "trainer.enable_progress_bar", "trainer.default_root_dir", "name", "threads", "resume",
+)  # fmt: skip
+"""Options of `fit` that a comparison sets by itself."""
 
 
 @dataclass(kw_only=True)
@@ -99,6 +104,8 @@ class Comparison:
         """
         if not self.names:
             raise UsageError("strategies is empty; name two or more to compare.")
+        if len(set(self.names)) < len(self.names):
+            raise UsageError(f"strategies={self.strategies}: each once.")
         own = {"seeds": self.seeds, **{f"strategies.{name}.seeds": self._seeds(name) for name in self.names}}
         for where, seeds in own.items():
             whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
@@ -126,6 +133,16 @@ class Comparison:
                 raise UsageError(
                     f"{where}.steps={stage.steps}: how many optimizer steps the reference takes, 1 or more."
                 )
+            for key in stage.options:
+                if key in OURS:
+                    raise UsageError(f"{where}.options.{key}: set by the comparison: {_instead(key)}.")
+        for name in self.names:
+            for key in self.differences(name):
+                if key in OURS:
+                    raise UsageError(f"strategies.{name}.{key}: set by the comparison: {_instead(key)}.")
+        ranked = self.retrieval
+        if ranked.images < 0 or ranked.captions < 1 or ranked.k < 1:
+            raise UsageError(f"{ranked}: images from 0 (nothing is ranked), captions and k from 1.")
         if PRETRAIN in self.finetune:
             raise UsageError(f"finetune.{PRETRAIN}: this name is taken by the pretraining.")
         if self.foils.files and not self.foils.images:
@@ -158,6 +175,12 @@ class Comparison:
     def _seeds(self, strategy: str) -> Any:
         given = self.strategies.get(strategy, {}) if isinstance(self.strategies, dict) else {}
         return (given or {}).get("seeds", self.seeds)
+
+
+def _instead(key: str) -> str:
+    """The key of a comparison that stands for an option of `fit`."""
+    own = {"seed_everything": "seeds", "data.train_fraction": "fractions", "trainer.max_steps": "steps"}
+    return f"use {own[key]}" if key in own else "leave it out"
 
 
 class Arm(NamedTuple):
@@ -200,7 +223,8 @@ def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
     close_imports([])  # a value may name no class
     content: dict[str, Any] = {}
     for path in with_bases(["--config", file])[1::2]:
-        _update(content, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+        # Strategies are a list of what is compared: a file names all, in either form.
+        _update(content, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}, whole=["strategies"])
     content.pop("base", None)
     for change in changes:
         key, equals, value = change.partition("=")
@@ -220,15 +244,17 @@ def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
         found = parser.instantiate_classes(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: {explain(str(error), [a.dest for a in parser._actions])}") from error
+    if content.get("retrieval") and "images" not in content["retrieval"]:
+        raise UsageError("retrieval.images is missing: how many pictures of the split are ranked.")
     comparison = Comparison(**{key: getattr(found, key) for key in content})
     comparison.check()
     return comparison
 
 
-def _update(content: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Later values win; mappings are joined."""
+def _update(content: dict[str, Any], more: Mapping[str, Any], *, whole: Sequence[str] = ()) -> None:
+    """Later values win; mappings are joined, but for the keys in `whole`."""
     for key, value in more.items():
-        if isinstance(value, dict) and isinstance(content.get(key), dict):
+        if isinstance(value, dict) and isinstance(content.get(key), dict) and key not in whole:
             _update(content[key], value)
         else:
             content[key] = value

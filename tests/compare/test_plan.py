@@ -50,6 +50,10 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
     found = load_comparison(file, ["pretrain.options.optim.lr=0.5"])
     assert found.pretrain.options == {"optim.lr": 0.5}, "one key of fit"
     assert (found.retrieval.images, found.retrieval.k, found.retrieval.scorer) == (9, 3, "itm")
+    own = {"late": {}, "hybrid": {"optim.lr": 0.5}}
+    for strategies in (own, ["late", "hybrid"]):  # whichever form: none of the file below is compared, too
+        found = load_comparison(written(tmp_path, {"base": "base.yaml", "strategies": strategies}))
+        assert sorted(found.names) == ["hybrid", "late"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,15 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
         ({"seed": [0]}, "there is no option seed. Did you mean 'seeds'"),
         ({"seeds": ["zero"]}, "seeds"),
         ({"retrieval": {"imagse": 3}}, "imagse"),
+        ({"retrieval": {"split": "test"}}, "retrieval.images is missing"),
+        ({"retrieval": {"images": -5}}, "images from 0"),
+        ({"retrieval": {"images": 5, "captions": 0}}, "captions and k from 1"),
+        ({"strategies": ["early", "late", "early"]}, "each once"),
+        (
+            {"pretrain": {**GOOD["pretrain"], "options": {"trainer.max_steps": 9}}},
+            "pretrain.options.trainer.max_steps: set by the comparison: use steps",
+        ),
+        ({"strategies": {"early": {}, "late": {"seed_everything": 3}}}, "strategies.late.seed_everything.*use seeds"),
     ],
 )
 def test_mistake_is_told_with_its_key(tmp_path: Path, changes: dict, message: str) -> None:
