@@ -118,6 +118,8 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.
     assert "folds=8: from 1 to the 7 pictures" in said(2, "--folds", "8")
     assert "absent.png" in said(1, "--split", "train")
     assert "no key 'image'" in said(1, file="captions.jsonl", format="jsonl")
+    told = said(2, "--split", "val", file="captions.jsonl", format="jsonl")
+    assert "--split val: the whole file is ranked" in told and "--split_key names the field" in told
 
     other = tmp_path / "other"
     tiny_model().mmbert.save_pretrained(other)

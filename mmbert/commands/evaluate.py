@@ -37,7 +37,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_common(retrieval)
     retrieval.add_argument("--annotations", metavar="FILE", required=True, help="The annotation file.")
     retrieval.add_argument("--format", choices=FORMATS, required=True, help=f"Its format: {', '.join(FORMATS)}.")
-    retrieval.add_argument("--split", default="test", help="Its split that is ranked; a file without splits is one.")
+    retrieval.add_argument("--split", help="Its split that is ranked (default test), for karpathy or with --split_key; "
+                           "any other file is one split.")  # fmt: skip
     retrieval.add_argument("--scorer", nargs="+", default=["auto"], choices=["auto", *SCORERS],
                            help="One or more: itc (contrastive), itm (every pair is fused), two_stage (pairs that are "
                            "near by itc are fused); auto: two_stage where the model has both objectives.")  # fmt: skip
@@ -78,7 +79,7 @@ def _retrieval(
     annotations: str,
     images: str,
     format: str,
-    split: str,
+    split: str | None,
     scorer: list[str],
     k: int,
     folds: list[int],
@@ -90,6 +91,7 @@ def _retrieval(
 ) -> int:
     with processes_of_torchrun():
         ready, processor = _load(model, batch_size, num_workers)
+        split = _split(split, told=format == "karpathy" or keys["split_key"] is not None, format=format)
         scorers = list(dict.fromkeys(choose_scorer(ready, name) for name in scorer))
         candidates = _candidates(format, annotations, images, split, {n: v for n, v in keys.items() if v is not None})
         started = time.perf_counter()
@@ -110,6 +112,14 @@ def _retrieval(
         ]
         _finish(_retrieval_table(reports), reports, out)
     return 0
+
+
+def _split(asked: str | None, *, told: bool, format: str) -> str:
+    """The split that is ranked: test, if nothing else is asked for of a file that tells splits."""
+    if asked is not None and not told:
+        how = "; --split_key names the field that tells it" if format in ("jsonl", "csv") else ""
+        raise UsageError(f"--split {asked}: the whole file is ranked, as format {format} tells no splits{how}.")
+    return asked or "test"
 
 
 def _candidates(format: str, annotations: str, images: str, split: str, keys: Mapping[str, Any]) -> Candidates:
