@@ -18,8 +18,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.command_line import explain, one_sentence_for_mistakes, refuse_empty, set_up_logging
 from mmbert.commands import COMMANDS, run_command
-from mmbert.config_files import with_bases, with_whole_objectives
-from mmbert.data.datamodule import DataOptions
+from mmbert.config_files import with_bases, with_whole_objectives, written_options
+from mmbert.configuration import KEYS
+from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.pairs import EvaluationOptions, metric_names
 from mmbert.import_policy import close_imports
@@ -28,7 +29,7 @@ from mmbert.metrics.items import write_items
 from mmbert.modeling import MMBertForTask
 from mmbert.signals import StopSignals
 from mmbert.training import run
-from mmbert.training.assembly import assemble, run_identity
+from mmbert.training.assembly import assemble, refuse_unmet, run_identity
 from mmbert.training.checkpoints import (
     CheckpointOptions,
     RunCheckpoints,
@@ -78,7 +79,7 @@ class MMBertCLI(LightningCLI):
     """LightningCLI whose sections are our option classes: model, data, optim, evaluation, trainer."""
 
     def __init__(self, arguments: list[str], *, stop: StopSignals, preparation_seconds: float = 0.0):
-        self.stop, self.preparation_seconds = stop, preparation_seconds
+        self.stop, self.preparation_seconds, self.arguments = stop, preparation_seconds, arguments
         self.folder = Path()
         super().__init__(
             parser_kwargs={"epilog": "Also: " + "; ".join(f"mmbert {command}" for command in COMMANDS.values())},
@@ -143,12 +144,15 @@ class MMBertCLI(LightningCLI):
         torch.set_num_threads(config.threads or compute_threads(chosen.data.num_workers))
         chosen.evaluation.check()
         chosen.checkpoint.check()
-        checkpoint = config.get("ckpt_path")
-        if checkpoint not in (None, "best", "last", "hpc", "registry") and not Path(checkpoint).is_file():
-            raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
+        self._refuse_contradictions(config, chosen)
         seed = int(config.seed_everything)
+        written = {key.split(".")[1] for key in written_options(self.arguments[1:]) if key.startswith("model.")}
+        asked = {key: getattr(chosen.model, key) for key in KEYS if key in written}
         self.parts = assemble(chosen.model, chosen.data, chosen.optim, seed=seed)
+        refuse_unmet(asked, self.parts.model.config)
         self.datamodule = self.parts.data
+        if not isinstance(self.parts.model, MMBertForTask):
+            chosen.evaluation.refuse_lacking(self.parts.model.objectives)
         known = [f"val/{name}" for name in self._watched()]
         chosen.checkpoint.monitor = chosen.checkpoint.monitor or best_watched(known)
         if chosen.checkpoint.monitor not in known:
@@ -162,10 +166,36 @@ class MMBertCLI(LightningCLI):
             optim=chosen.optim,
             evaluation=chosen.evaluation,
             seed=seed,
-            identity=run_identity(config, self.parts.data),
+            identity=run_identity(config, self.parts.model.config, self.parts.data),
         )
         self.trainer = self._trainer(config, chosen)
         self._announce(config)
+
+    def _refuse_contradictions(self, config: Any, chosen: Any) -> None:
+        """Refuses options that would have no effect, or another one than was meant."""
+        trainer, checkpoint = chosen.trainer, config.get("ckpt_path")
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
+        if self.subcommand == "fit" and checkpoint is not None and config.get("resume") is not None:
+            raise UsageError("--resume takes its own checkpoint; leave --ckpt_path out.")
+        if self.subcommand != "fit":
+            if config.get("resume") is not None:
+                raise UsageError(
+                    f"--resume goes on with training; {self.subcommand} takes --ckpt_path "
+                    "RUN/checkpoints/best-step=N.ckpt, and another --name for its results."
+                )
+            if checkpoint is None and chosen.model.pretrained is None:
+                raise UsageError(
+                    f"{self.subcommand} would judge random weights: give --ckpt_path RUN/checkpoints/best-step=N.ckpt "
+                    "or --model.pretrained RUN/model."
+                )
+        if (trainer.gradient_clip_val or 0) < 0:
+            raise UsageError(f"trainer.gradient_clip_val={trainer.gradient_clip_val}: above 0, or 0 for no clipping.")
+        for name in ("logger", "enable_checkpointing"):
+            if trainer[name] is False:
+                raise UsageError(
+                    f"trainer.{name}=false: a run always writes its metrics and checkpoints; leave it out."
+                )
 
     def _watched(self) -> list[str]:
         """Results that can choose the best checkpoint; only validation has them."""
@@ -238,6 +268,8 @@ class MMBertCLI(LightningCLI):
         """The configuration with every default, ready to be run again."""
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         content = yaml.safe_load(text)
+        built = self.parts.model.config  # pretrained weights and the tokenizer tell some keys; null stays what follows
+        content["model"] |= {key: getattr(built, key) for key in KEYS if content["model"][key] is not None}
         for key in ("base", "config", "ckpt_path", "resume"):
             content.pop(key, None)
         return yaml.safe_dump(content, sort_keys=False)

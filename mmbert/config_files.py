@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,29 @@ from mmbert.configuration import Architecture
 from mmbert.errors import DataError, UsageError
 
 OPTIONS = ("--config", "-c")
-OBJECTIVES = re.compile(r"--model\.objectives(?:\.([^.]+)(?:\.([^.]+))?)?")
+OBJECTIVES = re.compile(r"--model(\.objectives(?:\.([^.]+)(?:\.([^.]+))?)?)?")
 MAX_VALUES = 100_000
 
 
 def with_bases(arguments: list[str]) -> list[str]:
-    """Puts the files that a configuration builds on before it on the command line.
+    """Puts all files of a command line before its other options, which win, and before each what it builds on.
 
     Args:
-        arguments: The command line; `--config FILE`, `-c FILE` and `--config=FILE` are looked at.
+        arguments: The command line; `--config FILE`, `-c FILE`, `--config=FILE` and `-cFILE` are looked at.
 
     Raises:
-        UsageError: A file that is not there, or files that build on each other in a circle.
-        DataError: A file that is no YAML mapping.
+        UsageError: A file that is not there, files that build on each other in a circle, or `--base`.
+        DataError: A file that is no YAML mapping, or names a key twice.
     """
+    files: list[str] = []
     out: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         option, equals, value = argument.partition("=")
+        if option == "--base":
+            raise UsageError(f"{argument}: base is a key of YAML files; on the command line give --config twice.")
+        if argument.startswith("-c") and option not in OPTIONS:
+            option, equals, value = "-c", "=", argument.removeprefix("-c")
         if option not in OPTIONS:
             out.append(argument)
             continue
@@ -37,8 +43,9 @@ def with_bases(arguments: list[str]) -> list[str]:
             out.append(argument)
             continue
         for path in _chain(Path(file), ()):
-            out += ["--config", str(path)]
-    return out
+            files += ["--config", str(path)]
+    subcommand = 0 if not out or out[0].startswith("-") else 1
+    return [*out[:subcommand], *files, *out[subcommand:]]
 
 
 def with_whole_objectives(arguments: list[str]) -> list[str]:
@@ -63,8 +70,11 @@ def with_whole_objectives(arguments: list[str]) -> list[str]:
             content = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
             objectives = _mapping(_mapping(content.get("model"), {}).get("objectives"), objectives)
             out += [option, value]
+        elif not found.group(1):  # --model={objectives: ...}
+            objectives = _mapping(_mapping(_parsed(value), {}).get("objectives"), objectives)
+            out.append(f"{option}={value}")
         else:
-            name, key = found.groups()
+            _, name, key = found.groups()
             given = _parsed(value)
             if key:
                 known = objectives.get(name, {})
@@ -72,6 +82,40 @@ def with_whole_objectives(arguments: list[str]) -> list[str]:
                 option, value = f"--model.objectives.{name}", json.dumps(given, default=str)
             objectives = {**objectives, name: given} if name else _mapping(given, objectives)
             out.append(f"{option}={value}")
+    return out
+
+
+def written_options(arguments: list[str]) -> dict[str, Any]:
+    """What the YAML files and options of a command line of `fit` say, flat; later ones win, defaults are left out."""
+    found: dict[str, Any] = {}
+    rest = iter(with_whole_objectives(with_bases(arguments[1:])))
+    for argument in rest:
+        if argument == "--config":
+            new = _options(yaml.safe_load(Path(next(rest)).read_text(encoding="utf-8")) or {})
+        else:
+            key, _, value = argument.removeprefix("--").partition("=")
+            parsed = _parsed(value)
+            # A whole section is merged into what there is, option by option.
+            new = _options({key: parsed}) if "." not in key else {key: parsed}
+        kept = {k: v for k, v in found.items() if not f"{k}.".startswith(tuple(f"{name}." for name in new))}
+        found = kept | _flat(new)
+    return {key: value for key, value in sorted(found.items()) if key != "base"}
+
+
+def _options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.option` -> value; one that is a mapping replaces that of an earlier file as a whole."""
+    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
+    inner = {f"{section}.{name}": value for section, own in sections.items() for name, value in own.items()}
+    return {**inner, **{key: value for key, value in content.items() if key not in sections}}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + str(key)] = value
     return out
 
 
@@ -97,6 +141,25 @@ def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
+def _refuse_keys(node: yaml.Node | None, file: Path, *, top: bool = True) -> None:
+    """Refuses a key that stands twice, of which YAML keeps the last, and dots in one at the top."""
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _refuse_keys(part, file, top=False)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and name in seen:
+            raise DataError(f"{file}:{line}", f"the key {name!r} again, as in line {seen[name]}", "each key once")
+        if top and "." in name:
+            section, rest = name.split(".", 1)
+            raise DataError(f"{file}:{line}", f"the key {name!r}", f"{section}: {{{rest}: ...}}")
+        seen[name] = line
+        _refuse_keys(value, file, top=False)
+
+
 def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
     """The file preceded by everything it builds on."""
     if file.resolve() in above:
@@ -106,10 +169,12 @@ def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
         raise UsageError(f"--config {file}: there is no such file{asked}.")
     try:
         text = file.read_text(encoding="utf-8")
-        if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MAX_VALUES:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _values(node, {}) > MAX_VALUES:
             raise DataError(
                 str(file), f"more than {MAX_VALUES:,} values once its aliases are followed", "a configuration"
             )
+        _refuse_keys(node, file)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)

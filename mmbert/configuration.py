@@ -137,13 +137,16 @@ class MMBertConfig(Architecture, PreTrainedConfig):
         self.check()
         super().__post_init__(**kwargs)
 
-    def objective_options(self) -> dict[str, dict[str, Any]]:
-        """The objectives in use, each with its options and its `weight`; those of weight 0 are left out."""
-        spelled_out = {
-            name: dict(value) if isinstance(value, dict) else {"weight": value}
+    def all_objective_options(self) -> dict[str, dict[str, Any]]:
+        """The objectives that are named, each with its options and its `weight`."""
+        return {
+            name: {"weight": 1.0, **value} if isinstance(value, dict) else {"weight": value}
             for name, value in self.objectives.items()
         }
-        return {name: {"weight": 1.0, **o} for name, o in spelled_out.items() if o.get("weight", 1.0)}
+
+    def objective_options(self) -> dict[str, dict[str, Any]]:
+        """The same of those in use; a weight of 0 leaves one out."""
+        return {name: own for name, own in self.all_objective_options().items() if own["weight"] != 0}
 
 
 KEYS = tuple(f.name for f in dataclasses.fields(Architecture))

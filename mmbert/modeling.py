@@ -164,6 +164,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
+        _refuse_blind_fusion(self.mmbert)
         self.objectives = nn.ModuleDict(build_objectives(config))
         self.weights = {name: float(options["weight"]) for name, options in config.objective_options().items()}
         self.post_init()
@@ -203,6 +204,7 @@ class MMBertForTask(MMBertPreTrainedModel):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
+        _refuse_blind_fusion(self.mmbert)
         self.task: Task = build_task(config)
         self.post_init()
 
@@ -224,6 +226,15 @@ class MMBertForTask(MMBertPreTrainedModel):
 
 HeadedModel = MMBertForPreTraining | MMBertForTask
 """What can be trained."""
+
+
+def _refuse_blind_fusion(model: MMBertModel) -> None:
+    least, given = model.fusion.least_layers, model.config.fusion_layers
+    if given < least:
+        raise UsageError(
+            f"fusion_layers={given}: the joint vector of fusion='{model.config.fusion}' would know the text only; it "
+            f"takes {least} or more."
+        )
 
 
 def _projection(width: int, hidden_size: int) -> nn.Module:

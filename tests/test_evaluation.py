@@ -14,7 +14,8 @@ from processes import in_processes
 from tiers import FULL, tier
 from tiny import WORDS, randomize, tiny_config, tiny_processor
 
-from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.options import DataOptions
 from mmbert.distributed import world_size
 from mmbert.evaluation.pairs import Encoded, PairEvaluation, PairResult
 from mmbert.modeling import MMBertForPreTraining

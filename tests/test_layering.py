@@ -28,7 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("data.sniff", "data.images", "data.readers", "data.examples", "data.guess", "data.labelled", "data.__init__"),
     ("processing",),
     ("loading",),
-    ("data.masking", "data.sampling", "data.samples"),
+    ("data.options", "data.masking", "data.sampling", "data.samples"),
     ("data.pairs", "data.labelled_samples", "data.asked"),
     ("data.datamodule", "data.check"),
     ("evaluation",),

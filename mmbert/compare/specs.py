@@ -6,11 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mmbert.compare.plan import PRETRAIN, Arm, Comparison, Stage
 from mmbert.compare.rows import Row
-from mmbert.config_files import with_bases, with_whole_objectives
+from mmbert.config_files import written_options
 from mmbert.errors import DataError
 
 
@@ -123,40 +121,6 @@ def fit_arguments(stage: Stage, options: Mapping[str, Any]) -> list[str]:
     merged = {**stage.options, **options}
     given = {key: value if isinstance(value, str) else json.dumps(value) for key, value in merged.items()}
     return ["fit", "--config", stage.run, *(f"--{key}={value}" for key, value in given.items())]
-
-
-def written_options(arguments: list[str]) -> dict[str, Any]:
-    """What the YAML files and options of a command line of `fit` say, flat; later ones win, defaults are left out."""
-    found: dict[str, Any] = {}
-    rest = iter(with_whole_objectives(with_bases(arguments[1:])))
-    for argument in rest:
-        if argument == "--config":
-            new = _options(yaml.safe_load(Path(next(rest)).read_text(encoding="utf-8")) or {})
-        else:
-            key, _, value = argument.removeprefix("--").partition("=")
-            parsed = yaml.safe_load(value)
-            # A whole section is merged into what there is, option by option.
-            new = _options({key: parsed}) if "." not in key else {key: parsed}
-        kept = {k: v for k, v in found.items() if not f"{k}.".startswith(tuple(f"{name}." for name in new))}
-        found = kept | _flat(new)
-    return {key: value for key, value in sorted(found.items()) if key != "base"}
-
-
-def _options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`section.option` -> value; one that is a mapping replaces that of an earlier file as a whole."""
-    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
-    inner = {f"{section}.{name}": value for section, own in sections.items() for name, value in own.items()}
-    return {**inner, **{key: value for key, value in content.items() if key not in sections}}
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + str(key)] = value
-    return out
 
 
 def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

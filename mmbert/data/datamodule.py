@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmbert.data.examples import Example, read_examples
 from mmbert.data.labelled import LabelledExample, read_labelled
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
 from mmbert.data.masking import Masking
+from mmbert.data.options import DataOptions, check_options, is_used, reader_options
 from mmbert.data.pairs import Collate, Pairs
 from mmbert.data.samples import Augmentation, Samples
 from mmbert.data.sampling import TrainBatches, TrainLoader
@@ -26,77 +27,6 @@ from mmbert.signals import StopSignals
 from mmbert.tasks import Priors, task_class
 
 log = logging.getLogger("mmbert")
-
-
-@dataclass(kw_only=True)
-class DataOptions:
-    """Where the pairs are and how they are read."""
-
-    format: str = "coco"
-    """Format of the annotations: a name in `mmbert.data.readers.FORMATS` (coco, karpathy, jsonl, csv); for a task one
-    in `mmbert.data.labelled.LABELLED_FORMATS` (vqav2, easy_vqa, jsonl, nlvr, nlvr2)."""
-    annotations: str | dict[str, str] = ""
-    """One file that tells the splits itself, or a file for each: {train: ..., val: ..., test: ...}. Every split whose
-    name starts with "test" is tested and reported under its own name."""
-    images: str | dict[str, str] = ""
-    """Folder that the annotations' picture paths start from, or one for each split. Empty: the texts of a task stand
-    alone."""
-    image_key: str | list[str] = "image"
-    """Field of a JSONL or CSV record with the picture's path; for a task fields, where a text has several pictures."""
-    caption_key: str | list[str] = "caption"
-    """Field or fields with the caption (a string or a list of strings); every text that is not empty counts."""
-    split_key: str | None = None
-    """Field that tells the split of a JSONL or CSV record."""
-    split_values: dict[str, list[str]] | None = None
-    """Values of `split_key` that make up a split, {val: [...], test: [...]}; the others are for training."""
-    text_key: str = "text"
-    """Field of a task's JSONL record with the text."""
-    label_key: str = "label"
-    """Field of a task's JSONL record with the label."""
-    id_key: str | None = None
-    """Field of a task's JSONL record that names it in predictions. None: its number in the file."""
-    questions: dict[str, str] | None = None
-    """Question files of vqav2, one for each split."""
-    image_names: str | dict[str, str] = ""
-    """How an image_id becomes a file name: a template, COCO_val2014_{:012d}.jpg, or a JSON file with COCO's list of
-    images; one for all or one for each split. For a task's JSONL what the field's value is put into, {}.jpg."""
-    min_answer_count: int = 9
-    """Training questions that an answer must be the commonest one of to be in the vocabulary of VQA."""
-    tokenizer: str | None = None
-    """Tokenizer: a name on the hub or a folder. None: that of `model.pretrained` or `model.text_pretrained`."""
-    max_text_length: int = 64
-    """Longer texts are cut, in tokens incl. [CLS] and [SEP]."""
-    mlm_probability: float = 0.15
-    """Fraction of tokens that masked language modelling predicts."""
-    whole_word: bool = False
-    """Mask all pieces of a word together."""
-    crop: float = 1.0
-    """Smallest fraction of a training picture's area that a random crop keeps; 1 = no crop."""
-    flip: bool = False
-    """Mirror half of the training pictures, never one whose caption says left or right."""
-    batch_size: int = 64
-    """Training pairs a step and process."""
-    eval_batch_size: int = 128
-    """Pairs a step in validation and test; changes no result."""
-    num_workers: int = 1
-    """Processes that decode pictures; changes no result."""
-    length_pool: int = 50
-    """Batches whose texts are sorted by length together; 1 = no grouping."""
-    on_bad_sample: str = "stop"
-    """What a picture that can't be read does: stop ends the run with its name; skip puts another sample in its place,
-    counts it in metrics.json, and ends the run above `max_bad_fraction`."""
-    max_bad_fraction: float = 0.01
-    """Fraction of a split's pairs that may be skipped."""
-    train_fraction: float = 1.0
-    """Fraction of the training pictures or examples that is used: a sample that follows from the seed, the same for
-    every model, and part of every larger one."""
-    eval_seed: int | None = None
-    """Seed of the masks, wrong pictures and samples of validation and test. None: the run's. Runs with the same one
-    answer the same test items."""
-    val_size: int | None = 1000
-    """At most so many images, with their first caption, or examples of a task validate, a fixed sample; None = all."""
-    test_captions: int = 1
-    """Captions of each image that masked words and matching are tested on, at most; retrieval takes the first."""
 
 
 class SplitsDataModule(L.LightningDataModule):
@@ -130,6 +60,11 @@ class SplitsDataModule(L.LightningDataModule):
         self._refuse_oversized_batch()
         self.val_pairs = self._samples(self._some(examples["val"], "val")) if examples.get("val") else None
         self.test_splits = sorted(name for name in examples if name.startswith("test"))
+        unused = {name: len(found) for name, found in examples.items() if not is_used(name)}
+        if unused:
+            log.warning("not used, as no split is called train, val or test...: %s; data.split_values can tell", unused)
+        if self.val_pairs is None:
+            log.warning("no split 'val': no best checkpoint is chosen, and the last weights are tested")
         self.test_pairs = {name: self._samples(self._tested(examples[name])) for name in self.test_splits}
 
     def _samples(self, examples: Sequence[Any], augmentation: Augmentation | None = None) -> Samples:
@@ -244,12 +179,9 @@ class PairsDataModule(SplitsDataModule):
     test_pairs: dict[str, Pairs]
 
     def __init__(self, options: DataOptions, processor: MMBertProcessor, *, seed: int):
-        _check(options)
-        keys: dict[str, Any] = {}
-        if options.format in ("jsonl", "csv"):
-            names = ("image_key", "caption_key", "split_key", "split_values")
-            keys = {name: getattr(options, name) for name in names}
-        examples = read_examples(options.format, options.annotations, options.images, **keys)
+        check_options(options)
+        reading = reader_options(options)
+        examples = read_examples(options.format, options.annotations, options.images, **reading)
         tokenizer = processor.tokenizer
         special = frozenset(int(i) for i in tokenizer.all_special_ids)
         ordinary = np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
@@ -345,14 +277,10 @@ def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[Labe
         DataError: Something is wrong with the files, or an example has no answer or another number of pictures.
         UsageError: Options that can't be meant.
     """
-    _check(options, needed=("annotations",) if options.format != "easy_vqa" else ())
-    keys: dict[str, Any] = {}
-    if options.format == "jsonl":
-        names = ("image_key", "text_key", "label_key", "id_key", "split_key", "split_values")
-        keys = {name: getattr(options, name) for name in names}
+    check_options(options, task=task)
     examples = read_labelled(
         options.format, options.annotations, options.images, questions=options.questions or "",
-        image_names=options.image_names, **keys,
+        image_names=options.image_names, **reader_options(options, task),
     )  # fmt: skip
     if not examples.get("train"):
         raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
@@ -370,23 +298,3 @@ def _fraction(examples: Sequence[Any], fraction: float, seed: int) -> list[Any]:
     """A sample of at least one, in the order of the file."""
     count = max(1, round(fraction * len(examples)))
     return [examples[i] for i in sorted(permutation(seed, "fraction", 0, len(examples))[:count].tolist())]
-
-
-def _check(options: DataOptions, *, needed: Sequence[str] = ("annotations", "images")) -> None:
-    for name in ("batch_size", "eval_batch_size", "length_pool", "test_captions", "min_answer_count"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"data.{name}={getattr(options, name)}: must be 1 or more.")
-    if options.num_workers < 0:
-        raise UsageError(f"data.num_workers={options.num_workers}: must be 0 or more.")
-    if options.max_text_length < 3:
-        raise UsageError(f"data.max_text_length={options.max_text_length}: [CLS], one token and [SEP] need 3.")
-    if options.on_bad_sample not in ("stop", "skip"):
-        raise UsageError(f"data.on_bad_sample='{options.on_bad_sample}'; allowed are stop, skip.")
-    if not 0 <= options.max_bad_fraction <= 1:
-        raise UsageError(f"data.max_bad_fraction={options.max_bad_fraction}: a fraction from 0 to 1.")
-    for name in ("mlm_probability", "crop", "train_fraction"):
-        if not 0 < getattr(options, name) <= 1:
-            raise UsageError(f"data.{name}={getattr(options, name)}: a fraction above 0, up to 1.")
-    for name in needed:
-        if not getattr(options, name):
-            raise UsageError(f"data.{name} is missing: say where the data is, see configs/ for examples.")

@@ -49,6 +49,13 @@ def read_labelled(
         known = ", ".join(LABELLED_FORMATS)
         hint = did_you_mean(format, LABELLED_FORMATS)
         raise UsageError(f"data.format={format!r} is not known for tasks; allowed are {known}.{hint}")
+    of_format = {"vqav2": ["questions", "image_names"], "easy_vqa": []}
+    allowed = of_format[format] if format in of_format else list(inspect.signature(TABLES[format]).parameters)[4:]
+    files = {name: value for name, value in (("questions", questions), ("image_names", image_names)) if value}
+    for name in {**keys, **files}:
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise UsageError(f"data.{name}: format {format} has no such option; it has {known}.")
     if format == "easy_vqa":
         if not isinstance(annotations, str):
             raise UsageError("data.annotations: easy_vqa takes the data folder of the package, or nothing.")
@@ -84,11 +91,6 @@ def _read_vqav2(annotations: Files, images: Files, questions: Files, image_names
 
 def _read_tables(format: str, annotations: Files, images: Files, keys: dict[str, Any]) -> list[LabelledExample]:
     reader = TABLES[format]
-    allowed = list(inspect.signature(reader).parameters)[4:]
-    for key in keys:
-        if key not in allowed:
-            listed = ", ".join(allowed) or "none"
-            raise UsageError(f"data.{key}: format {format} has no such option; it has {listed}.")
     problems, examples = Problems(), []
     for split, file in annotations.items() if isinstance(annotations, Mapping) else [(None, annotations)]:
         folder = ImageFolder(_of(images, split, "images")) if images else None

@@ -4,7 +4,7 @@ Results are kept per pair and put in the order of the data set before they are s
 size, order or number of processes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,6 +48,23 @@ class EvaluationOptions:
         for name in ("val_scorer", "test_scorer"):
             if getattr(self, name) not in SCORERS:
                 raise UsageError(f"evaluation.{name}='{getattr(self, name)}'; allowed are {', '.join(SCORERS)}.")
+        for name in ("val_images", "test_images"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"evaluation.{name}={getattr(self, name)}: 1 or more, or 0 to rank nothing.")
+
+    def refuse_lacking(self, objectives: Collection[str]) -> None:
+        """Refuses a scorer that a model with these objectives lacks.
+
+        Raises:
+            UsageError: With those it has.
+        """
+        for name in ("val_scorer", "test_scorer"):
+            asked = getattr(self, name)
+            if asked != "auto" and asked not in objectives:
+                having = ", ".join(["auto", *(scorer for scorer in SCORERS if scorer in objectives)])
+                raise UsageError(
+                    f"evaluation.{name}='{asked}', but the model has no objective {asked}; it has {having}."
+                )
 
 
 def metric_names(objectives: Iterable[str]) -> list[str]:

@@ -17,6 +17,8 @@ class EarlyFusion(Fusion):
     "merged attention" of METER (arXiv:2111.02387).
     """
 
+    least_layers = 1
+
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         # BERT's embeddings already hold the text's type embedding; VisualBERT adds one to the image and normalises.

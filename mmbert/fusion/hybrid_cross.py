@@ -16,6 +16,8 @@ class HybridCrossFusion(Fusion):
     of `hybrid` at the same depth; only what the words ask for gets into the joint vector.
     """
 
+    least_layers = 1
+
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)

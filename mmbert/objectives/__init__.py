@@ -25,8 +25,8 @@ def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
     Raises:
         UsageError: An unknown objective or option, a weight that is no number, or no objective at all.
     """
-    built = {}
-    for name, options in config.objective_options().items():
+    built, used = {}, config.objective_options()
+    for name, options in config.all_objective_options().items():  # a mistake is one where the weight is 0, too
         if name not in OBJECTIVES:
             raise UsageError(
                 f"objectives: '{name}' is no objective; allowed are {', '.join(OBJECTIVES)}."
@@ -42,7 +42,8 @@ def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
                     f"objectives.{name}: no option '{option}'; allowed are {', '.join(['weight', *allowed])}."
                     f"{did_you_mean(option, ['weight', *allowed])}"
                 )
-        built[name] = OBJECTIVES[name](config, **options)
+        if name in used:
+            built[name] = OBJECTIVES[name](config, **options)
     if not built:
         raise UsageError(f"objectives={config.objectives}: at least one needs a weight above 0.")
     # In the table's order: a saved configuration has its own, and sums in another order differ in their last bit.

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
 
 from mmbert.configuration import KEYS, MMBertConfig
 from mmbert.data.datamodule import (
-    DataOptions,
     LabelledDataModule,
     PairsDataModule,
     SplitsDataModule,
     read_task_data,
 )
+from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError
 from mmbert.initialization import ModelOptions, build_model, saved_config
 from mmbert.modeling import HeadedModel
@@ -78,6 +79,25 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     return Parts(model, processor, data)
 
 
+def refuse_unmet(asked: Mapping[str, Any], built: MMBertConfig) -> None:
+    """Refuses a model that is not what was asked for in so many words, where weights or a tokenizer say otherwise.
+
+    Args:
+        asked: Keys of the architecture that a file or the command line names; None stands for what fits. Those that
+            always follow the tokenizer are not looked at.
+        built: The model's.
+
+    Raises:
+        UsageError: With the key.
+    """
+    for key, value in asked.items():
+        fact = getattr(built, key)
+        if value is not None and value != fact and key not in ("objectives", "vocab_size", "pad_token_id"):
+            raise UsageError(
+                f"model.{key}={value!r}, but the pretrained weights or the tokenizer have {fact!r}; leave it out."
+            )
+
+
 def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
     """The tokenizer that the options name; a model from scratch takes its vocabulary from it."""
     source = data.tokenizer or model.pretrained or model.text_pretrained
@@ -108,17 +128,19 @@ def tokenizer_sum(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def run_identity(config: Any, data: SplitsDataModule) -> dict[str, Any]:
+def run_identity(config: Any, built: MMBertConfig, data: SplitsDataModule) -> dict[str, Any]:
     """What makes a run the same run: options that change its numbers, and the training pairs themselves.
 
     Args:
         config: The sections as parsed.
+        built: The model's, of which pretrained weights and the tokenizer may have told a part.
         data: Its training pairs are summed, pictures' names and captions; and its tokenizer.
 
     Returns:
         Flat names to plain values, for a checkpoint.
     """
     sections = {name: config[name].as_dict() for name in ("model", "data", "optim")}
+    sections["model"] |= {key: getattr(built, key) for key in KEYS}
     flat = {f"{s}.{k}": v for s, options in sections.items() for k, v in options.items() if f"{s}.{k}" not in FREE}
     total = hashlib.sha256()
     for example in data.examples["train"]:

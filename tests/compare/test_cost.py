@@ -26,7 +26,8 @@ from mmbert.compare.cost import (
     parameters,
 )
 from mmbert.configuration import MMBertConfig
-from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError
 from mmbert.fusion import FUSIONS
 from mmbert.modeling import MMBertForPreTraining, MMBertForTask

@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny_examples, tiny_processor
 
 from mmbert.data import datamodule
-from mmbert.data.datamodule import DataOptions, PairsDataModule
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError
 
 

@@ -149,6 +149,10 @@ OBJECTIVES = "--model.objectives"
             {"mlm": 0.5, "itm": {"weight": 1.5, "text": "clean"}},
         ),
         ([f'{OBJECTIVES}={{"mlm": 1.0}}', f"{OBJECTIVES}.mlm.weight=2"], {"mlm": {"weight": 2}}),
+        (
+            ["--model={objectives: {itm: {text: clean}}}", f"{OBJECTIVES}.itm.weight=3"],
+            {"itm": {"weight": 3, "text": "clean"}},
+        ),
     ],
 )
 def test_option_of_an_objective_leaves_the_others_alone(
@@ -166,6 +170,26 @@ def test_option_of_an_objective_leaves_the_others_alone(
     for name, value in expected.items():
         flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
     assert written_options(arguments) == {f"model.objectives.{name}": value for name, value in flat.items()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "--model.fusion=early", "--config", "FILE"],
+        ["fit", "--config=FILE", "--model.fusion=early"],
+        ["fit", "-c", "FILE", "--model.fusion", "early"],
+        ["fit", "-cFILE", "--model.fusion=early"],
+    ],
+)
+def test_options_win_over_files_wherever_they_stand(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base.yaml").write_text("model: {hidden_size: 48}")
+    (tmp_path / "own.yaml").write_text("base: base.yaml\nmodel: {fusion: late}")
+    with pytest.raises(SystemExit):
+        main([*(a.replace("FILE", str(tmp_path / "own.yaml")) for a in arguments), "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert (model["fusion"], model["hidden_size"]) == ("early", 48)
 
 
 def test_saved_configuration_gives_the_same_curve_to_the_bit(tiny: list[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from interrupted import killed, results, trace, weights
 from processes import ROOT, finish, start
 
@@ -17,7 +18,7 @@ from mmbert.modeling import MMBertForTask
 from mmbert.training.checkpoints import step_of
 
 CONFIGS = {"vqa": "configs/finetune/vqa_shapes.yaml", "decision": "configs/finetune/snli_ve.yaml"}
-SHORT = ["--trainer.max_epochs=1", "--trainer.precision=32-true", "--trainer.logger=false", "--threads=1"]
+SHORT = ["--trainer.max_epochs=1", "--trainer.precision=32-true", "--threads=1"]
 
 
 def options(tiny_tasks: dict[str, list[str]], task: str, root: Path, *more: str) -> list[str]:
@@ -62,7 +63,11 @@ def test_predictions_score_as_the_run_says(tiny_tasks: dict[str, list[str]], sha
 
 
 def test_pretrained_weights_arrive_and_the_head_is_fresh(
-    tiny: list[str], tiny_tasks: dict[str, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: list[str],
+    tiny_tasks: dict[str, list[str]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = str(ROOT / "configs/quickstart.yaml")
     main(["fit", "--config", config, *tiny, *SHORT, f"--trainer.default_root_dir={tmp_path}", "--name=before"])
@@ -77,9 +82,16 @@ def test_pretrained_weights_arrive_and_the_head_is_fresh(
     for name, value in new.items():
         if name.startswith("mmbert."):
             torch.testing.assert_close(value, old[name], rtol=0, atol=1e-6)
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", str(ROOT / CONFIGS["vqa"]), *of_data, f"--model.pretrained={before}",
-              "--model.fusion_layers=5"])  # fmt: skip
+    told = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]
+    built = load_folder(before)[0].config
+    assert told["hidden_size"] == built.hidden_size == 32 and told["vocab_size"] == built.vocab_size != 30522
+    for key in ("fusion_layers=5", "hidden_size=384", "image_model=vit_small_patch16_224", "fusion=late"):
+        with pytest.raises(SystemExit):  # 384 is what hidden_size is where nothing is said
+            main(["fit", "--config", str(ROOT / CONFIGS["vqa"]), *of_data, f"--model.pretrained={before}",
+                  f"--model.{key}"])  # fmt: skip
+        assert f"model.{key.split('=')[0]}=" in capsys.readouterr().err
+    main(["test", "--config", str(tmp_path / "run/config.yaml"), "--name=again", "--trainer.limit_test_batches=1"])
+    assert (tmp_path / "again/metrics.json").is_file()
 
 
 def test_checkpoint_of_other_labels_is_told(
@@ -91,6 +103,17 @@ def test_checkpoint_of_other_labels_is_told(
     with pytest.raises(SystemExit):
         main(["test", *options(tiny_tasks, "vqa", tmp_path, *more)])
     assert "the checkpoint chooses between" in capsys.readouterr().err
+
+
+def test_texts_without_pictures_say_so(
+    tiny_tasks: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A forgotten folder is told; no picture is a model of its own."""
+    with pytest.raises(SystemExit):
+        finetune(tiny_tasks, "decision", tmp_path, "--data.images=")
+    assert "data.images is missing" in capsys.readouterr().err
+    finetune(tiny_tasks, "decision", tmp_path, "--data.images=", "--data.image_key=null", "--trainer.max_steps=1")
+    assert load_folder(tmp_path / "run/model")[0].config.pictures == 0
 
 
 def test_folder_that_is_no_model_is_told(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmbert.cli import main
 
@@ -50,6 +51,25 @@ def message(
         (["--optim.freeze_image=9"], ["freeze", "9", "from 1 to 1"]),
         (["--evaluation.test_scorer=icm"], ["evaluation.test_scorer='icm'", "itc, itm"]),
         (["--checkpoint.monitor=val/itm_auc"], ["val/itm_auc", "Did you mean 'val/itm_auroc'?"]),
+        (["--evaluation.val_scorer=itc", "--model.objectives={mlm: 1, itm: 1}"],
+         ["evaluation.val_scorer='itc'", "auto, itm"]),
+        (["--evaluation.test_images=-1"], ["evaluation.test_images=-1", "0 to rank nothing"]),
+        (["--model.objectives={mlm: null}"], ["objectives.mlm", "weight None"]),
+        (["--model.objectives={mlm: 1, itm: {weight: null}}"], ["objectives.itm", "weight None"]),
+        (["--model.objectives={mlm: 1, imt: 0}"], ["'imt'", "Did you mean 'itm'?"]),
+        (["--model.objectives={mlm: 1, itm: {weight: 0, negative: hard}}"], ["'negative'"]),
+        (["--model.objectives.itc.temperature=1.0"], ["objectives.itc.temperature=1.0", "0.01 to 0.5"]),
+        (["--model.fusion=early", "--model.fusion_layers=0"], ["fusion_layers=0", "know the text only", "1 or more"]),
+        (["--data.val_size=0"], ["data.val_size=0", "null for all"]),
+        (["--data.annotations={train: a.json, vall: b.json}"], ["data.annotations.vall", "Did you mean 'val'?"]),
+        (["--data.caption_key=text"], ["coco", "caption_key"]),
+        (["--data.text_key=question"], ["data.text_key", "model.task"]),
+        (["--data.image_key=[a, b]"], ["data.image_key", "one field"]),
+        (["--data.images="], ["data.images is missing"]),
+        (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val=-1", "0 for no clipping"]),
+        (["--trainer.logger=false"], ["trainer.logger=false", "leave it out"]),
+        (["--ckpt_path=tests/tiny.py", "--resume=auto"], ["--resume", "leave --ckpt_path out"]),
+        (["--base=configs/base.yaml"], ["--base=configs/base.yaml", "a key of YAML files"]),
         (["--trainer.max_epoch=3"], ["Did you mean 'trainer.max_epochs'?"]),
         (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
     ],
@@ -79,6 +99,58 @@ def test_mistake_in_a_yaml_is_told_in_one_sentence(
 ) -> None:
     (tmp_path / "own.yaml").write_text(yaml)
     assert expected in message(capsys, 2, [*tiny, "--config", str(tmp_path / "own.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("yaml", "expected"),
+    [
+        ("model: {fusion: early}\noptim: {lr: 1}\nmodel: {text_layers: 1}", "own.yaml:3: the key 'model' again"),
+        ("model:\n  fusion: early\n  hidden_size: 32\n  fusion: late", "own.yaml:4: the key 'fusion' again"),
+        ("model.fusion: early", "own.yaml:1: the key 'model.fusion'; expected model: {fusion: ...}"),
+    ],
+)  # fmt: skip
+def test_key_that_would_be_lost_is_told_with_its_line(
+    yaml: str, expected: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.yaml").write_text(yaml)
+    assert expected in message(capsys, 1, [*tiny, "--config", str(tmp_path / "own.yaml")])
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_evaluation_of_no_weights_is_refused(
+    subcommand: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither are random weights judged, nor are the results of a run overwritten."""
+    command = [
+        subcommand,
+        "--config",
+        str(ROOT / "configs/quickstart.yaml"),
+        *tiny,
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+    for more, expected in (
+        ([], "would judge random weights"),
+        (["--resume=auto"], "takes --ckpt_path RUN/checkpoints"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, *more])
+        assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_splits_that_are_not_used_and_a_missing_val_are_told(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = []
+    for number, part in enumerate(("train",) * 16 + ("extra",) * 3):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / f"{number}.png")
+        records.append({"image": f"{number}.png", "caption": "a red circle", "part": part})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    options = {"format": "jsonl", "annotations": tmp_path / "pairs.jsonl", "images": tmp_path, "split_key": "part"}
+    more = [*(f"--data.{key}={value}" for key, value in options.items()), "--trainer.fast_dev_run=1"]
+    main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *more])
+    assert "no split is called train, val or test...: {'extra': 3}" in caplog.text
+    assert "no split 'val': no best checkpoint is chosen" in caplog.text
 
 
 def test_yaml_that_is_no_yaml_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
