@@ -258,6 +258,10 @@ class TrainingModule(L.LightningModule):
         """Batches since the start of the run, over all epochs."""
         return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
 
+    def on_train_start(self) -> None:
+        """Starts the clock where a resumed run is within an epoch, which Lightning does not start again."""
+        self._clock = time.perf_counter()
+
     def on_train_epoch_start(self) -> None:
         """Starts the clock; it measures batch end to batch end, so waiting for data counts."""
         self._clock = time.perf_counter()

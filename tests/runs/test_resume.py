@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_accumulation_resumes_on_its_boundary(tiny: list[str], tmp_path: Path) -
     fit(tiny, tmp_path / "killed", *options, "--resume=auto")
     assert trace(tmp_path / "killed") == trace(tmp_path / "whole")
     assert len(trace(tmp_path / "whole")) == 7
+
+
+def test_time_of_a_resumed_run_is_that_of_its_training(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning starts no epoch anew that a run was killed in: the clock would show how long the machine is up."""
+    killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2)
+    now = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: 1e7 + now())
+    started = now()
+    fit(tiny, tmp_path, "--name=run", "--resume=auto")
+    found = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert 0 < found["run/training_seconds"] < 60 + now() - started
+    assert found["run/samples_per_second"] > 1
 
 
 def test_metrics_file_of_a_resumed_run_is_continuous(tiny: list[str], whole: Path, tmp_path: Path) -> None:
