@@ -1,6 +1,7 @@
 """The tables of a report, as text not yet escaped: what is in a cell is decided here, how it looks is not."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ def parts(outcomes: Outcomes) -> list[Table]:
 
 
 def cost(outcomes: Outcomes) -> Table:
-    """Means over the finished seeds; columns that no arm has are left out."""
+    """Medians over the finished seeds, as machines are noisy; columns that no arm has are left out."""
     found = {key: [costs_of(outcomes, name, key) for name in outcomes.strategies] for key in COSTS}
     found = {key: values for key, values in found.items() if any(map(math.isfinite, values))}
     head = ["strategy", *(_cost_head(outcomes, key) for key in found)]
@@ -108,7 +109,7 @@ def cost(outcomes: Outcomes) -> Table:
         ]
         for i, strategy in enumerate(outcomes.strategies)
     ]
-    return Table("Cost, mean over seeds", head, rows)
+    return Table("Cost, median over seeds", head, rows)
 
 
 def _cost_head(outcomes: Outcomes, key: str) -> str:
@@ -120,8 +121,9 @@ def _cost_head(outcomes: Outcomes, key: str) -> str:
 
 
 def costs_of(outcomes: Outcomes, strategy: str, key: str) -> float:
-    """Mean of one of `COSTS` over a strategy's seeds, NaN where none has it."""
-    return mean_of([number((row.get(COSTS[key][0]) or {}).get(key)) for row in outcomes.arms(strategy)])
+    """Median of one of `COSTS` over a strategy's seeds, NaN where none has it."""
+    found = [number((row.get(COSTS[key][0]) or {}).get(key)) for row in outcomes.arms(strategy)]
+    return statistics.median([x for x in found if math.isfinite(x)] or [math.nan])
 
 
 def low_data(outcomes: Outcomes) -> list[Table]:
