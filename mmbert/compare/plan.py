@@ -17,7 +17,7 @@ from mmbert.import_policy import close_imports
 PRETRAIN = "pretrain"
 OURS = (
     "seed_everything", "data.train_fraction", "data.eval_seed", "trainer.max_steps", "trainer.max_epochs",
-    "trainer.enable_progress_bar", "trainer.default_root_dir", "name", "threads", "resume",
+    "trainer.default_root_dir", "name", "threads", "resume",
 )  # fmt: skip
 """Options of `fit` that a comparison sets by itself."""
 

@@ -9,6 +9,7 @@ from tiny import difference, inputs, random_tokens, randomize, tiny_batch, tiny_
 from torch import Tensor, nn
 from transformers import BertModel
 
+from mmbert.errors import UsageError
 from mmbert.fusion import FUSIONS, build_fusion
 from mmbert.fusion.base import Fusion
 from mmbert.modeling import MMBertForPreTraining, MMBertModel
@@ -20,10 +21,7 @@ ONLY_POOLED_VECTORS_MEET = {"late", "late_bilinear"}
 UNUSED = ("fusion.absent_text", "fusion.absent_image")
 # Without layers early fusion pools [CLS] as it came: nothing trains what prepares the picture for the joint sequence;
 # and nobody attends to the bottleneck.
-UNUSED_WITHOUT_LAYERS = {
-    "early": ("fusion.image_type", "fusion.image_norm.weight", "fusion.image_norm.bias"),
-    "hybrid_bottleneck": ("fusion.bottlenecks",),
-}
+UNUSED_WITHOUT_LAYERS = {"hybrid_bottleneck": ("fusion.bottlenecks",)}
 LEARNED = ("absent_text", "absent_image", "image_type", "bottlenecks")
 """Vectors that are no weights of a layer."""
 TWO_LAYERS = {"text_layers": 2, "image_layers": 2, "fusion_layers": 2}
@@ -119,6 +117,10 @@ def test_fusion_keeps_shapes_and_masks(fusion: str, layers: int) -> None:
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
     settings = {**TWO_LAYERS, "fusion_layers": layers, "text_hidden_size": 16}
+    if layers < build_fusion(tiny_config(fusion=fusion)).least_layers:
+        with pytest.raises(UsageError, match=f"fusion_layers={layers}: the joint vector of fusion='{fusion}'"):
+            MMBertForPreTraining(tiny_config(fusion=fusion, **settings))
+        return
     model = MMBertForPreTraining(tiny_config(fusion=fusion, **settings)).double()
     randomize(model)
     loss = model(tiny_batch(dtype=torch.float64), generator=torch.Generator().manual_seed(0)).loss

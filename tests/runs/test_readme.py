@@ -55,7 +55,7 @@ def test_training_command_runs_on_tiny_data(
     assert arguments[:2] == ["python", "train.py"]
     small = tiny_tasks["vqa"] if "finetune/vqa" in command else tiny
     start = ["--model.pretrained=null"] if "--model.pretrained" in command else []  # there is no such run here
-    main([*arguments[2:], *small, *start, "--data.split_key=null", "--trainer.fast_dev_run=1"])
+    main([*arguments[2:], *small, *start, "--trainer.fast_dev_run=1"])
     assert list(tmp_path.iterdir()) == []
 
 
