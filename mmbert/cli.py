@@ -20,16 +20,16 @@ from mmbert.command_line import explain, one_sentence_for_mistakes, refuse_empty
 from mmbert.commands import COMMANDS, run_command
 from mmbert.config_files import with_bases, with_whole_objectives, written_options
 from mmbert.configuration import KEYS
-from mmbert.data.options import DataOptions
+from mmbert.data.options import DataOptions, is_used
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.pairs import EvaluationOptions, metric_names
 from mmbert.import_policy import close_imports
-from mmbert.initialization import ModelOptions, quiet_transformers
+from mmbert.initialization import STARTS_ANEW, ModelOptions, quiet_transformers
 from mmbert.metrics.items import write_items
 from mmbert.modeling import MMBertForTask
 from mmbert.signals import StopSignals
 from mmbert.training import run
-from mmbert.training.assembly import assemble, refuse_unmet, run_identity
+from mmbert.training.assembly import assemble, refuse_fresh_heads, refuse_unmet, run_identity
 from mmbert.training.checkpoints import (
     CheckpointOptions,
     RunCheckpoints,
@@ -146,11 +146,15 @@ class MMBertCLI(LightningCLI):
         chosen.checkpoint.check()
         self._refuse_contradictions(config, chosen)
         seed = int(config.seed_everything)
-        written = {key.split(".")[1] for key in written_options(self.arguments[1:]) if key.startswith("model.")}
-        asked = {key: getattr(chosen.model, key) for key in KEYS if key in written}
+        written = {key.split(".")[1] for key in written_options(self.arguments) if key.startswith("model.")}
+        self.asked = {key: getattr(chosen.model, key) for key in KEYS if key in written}
         self.parts = assemble(chosen.model, chosen.data, chosen.optim, seed=seed)
-        refuse_unmet(asked, self.parts.model.config)
+        refuse_unmet(self.asked, self.parts.model.config)
+        if self.subcommand != "fit" and config.get("ckpt_path") is None:
+            refuse_fresh_heads(chosen.model, self.parts.model.config)
         self.datamodule = self.parts.data
+        if self.subcommand == "validate" and self.datamodule.val_pairs is None:
+            raise UsageError("validate: the data has no split 'val'.")
         if not isinstance(self.parts.model, MMBertForTask):
             chosen.evaluation.refuse_lacking(self.parts.model.objectives)
         known = [f"val/{name}" for name in self._watched()]
@@ -268,8 +272,12 @@ class MMBertCLI(LightningCLI):
         """The configuration with every default, ready to be run again."""
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         content = yaml.safe_load(text)
-        built = self.parts.model.config  # pretrained weights and the tokenizer tell some keys; null stays what follows
-        content["model"] |= {key: getattr(built, key) for key in KEYS if content["model"][key] is not None}
+        model, built = content["model"], self.parts.model.config
+        for key in KEYS:  # pretrained weights and the tokenizer tell some; null stays what follows from others
+            if model["pretrained"] is not None and key not in (*self.asked, *STARTS_ANEW):
+                del model[key]  # so that the same run can start from another model
+            elif model[key] is not None:
+                model[key] = getattr(built, key)
         for key in ("base", "config", "ckpt_path", "resume"):
             content.pop(key, None)
         return yaml.safe_dump(content, sort_keys=False)
@@ -285,6 +293,11 @@ class MMBertCLI(LightningCLI):
             "dry run, nothing is written" if self.dry else f"output in {self.folder}",
         )  # fmt: skip
 
+        unused = {name: len(found) for name, found in self.datamodule.examples.items() if not is_used(name)}
+        if unused:
+            log.info("not used, as no split is called train, val or test...: %s; data.split_values can tell", unused)
+        if self.subcommand == "fit" and self.datamodule.val_pairs is None:
+            log.info("no split 'val': no best checkpoint is chosen, and the last weights are tested")
         cut = self.datamodule.cut_share()
         if cut:
             length = config.data.max_text_length

@@ -12,40 +12,43 @@ from mmbert.configuration import Architecture
 from mmbert.errors import DataError, UsageError
 
 OPTIONS = ("--config", "-c")
+SUBCOMMANDS = ("fit", "validate", "test")
 OBJECTIVES = re.compile(r"--model(\.objectives(?:\.([^.]+)(?:\.([^.]+))?)?)?")
 MAX_VALUES = 100_000
 
 
 def with_bases(arguments: list[str]) -> list[str]:
-    """Puts all files of a command line before its other options, which win, and before each what it builds on.
+    """Puts the files of a subcommand before its other options, which win, and before each file what it builds on.
 
     Args:
-        arguments: The command line; `--config FILE`, `-c FILE`, `--config=FILE` and `-cFILE` are looked at.
+        arguments: The command line; `--config FILE`, `-c FILE`, `--config=FILE` and `-cFILE.yaml` are looked at.
 
     Raises:
         UsageError: A file that is not there, files that build on each other in a circle, or `--base`.
         DataError: A file that is no YAML mapping, or names a key twice.
     """
+    own = next((i + 1 for i, argument in enumerate(arguments) if argument in SUBCOMMANDS), 0)
+    above, (files, options) = _files_and_options(arguments[:own]), _files_and_options(arguments[own:])
+    return [*above[0], *above[1], *files, *options]
+
+
+def _files_and_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     files: list[str] = []
-    out: list[str] = []
+    options: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         option, equals, value = argument.partition("=")
         if option == "--base":
             raise UsageError(f"{argument}: base is a key of YAML files; on the command line give --config twice.")
-        if argument.startswith("-c") and option not in OPTIONS:
+        if argument.startswith("-c") and argument.endswith((".yaml", ".yml")) and option not in OPTIONS:
             option, equals, value = "-c", "=", argument.removeprefix("-c")
-        if option not in OPTIONS:
-            out.append(argument)
-            continue
-        file = value if equals else next(rest, None)
+        file = None if option not in OPTIONS else value if equals else next(rest, None)
         if file is None:
-            out.append(argument)
+            options.append(argument)
             continue
         for path in _chain(Path(file), ()):
             files += ["--config", str(path)]
-    subcommand = 0 if not out or out[0].startswith("-") else 1
-    return [*out[:subcommand], *files, *out[subcommand:]]
+    return files, options
 
 
 def with_whole_objectives(arguments: list[str]) -> list[str]:
@@ -86,10 +89,16 @@ def with_whole_objectives(arguments: list[str]) -> list[str]:
 
 
 def written_options(arguments: list[str]) -> dict[str, Any]:
-    """What the YAML files and options of a command line of `fit` say, flat; later ones win, defaults are left out."""
+    """What the YAML files and options of a command line say, flat; later ones win, defaults are left out.
+
+    Args:
+        arguments: The subcommand and what follows, in the form --KEY=VALUE.
+    """
     found: dict[str, Any] = {}
-    rest = iter(with_whole_objectives(with_bases(arguments[1:])))
+    rest = iter(with_whole_objectives(with_bases(arguments)))
     for argument in rest:
+        if argument in SUBCOMMANDS:
+            continue
         if argument == "--config":
             new = _options(yaml.safe_load(Path(next(rest)).read_text(encoding="utf-8")) or {})
         else:
@@ -98,7 +107,7 @@ def written_options(arguments: list[str]) -> dict[str, Any]:
             # A whole section is merged into what there is, option by option.
             new = _options({key: parsed}) if "." not in key else {key: parsed}
         kept = {k: v for k, v in found.items() if not f"{k}.".startswith(tuple(f"{name}." for name in new))}
-        found = kept | _flat(new)
+        found = kept | flat(new)
     return {key: value for key, value in sorted(found.items()) if key != "base"}
 
 
@@ -109,11 +118,12 @@ def _options(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**inner, **{key: value for key, value in content.items() if key not in sections}}
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`section.option.key` -> value, for a mapping of mappings."""
     out: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:
-            out |= _flat(value, f"{prefix}{key}.")
+            out |= flat(value, f"{prefix}{key}.")
         else:
             out[prefix + str(key)] = value
     return out

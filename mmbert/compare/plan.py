@@ -10,14 +10,14 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mmbert.command_line import explain
 from mmbert.compare.budget import RULES
-from mmbert.config_files import with_bases
+from mmbert.config_files import flat, with_bases
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.import_policy import close_imports
 
 PRETRAIN = "pretrain"
 OURS = (
     "seed_everything", "data.train_fraction", "data.eval_seed", "trainer.max_steps", "trainer.max_epochs",
-    "trainer.default_root_dir", "name", "threads", "resume",
+    "trainer.default_root_dir", "name", "threads", "resume", "ckpt_path", "config", "base",
 )  # fmt: skip
 """Options of `fit` that a comparison sets by itself."""
 
@@ -102,8 +102,8 @@ class Comparison:
         Raises:
             UsageError: A value out of range, or something missing.
         """
-        if not self.names:
-            raise UsageError("strategies is empty; name two or more to compare.")
+        if len(self.names) < 2:
+            raise UsageError(f"strategies={self.strategies}: name two or more to compare.")
         if len(set(self.names)) < len(self.names):
             raise UsageError(f"strategies={self.strategies}: each once.")
         own = {"seeds": self.seeds, **{f"strategies.{name}.seeds": self._seeds(name) for name in self.names}}
@@ -133,13 +133,9 @@ class Comparison:
                 raise UsageError(
                     f"{where}.steps={stage.steps}: how many optimizer steps the reference takes, 1 or more."
                 )
-            for key in stage.options:
-                if key in OURS:
-                    raise UsageError(f"{where}.options.{key}: set by the comparison: {_instead(key)}.")
+            _refuse_ours(f"{where}.options", stage.options, "model.fusion" if name == PRETRAIN else "model.pretrained")
         for name in self.names:
-            for key in self.differences(name):
-                if key in OURS:
-                    raise UsageError(f"strategies.{name}.{key}: set by the comparison: {_instead(key)}.")
+            _refuse_ours(f"strategies.{name}", self.differences(name))
         ranked = self.retrieval
         if ranked.images < 0 or ranked.captions < 1 or ranked.k < 1:
             raise UsageError(f"{ranked}: images from 0 (nothing is ranked), captions and k from 1.")
@@ -177,10 +173,14 @@ class Comparison:
         return (given or {}).get("seeds", self.seeds)
 
 
-def _instead(key: str) -> str:
-    """The key of a comparison that stands for an option of `fit`."""
-    own = {"seed_everything": "seeds", "data.train_fraction": "fractions", "trainer.max_steps": "steps"}
-    return f"use {own[key]}" if key in own else "leave it out"
+def _refuse_ours(where: str, options: Mapping[str, Any], *more: str) -> None:
+    """Refuses options of `fit` that the comparison sets by itself, with the key that stands for them."""
+    own = {"seed_everything": "seeds", "data.train_fraction": "fractions", "trainer.max_steps": "steps",
+           "model.fusion": "strategies"}  # fmt: skip
+    for key in flat(options):
+        if key in (*OURS, *more):
+            instead = f"use {own[key]}" if key in own else "leave it out"
+            raise UsageError(f"{where}.{key}: set by the comparison: {instead}.")
 
 
 class Arm(NamedTuple):
@@ -237,7 +237,10 @@ def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
         nested: Any = yaml.safe_load(value)
         for part in reversed(parts):
             nested = {part: nested}
-        _update(content, nested)
+        known = content.get("strategies")
+        if key.startswith("strategies.") and isinstance(known, list):
+            content["strategies"] = {name: {} for name in known}
+        _update(content, nested, whole=["strategies"] if key == "strategies" else [])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Comparison)
     try:

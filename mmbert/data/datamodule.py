@@ -15,7 +15,7 @@ from mmbert.data.examples import Example, read_examples
 from mmbert.data.labelled import LabelledExample, read_labelled
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
 from mmbert.data.masking import Masking
-from mmbert.data.options import DataOptions, check_options, is_used, reader_options
+from mmbert.data.options import DataOptions, check_options, reader_options
 from mmbert.data.pairs import Collate, Pairs
 from mmbert.data.samples import Augmentation, Samples
 from mmbert.data.sampling import TrainBatches, TrainLoader
@@ -60,11 +60,6 @@ class SplitsDataModule(L.LightningDataModule):
         self._refuse_oversized_batch()
         self.val_pairs = self._samples(self._some(examples["val"], "val")) if examples.get("val") else None
         self.test_splits = sorted(name for name in examples if name.startswith("test"))
-        unused = {name: len(found) for name, found in examples.items() if not is_used(name)}
-        if unused:
-            log.warning("not used, as no split is called train, val or test...: %s; data.split_values can tell", unused)
-        if self.val_pairs is None:
-            log.warning("no split 'val': no best checkpoint is chosen, and the last weights are tested")
         self.test_pairs = {name: self._samples(self._tested(examples[name])) for name in self.test_splits}
 
     def _samples(self, examples: Sequence[Any], augmentation: Augmentation | None = None) -> Samples:

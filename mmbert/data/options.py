@@ -122,6 +122,8 @@ def _refuse_missing(options: DataOptions, task: str | None) -> None:
         needed["images"] = "; texts without pictures say data.image_key: null"
         if options.image_key is None:
             needed.pop("images")
+            if options.images:
+                raise UsageError("data.image_key=null is for texts without pictures; leave data.images out.")
     if options.format == "easy_vqa":
         needed.clear()
     for name, hint in needed.items():

@@ -58,9 +58,10 @@ class EvaluationOptions:
         Raises:
             UsageError: With those it has.
         """
-        for name in ("val_scorer", "test_scorer"):
+        for split in ("val", "test"):
+            name = f"{split}_scorer"
             asked = getattr(self, name)
-            if asked != "auto" and asked not in objectives:
+            if asked != "auto" and asked not in objectives and getattr(self, f"{split}_images"):
                 having = ", ".join(["auto", *(scorer for scorer in SCORERS if scorer in objectives)])
                 raise UsageError(
                     f"evaluation.{name}='{asked}', but the model has no objective {asked}; it has {having}."

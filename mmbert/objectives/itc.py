@@ -29,8 +29,8 @@ class ImageTextContrast(Objective):
             temperature: Start value of the learned temperature, kept within 0.01 and 0.5.
         """
         super().__init__()
-        if not 0.01 <= temperature <= 0.5:
-            raise UsageError(f"objectives.itc.temperature={temperature}: from 0.01 to 0.5.")
+        if not isinstance(temperature, int | float) or not 0.01 <= temperature <= 0.5:
+            raise UsageError(f"objectives.itc.temperature={temperature!r}: a number from 0.01 to 0.5.")
         if config.text_layers == 0 or config.image_layers == 0:
             raise UsageError(
                 "objectives.itc compares what each encoder says alone, but here "

@@ -94,8 +94,24 @@ def refuse_unmet(asked: Mapping[str, Any], built: MMBertConfig) -> None:
         fact = getattr(built, key)
         if value is not None and value != fact and key not in ("objectives", "vocab_size", "pad_token_id"):
             raise UsageError(
-                f"model.{key}={value!r}, but the pretrained weights or the tokenizer have {fact!r}; leave it out."
+                f"model.{key}={value!r}, but what the weights come from has {fact!r}; leave it out, or say "
+                f"--model.{key}={fact}."
             )
+
+
+def refuse_fresh_heads(options: ModelOptions, built: MMBertConfig) -> None:
+    """Refuses a model whose heads are not those of the folder that its weights come from: nothing has trained them.
+
+    Raises:
+        UsageError: With what gives them.
+    """
+    saved = saved_config(str(options.pretrained))
+    lacking = {*built.objective_options()} - {*saved.objective_options()} if built.task is None else {built.task}
+    if saved.task != built.task or saved.labels != built.labels or (built.task is None and lacking):
+        raise UsageError(
+            f"model.pretrained='{options.pretrained}' has no head for {', '.join(sorted(lacking))} with these labels, "
+            "so a random one would be judged: give --ckpt_path RUN/checkpoints/best-step=N.ckpt."
+        )
 
 
 def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:

@@ -178,7 +178,7 @@ class TrainingModule(L.LightningModule):
         by_steps = trainer.max_steps if trainer.max_steps >= 0 else None
         known = [n for n in (by_epochs, by_steps) if n is not None]
         if len(known) == 2 and known[0] < known[1]:
-            log.warning("trainer.max_epochs=%s ends the run after %d of trainer.max_steps=%d", epochs, *known)
+            log.info("trainer.max_epochs=%s ends the run after %d of trainer.max_steps=%d", epochs, *known)
         return max(1, min(known, default=1000 * per_epoch))
 
     def on_fit_start(self) -> None:

@@ -54,12 +54,17 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
     for strategies in (own, ["late", "hybrid"]):  # whichever form: none of the file below is compared, too
         found = load_comparison(written(tmp_path, {"base": "base.yaml", "strategies": strategies}))
         assert sorted(found.names) == ["hybrid", "late"]
+        found = load_comparison(file, [f"strategies={json.dumps(strategies)}"])
+        assert sorted(found.names) == ["hybrid", "late"]
+    found = load_comparison(written(tmp_path, GOOD), ["strategies.late.seeds=[5]"])
+    assert {name: found.seeds_of(name) for name in found.names} == {"early": [0, 1], "late": [5]}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategies": []}, "strategies is empty"),
+        ({"strategies": []}, "name two or more"),
+        ({"strategies": ["early"]}, "name two or more"),
         ({"seeds": [1, 1]}, "one or more different whole numbers"),
         ({"seeds": []}, "one or more different whole numbers"),
         ({"strategies": {"early": {}, "late": {"seeds": [0, 0]}}}, r"strategies.late.seeds=\[0, 0\]: a list of one"),
@@ -86,6 +91,15 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
             "pretrain.options.trainer.max_steps: set by the comparison: use steps",
         ),
         ({"strategies": {"early": {}, "late": {"seed_everything": 3}}}, "strategies.late.seed_everything.*use seeds"),
+        ({"strategies": {"early": {}, "late": {"trainer": {"max_steps": 3}}}}, "late.trainer.max_steps.*use steps"),
+        (
+            {"pretrain": {**GOOD["pretrain"], "options": {"model.fusion": "late"}}},
+            "pretrain.options.model.fusion: set by the comparison: use strategies",
+        ),
+        (
+            {"finetune": {"vqa": {"run": "x.yaml", "steps": 1, "options": {"model.pretrained": "y"}}}},
+            "finetune.vqa.options.model.pretrained: set by the comparison: leave it out",
+        ),
     ],
 )
 def test_mistake_is_told_with_its_key(tmp_path: Path, changes: dict, message: str) -> None:

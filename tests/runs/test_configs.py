@@ -179,6 +179,7 @@ def test_option_of_an_objective_leaves_the_others_alone(
         ["fit", "--config=FILE", "--model.fusion=early"],
         ["fit", "-c", "FILE", "--model.fusion", "early"],
         ["fit", "-cFILE", "--model.fusion=early"],
+        ["--config", "ABOVE", "fit", "--config", "FILE", "--model.fusion=early"],
     ],
 )
 def test_options_win_over_files_wherever_they_stand(
@@ -186,8 +187,11 @@ def test_options_win_over_files_wherever_they_stand(
 ) -> None:
     (tmp_path / "base.yaml").write_text("model: {hidden_size: 48}")
     (tmp_path / "own.yaml").write_text("base: base.yaml\nmodel: {fusion: late}")
+    (tmp_path / "above.yaml").write_text("fit: {name: x}")  # Lightning's form for all subcommands
+    own, above = str(tmp_path / "own.yaml"), str(tmp_path / "above.yaml")
+    arguments = [argument.replace("FILE", own).replace("ABOVE", above) for argument in arguments]
     with pytest.raises(SystemExit):
-        main([*(a.replace("FILE", str(tmp_path / "own.yaml")) for a in arguments), "--print_config"])
+        main([*arguments, "--print_config"])
     model = yaml.safe_load(capsys.readouterr().out)["model"]
     assert (model["fusion"], model["hidden_size"]) == ("early", 48)
 

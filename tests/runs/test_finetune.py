@@ -82,16 +82,29 @@ def test_pretrained_weights_arrive_and_the_head_is_fresh(
     for name, value in new.items():
         if name.startswith("mmbert."):
             torch.testing.assert_close(value, old[name], rtol=0, atol=1e-6)
+    first = yaml.safe_load((tmp_path / "before/config.yaml").read_text())["model"]
+    assert first["vocab_size"] == load_folder(before)[0].config.vocab_size != 30522, "what was built"
     told = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]
-    built = load_folder(before)[0].config
-    assert told["hidden_size"] == built.hidden_size == 32 and told["vocab_size"] == built.vocab_size != 30522
+    assert told["task"] == "vqa" and "hidden_size" not in told, "another model may be named instead"
     for key in ("fusion_layers=5", "hidden_size=384", "image_model=vit_small_patch16_224", "fusion=late"):
         with pytest.raises(SystemExit):  # 384 is what hidden_size is where nothing is said
-            main(["fit", "--config", str(ROOT / CONFIGS["vqa"]), *of_data, f"--model.pretrained={before}",
-                  f"--model.{key}"])  # fmt: skip
+            main(["fit", f"--model.{key}", "--config", str(ROOT / CONFIGS["vqa"]), *of_data,
+                  f"--model.pretrained={before}"])  # fmt: skip
         assert f"model.{key.split('=')[0]}=" in capsys.readouterr().err
-    main(["test", "--config", str(tmp_path / "run/config.yaml"), "--name=again", "--trainer.limit_test_batches=1"])
-    assert (tmp_path / "again/metrics.json").is_file()
+    (tmp_path / "lone.yaml").write_text(f"model: {{pretrained: {before}, hidden_size: 384}}")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "lone.yaml"), *tiny[-14:]])
+    assert "model.hidden_size=384, but what the weights come from has 32" in capsys.readouterr().err
+    again = ["test", "--config", str(tmp_path / "run/config.yaml"), "--name=again"]
+    with pytest.raises(SystemExit):
+        main(again)
+    assert "has no head for vqa with these labels" in capsys.readouterr().err
+    main([*again, f"--ckpt_path={next((tmp_path / 'run/checkpoints').glob('best-*.ckpt'))}"])
+    assert results(tmp_path, "again") == {k: v for k, v in results(tmp_path).items() if k.startswith("test")}
+    main(["test", "--config", config, *tiny, f"--model.pretrained={before}", "--name=heads",
+          f"--trainer.default_root_dir={tmp_path}", *SHORT])  # fmt: skip
+    found = results(tmp_path, "before")
+    assert results(tmp_path, "heads") == {k: v for k, v in found.items() if k.startswith("test")}
 
 
 def test_checkpoint_of_other_labels_is_told(
@@ -112,6 +125,9 @@ def test_texts_without_pictures_say_so(
     with pytest.raises(SystemExit):
         finetune(tiny_tasks, "decision", tmp_path, "--data.images=")
     assert "data.images is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        finetune(tiny_tasks, "decision", tmp_path, "--data.image_key=null")
+    assert "leave data.images out" in capsys.readouterr().err
     finetune(tiny_tasks, "decision", tmp_path, "--data.images=", "--data.image_key=null", "--trainer.max_steps=1")
     assert load_folder(tmp_path / "run/model")[0].config.pictures == 0
 

@@ -59,6 +59,7 @@ def message(
         (["--model.objectives={mlm: 1, imt: 0}"], ["'imt'", "Did you mean 'itm'?"]),
         (["--model.objectives={mlm: 1, itm: {weight: 0, negative: hard}}"], ["'negative'"]),
         (["--model.objectives.itc.temperature=1.0"], ["objectives.itc.temperature=1.0", "0.01 to 0.5"]),
+        (["--model.objectives.itc.temperature=warm"], ["objectives.itc.temperature='warm'", "a number"]),
         (["--model.fusion=early", "--model.fusion_layers=0"], ["fusion_layers=0", "know the text only", "1 or more"]),
         (["--data.val_size=0"], ["data.val_size=0", "null for all"]),
         (["--data.annotations={train: a.json, vall: b.json}"], ["data.annotations.vall", "Did you mean 'val'?"]),
@@ -139,18 +140,22 @@ def test_evaluation_of_no_weights_is_refused(
 
 
 def test_splits_that_are_not_used_and_a_missing_val_are_told(
-    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = []
     for number, part in enumerate(("train",) * 16 + ("extra",) * 3):
         Image.new("RGB", (32, 32), "red").save(tmp_path / f"{number}.png")
         records.append({"image": f"{number}.png", "caption": "a red circle", "part": part})
+    caplog.set_level("INFO", logger="mmbert")
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     options = {"format": "jsonl", "annotations": tmp_path / "pairs.jsonl", "images": tmp_path, "split_key": "part"}
     more = [*(f"--data.{key}={value}" for key, value in options.items()), "--trainer.fast_dev_run=1"]
     main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *more])
     assert "no split is called train, val or test...: {'extra': 3}" in caplog.text
     assert "no split 'val': no best checkpoint is chosen" in caplog.text
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *more, "--ckpt_path", __file__])
+    assert "validate: the data has no split 'val'" in capsys.readouterr().err
 
 
 def test_yaml_that_is_no_yaml_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
