@@ -21,6 +21,7 @@ from mmbert.commands import COMMANDS, run_command
 from mmbert.config_files import with_bases, with_whole_objectives, written_options
 from mmbert.configuration import KEYS
 from mmbert.data.options import DataOptions, is_used
+from mmbert.distributed import leave_together
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.pairs import EvaluationOptions, metric_names
 from mmbert.import_policy import close_imports
@@ -428,3 +429,4 @@ def main(
         return
     with one_sentence_for_mistakes(), StopSignals() as stop:
         MMBertCLI(_spelled_out(arguments), stop=stop, preparation_seconds=preparation_seconds)
+        leave_together()

@@ -28,6 +28,17 @@ def processes_of_torchrun() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def leave_together() -> None:
+    """Waits until all processes are done, and ends their group.
+
+    torchrun kills the others when one ends badly, and a process that leaves with its group's threads running may: the
+    first one would lose what it still writes.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def world_size() -> int:
     """Number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

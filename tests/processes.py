@@ -23,7 +23,8 @@ def in_processes(count: int, work: Any, folder: Path, *arguments: Any, seconds: 
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
         torch.save(work(rank, *arguments), folder / f"{rank}.pt")
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=target, args=(rank,)) for rank in range(count)]

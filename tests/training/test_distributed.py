@@ -1,14 +1,16 @@
 """Several processes compute the loss and the gradients that one computes on the whole batch."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import in_processes
 from tiny import randomize, tiny_batch, tiny_config
 from torch import Tensor
 
-from mmbert.distributed import gather, gather_ragged, maximum
+from mmbert.distributed import gather, gather_ragged, leave_together, maximum
 from mmbert.modeling import MMBertForPreTraining
 
 ROWS = 6
@@ -68,3 +70,19 @@ def test_gather_keeps_the_order_of_processes_and_pads_ragged_rows(tmp_path: Path
         assert rows.tolist() == [[0], [10], [1], [11]]
         assert ragged.tolist() == [[0, -1], [0, -1], [1, 1], [1, 1]]
         assert largest == (1, 5)
+
+
+def test_nobody_leaves_while_another_still_writes(tmp_path: Path) -> None:
+    def work(rank: int) -> tuple[bool, bool]:
+        if rank == 0:
+            time.sleep(1)
+            (tmp_path / "metrics.json").write_text("{}")
+        leave_together()
+        return (tmp_path / "metrics.json").is_file(), dist.is_initialized()
+
+    assert in_processes(2, work, tmp_path) == [(True, False), (True, False)]
+
+
+def test_one_process_leaves_alone() -> None:
+    leave_together()
+    assert not dist.is_initialized()
