@@ -16,7 +16,13 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from mmbert.command_line import explain, one_sentence_for_mistakes, refuse_empty, set_up_logging
+from mmbert.command_line import (
+    explain,
+    one_sentence_for_mistakes,
+    refuse_contradictions,
+    refuse_empty,
+    set_up_logging,
+)
 from mmbert.commands import COMMANDS, run_command
 from mmbert.config_files import with_bases, with_whole_objectives, written_options
 from mmbert.configuration import KEYS
@@ -145,13 +151,14 @@ class MMBertCLI(LightningCLI):
         torch.set_num_threads(config.threads or compute_threads(chosen.data.num_workers))
         chosen.evaluation.check()
         chosen.checkpoint.check()
-        self._refuse_contradictions(config, chosen)
+        checkpoint, resume = config.get("ckpt_path"), config.get("resume")
+        refuse_contradictions(str(self.subcommand), checkpoint, resume, chosen.model.pretrained, chosen.trainer)
         seed = int(config.seed_everything)
         written = {key.split(".")[1] for key in written_options(self.arguments) if key.startswith("model.")}
         self.asked = {key: getattr(chosen.model, key) for key in KEYS if key in written}
         self.parts = assemble(chosen.model, chosen.data, chosen.optim, seed=seed)
         refuse_unmet(self.asked, self.parts.model.config)
-        if self.subcommand != "fit" and config.get("ckpt_path") is None:
+        if self.subcommand != "fit" and checkpoint is None:
             refuse_fresh_heads(chosen.model, self.parts.model.config)
         self.datamodule = self.parts.data
         if self.subcommand == "validate" and self.datamodule.val_pairs is None:
@@ -175,32 +182,6 @@ class MMBertCLI(LightningCLI):
         )
         self.trainer = self._trainer(config, chosen)
         self._announce(config)
-
-    def _refuse_contradictions(self, config: Any, chosen: Any) -> None:
-        """Refuses options that would have no effect, or another one than was meant."""
-        trainer, checkpoint = chosen.trainer, config.get("ckpt_path")
-        if checkpoint is not None and not Path(checkpoint).is_file():
-            raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
-        if self.subcommand == "fit" and checkpoint is not None and config.get("resume") is not None:
-            raise UsageError("--resume takes its own checkpoint; leave --ckpt_path out.")
-        if self.subcommand != "fit":
-            if config.get("resume") is not None:
-                raise UsageError(
-                    f"--resume goes on with training; {self.subcommand} takes --ckpt_path "
-                    "RUN/checkpoints/best-step=N.ckpt, and another --name for its results."
-                )
-            if checkpoint is None and chosen.model.pretrained is None:
-                raise UsageError(
-                    f"{self.subcommand} would judge random weights: give --ckpt_path RUN/checkpoints/best-step=N.ckpt "
-                    "or --model.pretrained RUN/model."
-                )
-        if (trainer.gradient_clip_val or 0) < 0:
-            raise UsageError(f"trainer.gradient_clip_val={trainer.gradient_clip_val}: above 0, or 0 for no clipping.")
-        for name in ("logger", "enable_checkpointing"):
-            if trainer[name] is False:
-                raise UsageError(
-                    f"trainer.{name}=false: a run always writes its metrics and checkpoints; leave it out."
-                )
 
     def _watched(self) -> list[str]:
         """Results that can choose the best checkpoint; only validation has them."""

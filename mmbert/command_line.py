@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mmbert.errors import DataError, UsageError, did_you_mean
@@ -103,6 +104,43 @@ def refuse_empty(config: Any, sections: Mapping[str, type | None]) -> None:
         for key, kind in ({} if options is None else get_type_hints(options)).items():
             if config[name].get(key) is None and type(None) not in get_args(kind):
                 raise UsageError(f"{name}.{key}: expected a {getattr(kind, '__name__', kind)}. Got value: null")
+
+
+def refuse_contradictions(
+    subcommand: str, checkpoint: str | None, resume: str | None, pretrained: str | None, trainer: Mapping[str, Any]
+) -> None:
+    """Refuses options of a run that would have no effect, or another one than was meant.
+
+    Args:
+        subcommand: fit, validate or test.
+        checkpoint: --ckpt_path.
+        resume: --resume.
+        pretrained: model.pretrained.
+        trainer: The section as parsed.
+
+    Raises:
+        UsageError: With the option, and what to give instead.
+    """
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
+    if subcommand == "fit" and checkpoint is not None and resume is not None:
+        raise UsageError("--resume takes its own checkpoint; leave --ckpt_path out.")
+    if subcommand != "fit" and resume is not None:
+        raise UsageError(
+            f"--resume goes on with training; {subcommand} takes --ckpt_path RUN/checkpoints/best-step=N.ckpt, and "
+            "another --name for its results."
+        )
+    if subcommand != "fit" and checkpoint is None and pretrained is None:
+        raise UsageError(
+            f"{subcommand} would judge random weights: give --ckpt_path RUN/checkpoints/best-step=N.ckpt or "
+            "--model.pretrained RUN/model."
+        )
+    clip = trainer["gradient_clip_val"]
+    if (clip or 0) < 0:
+        raise UsageError(f"trainer.gradient_clip_val={clip}: above 0, or 0 for no clipping.")
+    for name in ("logger", "enable_checkpointing"):
+        if trainer[name] is False:
+            raise UsageError(f"trainer.{name}=false: a run always writes its metrics and checkpoints; leave it out.")
 
 
 def explain(message: str, options: Sequence[str], subcommands: Sequence[str] = ()) -> str:
