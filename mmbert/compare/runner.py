@@ -94,9 +94,10 @@ def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
             refuse_other(rows[name], spec, out)
         else:
             refuse_other_folder(spec)
-    if settings.rows_from is not None:
-        taken = take_over(settings.rows_from, [spec for name, spec in specs.items() if name not in rows])
-        log.info("%d arms are those of %s", len(taken), settings.rows_from)
+    missing = [spec for name, spec in specs.items() if name not in rows]
+    if settings.rows_from is not None and missing:
+        taken = take_over(settings.rows_from, missing)
+        log.info("%d of %d missing arms are those of %s", len(taken), len(missing), settings.rows_from)
         rows |= taken
         write_rows(out, rows.values())
     left = [specs[arm.name] for arm in arms if arm.name not in rows]

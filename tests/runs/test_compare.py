@@ -159,7 +159,7 @@ def test_arms_of_another_comparison_are_taken_over_where_they_are_the_same(
     found[3]["config"]["pretrain.optim.lr"] = 0.5
     (elsewhere / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     said = compared(file, tmp_path / "out", "--rows_from", str(elsewhere))
-    assert f"3 arms are those of {elsewhere}" in said and "3 of 4 arms are there already" in said
+    assert f"3 of 4 missing arms are those of {elsewhere}" in said and "3 of 4 arms are there already" in said
     assert sorted(p.name for p in (tmp_path / "out/arms").iterdir()) == ["late-seed1"]
     assert rows(tmp_path / "out") == rows(out)
     for row in rows(out):
