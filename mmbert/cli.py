@@ -26,13 +26,12 @@ from mmbert.command_line import (
 from mmbert.commands import COMMANDS, run_command
 from mmbert.config_files import with_bases, with_whole_objectives, written_options
 from mmbert.configuration import KEYS
-from mmbert.data.options import DataOptions, is_used
+from mmbert.data.options import DataOptions
 from mmbert.distributed import leave_together
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.pairs import EvaluationOptions, metric_names
 from mmbert.import_policy import close_imports
 from mmbert.initialization import STARTS_ANEW, ModelOptions, quiet_transformers
-from mmbert.metrics.items import write_items
 from mmbert.modeling import MMBertForTask
 from mmbert.signals import StopSignals
 from mmbert.training import run
@@ -50,6 +49,7 @@ from mmbert.training.hardware import best_precision, compute_threads
 from mmbert.training.module import TrainingModule
 from mmbert.training.optim import OptimOptions
 from mmbert.training.sharding import fsdp_strategy, load_whole, whole_weights
+from mmbert.training.summary import announce, leave_results
 from mmbert.training.trace import Trace, continue_metrics
 
 log = logging.getLogger("mmbert")
@@ -181,7 +181,7 @@ class MMBertCLI(LightningCLI):
             identity=run_identity(config, self.parts.model.config, self.parts.data),
         )
         self.trainer = self._trainer(config, chosen)
-        self._announce(config)
+        self._announce()
 
     def _watched(self) -> list[str]:
         """Results that can choose the best checkpoint; only validation has them."""
@@ -264,26 +264,17 @@ class MMBertCLI(LightningCLI):
             content.pop(key, None)
         return yaml.safe_dump(content, sort_keys=False)
 
-    def _announce(self, config: Any) -> None:
-        parameters = sum(p.numel() for p in self.model.parameters())
-        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        sizes = ", ".join(f"{count:,} {split}" for split, count in self.datamodule.sizes().items())
-        log.info(
-            "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | %s | %s",
-            self.parts.model.config.fusion, parameters / 1e6, trainable / 1e6, sizes, self.trainer.precision,
-            self.precision_reason, torch.get_num_threads(), self._judged(),
-            "dry run, nothing is written" if self.dry else f"output in {self.folder}",
-        )  # fmt: skip
-
-        unused = {name: len(found) for name, found in self.datamodule.examples.items() if not is_used(name)}
-        if unused:
-            log.info("not used, as no split is called train, val or test...: %s; data.split_values can tell", unused)
+    def _announce(self) -> None:
+        announce(
+            self.model,
+            self.datamodule,
+            self.trainer,
+            precision_reason=self.precision_reason,
+            monitor=self.checkpoints.options.monitor or "",
+            output="dry run, nothing is written" if self.dry else f"output in {self.folder}",
+        )
         if self.subcommand == "fit" and self.datamodule.val_pairs is None:
             log.info("no split 'val': no best checkpoint is chosen, and the last weights are tested")
-        cut = self.datamodule.cut_share()
-        if cut:
-            length = config.data.max_text_length
-            log.info("data.max_text_length=%d cuts %.1f %% of captions (a sample of at most 1,000)", length, 100 * cut)
 
     def after_fit(self) -> None:
         """Tests the best checkpoint once and leaves results, curves and the model to share."""
@@ -318,51 +309,14 @@ class MMBertCLI(LightningCLI):
         """Writes and prints the results."""
         self._report()
 
-    def _scorer(self, split: str) -> str:
-        asked = getattr(self.model.evaluation_options, f"{split}_scorer")
-        return self.parts.model.scorer if asked == "auto" else asked  # pyright: ignore - only pretraining asks
-
-    def _judged(self) -> str:
-        model = self.parts.model
-        if isinstance(model, MMBertForTask):
-            return f"{model.config.task} with {len(model.task.labels)} labels, best by {self._monitor()}"
-        return f"ranked by {self._scorer('val')} in validation, {self._scorer('test')} in test"
-
-    def _monitor(self) -> str:
-        return str(self._section(self.config_init).checkpoint.monitor)
-
     def _report(self) -> None:
-        if self.dry or not self.trainer.is_global_zero:
-            return
-        facts: dict[str, Any] = {
-            "run/seed": self.model.seed,
-            "run/fusion": self.parts.model.config.fusion,
-            "run/parameters": sum(p.numel() for p in self.model.parameters()),
-            **self.model.skipped.facts(),
-            "run/steps": self.trainer.global_step,
-            "run/precision": str(self.trainer.precision),
-            "run/peak_memory_bytes": run.peak_memory_bytes(),
-            **run.versions(),
-        }
-        if isinstance(self.parts.model, MMBertForTask):
-            facts["run/labels"] = len(self.parts.model.task.labels)
-        else:
-            facts |= {"run/val_scorer": self._scorer("val"), "run/test_scorer": self._scorer("test")}
-        for split, rows in self.model.predictions.items():
-            run.write_predictions(self.folder / f"predictions_{split}.json", rows)
-        for split, items in self.model.items.items():
-            write_items(self.folder / f"items_{split}.npz", items)
-        account = self.trace.account
-        if account.seen:
-            facts["run/samples_seen"] = account.seen
-            facts["run/samples_repeated"], facts["run/samples_lost"] = account.repeated, account.lost
-        if account.seen and self.model.training_seconds:
-            facts["run/training_seconds"] = self.model.training_seconds
-            facts["run/samples_per_second"] = account.seen / self.model.training_seconds
-        run.plot_curves(self.folder)
-        facts["run/wall_seconds"] = run.seconds_since_start() - self.preparation_seconds
-        run.write_metrics(self.folder, {**self.model.results, **facts})
-        run.print_results(self.model.results, folder=self.folder)
+        if not self.dry and self.trainer.is_global_zero:
+            leave_results(
+                self.model,
+                self.folder,
+                account=self.trace.account,
+                preparation_seconds=self.preparation_seconds,
+            )
 
 
 class PreparedRun(MMBertCLI):
@@ -378,7 +332,7 @@ class PreparedRun(MMBertCLI):
         """The sections, each an object of its class in `SECTIONS`."""
         return self._section(self.config_init)
 
-    def _announce(self, config: Any) -> None:
+    def _announce(self) -> None:
         """Says nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
