@@ -122,7 +122,7 @@ class SelfAttentionLayer(FusionLayer):
 
 
 class CrossAttentionLayer(FusionLayer):
-    """Self-attention, then attention to the other stream, then feed-forward (METER, arXiv:2111.02387, Sec. 3.2)."""
+    """Self-attention, then attention to the other stream, then feed-forward (METER, arXiv:2111.02387)."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__()

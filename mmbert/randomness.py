@@ -13,7 +13,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(seed: int, purpose: str, *numbers: int | np.ndarray) -> np.ndarray:
-    """Hashes integers to well-spread 64-bit numbers (SplitMix64, doi:10.1145/2714064.2660195, Fig. 15).
+    """Hashes integers to well-spread 64-bit numbers (the mixing of SplitMix64, doi:10.1145/2714064.2660195).
 
     Args:
         seed: The run's seed.

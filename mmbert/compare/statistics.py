@@ -2,7 +2,7 @@
 
 A score varies for two reasons: another seed trains another model, and another test set asks other things. A t-test over
 seeds forgets the second, a bootstrap over items the first; both then call equal strategies different far too often.
-Here items are shared by all runs (paired) and seeds belong to one run of one strategy, a design known from readers and
+Here items are shared by all runs (paired) and seeds belong to one run of one strategy, a relative of the readers and
 cases in radiology: Obuchowski & Rockette (1995, doi:10.1080/03610919508813243) with the degrees of freedom of Hillis
 (2007, doi:10.1002/sim.2532), for unequal spreads as Welch has it. With `noise` = what a seed does to single pictures:
 

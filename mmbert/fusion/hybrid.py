@@ -10,7 +10,7 @@ from mmbert.tokens import Fused, Tokens
 
 
 class HybridFusion(Fusion):
-    """Co-attention (METER, arXiv:2111.02387, Sec. 3.2): unimodal layers first, then two streams with own weights.
+    """Co-attention (METER, arXiv:2111.02387): unimodal layers first, then two streams with own weights.
 
     Both streams read the other's previous layer. With the contrastive objective on the towers this is "align before
     fuse" (ALBEF, arXiv:2107.07651). METER's type embeddings are left out: streams with own weights know their type.

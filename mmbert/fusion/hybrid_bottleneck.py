@@ -10,7 +10,7 @@ from mmbert.tokens import Fused, Tokens
 
 
 class HybridBottleneckFusion(Fusion):
-    """Attention bottlenecks (MBT, arXiv:2107.00135, Sec. 3.2).
+    """Attention bottlenecks (MBT, arXiv:2107.00135, Eq. 8 and 9).
 
     In each layer either stream attends to itself and to the shared tokens; the two updated copies of these are
     averaged for the next layer. So what a picture tells the text goes through `num_bottlenecks` vectors, and reaches it

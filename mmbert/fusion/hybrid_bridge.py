@@ -17,8 +17,9 @@ class HybridBridgeFusion(Fusion):
     reads LayerNorm(previous fusion layer + W * next unimodal layer), up to the encoder's output. An encoder of fewer
     layers is read from its first (one of 0 layers: its embeddings), and fusion layers beyond its last have no bridge.
 
-    Deviations: a lower layer is normalised without weights before W (the paper puts those of the ViT through its last
-    LayerNorm; BERT's are normalised already), and W's bias stands for the type embedding.
+    Deviations: every bridge has a W of its own (the paper's share one a modality), whose bias stands for the type
+    embedding; a lower layer is normalised without weights before W (the authors' code puts those of the ViT through its
+    last LayerNorm; BERT's are normalised already).
     """
 
     def __init__(self, config: MMBertConfig):

@@ -1,7 +1,7 @@
 """VQA accuracy as the official script computes it, with its quirks; and a clean variant under its own name.
 
 The reference is vqaEval.py of GT-Vision-Lab/VQA (commit a013f00, 2021) as it runs under Python 3 once its print
-statements are functions; see also VQA (arXiv:1505.00468, Sec. 4.3). What one would not guess is said where it is done.
+statements are functions; see also VQA (arXiv:1505.00468). What one would not guess is said where it is done.
 """
 
 import re

@@ -15,9 +15,10 @@ from mmbert.tokens import Tokens
 
 
 class ImageTextContrast(Objective):
-    """Pulls the towers' vectors of a pair together (CLIP arXiv:2103.00020; ALBEF arXiv:2107.07651, Eq. 1-2).
+    """Pulls the towers' vectors of a pair together (CLIP arXiv:2103.00020; ALBEF arXiv:2107.07651).
 
-    Deviation: rows with the same picture or an equal caption are positives too, with the target spread evenly.
+    Without ALBEF's momentum encoders and queue. Deviation: rows with the same picture or an equal caption are
+    positives too, with the target spread evenly.
     """
 
     def __init__(self, config: MMBertConfig, *, embedding_size: int = 256, temperature: float = 0.07):

@@ -13,7 +13,7 @@ from mmbert.tokens import Tokens
 
 
 class ImageTextMatching(Objective):
-    """Tells whether text and picture belong together (VisualBERT arXiv:1908.03557; ViLT arXiv:2102.03334, Sec. 3.2).
+    """Tells whether text and picture belong together (ViLT, arXiv:2102.03334, Sec. 3.2).
 
     Each text meets its own picture and one wrong picture of the batch. A picture that carries an equal caption is
     never wrong; a row without a valid wrong picture is left out and counted.

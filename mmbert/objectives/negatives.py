@@ -37,7 +37,7 @@ def sample_negatives(
         allowed: (B, B of all processes) bool, True where the picture (column) is a valid negative of the text (row).
         generator: CPU generator, the same on every process; None draws from torch's global state.
         similarities: (B, B of all processes) logits; given, likelier pictures are drawn more often (hard negatives as
-            in ALBEF, arXiv:2107.07651, Sec. 3.2).
+            in ALBEF, arXiv:2107.07651, Sec. 3.2, which draws texts for a picture too).
 
     Returns:
         (B,) int64 columns, and (B,) bool that is False where a row has no valid negative.

@@ -12,7 +12,7 @@ from mmbert.tasks.base import Labelled, Said, Task
 
 
 class VisualQuestionAnswering(Task):
-    """Scores every answer of the vocabulary by itself, against how many people gave it (BUTD, arXiv:1707.07998).
+    """Scores every answer of the vocabulary by itself, against how many people gave it (arXiv:1708.02711).
 
     An answer is in the vocabulary if it is the commonest one of at least `min_count` training questions; it is looked
     up in the normal form of the official score, as it was counted. Questions that no entry answers stay in every score.
