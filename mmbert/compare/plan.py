@@ -20,6 +20,11 @@ OURS = (
     "trainer.default_root_dir", "name", "threads", "resume", "ckpt_path", "config", "base",
 )  # fmt: skip
 """Options of `fit` that a comparison sets by itself."""
+RANKED = [
+    *(f"retrieval/{way}/{of}" for way in ("text_to_image", "image_to_text") for of in ("R@1", "R@5", "R@10")),
+    *("retrieval/text_to_image/median_rank", "retrieval/image_to_text/median_rank", "retrieval/rsum"),
+]
+"""Results of ranking a split."""
 
 
 @dataclass(kw_only=True)
@@ -109,8 +114,12 @@ class Comparison:
         own = {"seeds": self.seeds, **{f"strategies.{name}.seeds": self._seeds(name) for name in self.names}}
         for where, seeds in own.items():
             whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-            if not whole or not seeds or len(set(seeds)) < len(seeds):
-                raise UsageError(f"{where}={seeds}: a list of one or more different whole numbers.")
+            if not whole or not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+                raise UsageError(f"{where}={seeds}: a list of one or more different whole numbers from 0.")
+        if self.threads < 1:
+            raise UsageError(f"threads={self.threads}: CPU threads of an arm, 1 or more.")
+        if not self.name.strip():
+            raise UsageError(f"name={self.name!r}: names the report and its folder.")
         fractions = self.fractions
         if not fractions or any(not 0 < x <= 1 for x in fractions) or len(set(fractions)) < len(fractions):
             raise UsageError(f"fractions={fractions}: different shares of the training pairs, above 0, up to 1.")
@@ -143,6 +152,27 @@ class Comparison:
             raise UsageError(f"finetune.{PRETRAIN}: this name is taken by the pretraining.")
         if self.foils.files and not self.foils.images:
             raise UsageError("foils.images is missing: the folder of the foils' pictures.")
+        if self.foils.images and not self.foils.files:
+            raise UsageError("foils.files is missing: the files of the foils.")
+        self._refuse_unknown_primary()
+
+    def _refuse_unknown_primary(self) -> None:
+        """Refuses measures that nothing asked for gives; what a stage's own test gives is known when it has run."""
+        judged = {"retrieval": self.retrieval.images > 0, "foils": bool(self.foils.files)}
+        sources = [*self.stages, *(name for name, asked in judged.items() if asked)]
+        for measure in self.primary:
+            source = measure.partition("/")[0]
+            if source in judged and source not in sources:
+                raise UsageError(f"primary: '{measure}', but {source} is not asked for: give the key {source}.")
+            if source not in sources or source == measure:
+                raise UsageError(
+                    f"primary: '{measure}' is no result; those of this comparison begin with "
+                    f"{', '.join(f'{name}/' for name in sources)}.{did_you_mean(source, sources)}"
+                )
+            if source == "retrieval" and measure not in RANKED:
+                raise UsageError(
+                    f"primary: '{measure}'; allowed are {', '.join(RANKED)}.{did_you_mean(measure, RANKED)}"
+                )
 
     @property
     def names(self) -> list[str]:
@@ -241,6 +271,7 @@ def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
         if key.startswith("strategies.") and isinstance(known, list):
             content["strategies"] = {name: {} for name in known}
         _update(content, nested, whole=["strategies"] if key == "strategies" else [])
+    content = _without_empty(content)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Comparison)
     try:
@@ -261,6 +292,15 @@ def _update(content: dict[str, Any], more: Mapping[str, Any], *, whole: Sequence
             _update(content[key], value)
         else:
             content[key] = value
+
+
+def _without_empty(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out keys without a value, which mean the default; a strategy or a task without options stays."""
+    given = {key: value for key, value in content.items() if value is not None}
+    for key in ("strategies", "finetune"):
+        if isinstance(given.get(key), dict):
+            given[key] = {name: {} if options is None else options for name, options in given[key].items()}
+    return given
 
 
 def comparison_from(content: Mapping[str, Any]) -> Comparison:

@@ -79,6 +79,19 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
         ({"finetune": {"vqa": {"run": "x.yaml", "step": 1}}}, "Did you mean 'steps'"),
         ({"finetune": {"pretrain": {"run": "x.yaml", "steps": 1}}}, "this name is taken"),
         ({"foils": {"files": ["a.json"]}}, "foils.images is missing"),
+        ({"foils": {"images": "a"}}, "foils.files is missing"),
+        ({"seeds": [-1, 0]}, "different whole numbers from 0"),
+        ({"threads": 0}, "threads=0"),
+        ({"name": " "}, "name=' '"),
+        ({"pretrain": None}, "pretrain.run is missing"),
+        ({"finetune": {"vqa": None}}, "finetune.vqa.run is missing"),
+        ({"primary": ["foils/overall"]}, "but foils is not asked for"),
+        ({"primary": ["pretrian/itm_accuracy"]}, "begin with pretrain/. Did you mean 'pretrain'"),
+        ({"primary": ["pretrain"]}, "'pretrain' is no result"),
+        (
+            {"retrieval": {"images": 5}, "primary": ["retrieval/text_to_imgae/R@1"]},
+            "Did you mean 'retrieval/text_to_image/R@1'",
+        ),
         ({"seed": [0]}, "there is no option seed. Did you mean 'seeds'"),
         ({"seeds": ["zero"]}, "seeds"),
         ({"retrieval": {"imagse": 3}}, "imagse"),
@@ -105,6 +118,13 @@ def test_file_builds_on_another_and_the_command_line_has_the_last_word(tmp_path:
 def test_mistake_is_told_with_its_key(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_comparison(written(tmp_path, {**GOOD, **changes}))
+
+
+def test_key_without_value_is_the_default(tmp_path: Path) -> None:
+    empty = dict.fromkeys(("name", "about", "seeds", "primary", "finetune", "retrieval", "foils", "reference"))
+    found = load_comparison(written(tmp_path, {**GOOD, **empty, "strategies": {"early": None, "late": None}}))
+    assert found.names == ["early", "late"] and found.name == "comparison" and found.seeds == [0, 1, 2]
+    assert found.primary == [] and found.stages.keys() == {"pretrain"} and not found.foils.files
 
 
 def test_arms_go_seed_by_seed_and_strategies_may_have_fewer(tmp_path: Path) -> None:
