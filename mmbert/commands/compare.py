@@ -29,6 +29,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          help="Allow one seed; no difference is claimed and every table is marked.")  # fmt: skip
     command.add_argument("--rows_from", metavar="DIR", type=Path,
                          help="Take the arms from another comparison's folder that are the same there.")  # fmt: skip
+    command.add_argument("--retry_failed", action="store_true",
+                         help="Try arms again that failed; they go on from their last checkpoint.")  # fmt: skip
     command.add_argument("--report_only", action="store_true", help="Write the report anew from what is there.")
     add_allow_import(command)
 
@@ -41,23 +43,25 @@ def _compare(
     changes: list[str],
     exploratory: bool,
     rows_from: Path | None,
+    retry_failed: bool,
     report_only: bool,
 ) -> int:
     # Here, or every small command would wait for Lightning and matplotlib.
     from mmbert.compare.plan import load_comparison
     from mmbert.compare.report import report_from
     from mmbert.compare.rows import read_rows
-    from mmbert.compare.runner import run_comparison, tell_report
+    from mmbert.compare.runner import refuse_others, run_comparison, tell_report
     from mmbert.compare.specs import Settings
 
     comparison = load_comparison(config, changes)
     folder = Path(out) if out is not None else Path("runs/compare") / comparison.name
-    command = shlex.join(["mmbert", *(a for a in sys.argv[1:] if a != "--report_only")])
-    settings = Settings(folder, jobs, exploratory, allowed_imports(), command, rows_from)
+    command = shlex.join(["mmbert", *(a for a in sys.argv[1:] if a not in ("--report_only", "--retry_failed"))])
+    settings = Settings(folder, jobs, exploratory, allowed_imports(), command, rows_from, retry_failed)
     if report_only:
         rows = read_rows(folder)
         if not rows:
             raise UsageError(f"--report_only: {folder}/results.jsonl has no row; compare first.")
+        refuse_others(comparison, settings, rows, foils_moved=True)
         tell_report(comparison, settings, rows)
     else:
         rows = run_comparison(comparison, settings)

@@ -207,10 +207,10 @@ def foils_of(options: Mapping[str, Any]) -> list[Foil]:
 
 
 class Watch:
-    """Adds up the seconds of an arm over its processes, and stops this one when the one that started it is gone."""
+    """Adds up the seconds of an arm over its processes."""
 
-    def __init__(self, file: Path, parent: int):
-        self._file, self._parent, self._started = file, parent, time.monotonic()
+    def __init__(self, file: Path):
+        self._file, self._started = file, time.monotonic()
         self._before = float(file.read_text()) if file.is_file() else 0.0
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -219,24 +219,40 @@ class Watch:
         return self._before + time.monotonic() - self._started
 
     def _run(self) -> None:
-        while os.getppid() == self._parent:
+        while True:
             time.sleep(0.5)
             write_whole(self._file, str(self.seconds()))
-        os.kill(os.getpid(), signal.SIGTERM)  # it saves a checkpoint first
 
 
-def start(file: str) -> None:
-    """Runs the arm that a file describes; a second process for the same arm waits for the first."""
+def end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone, be it before this call."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)  # a run saves a checkpoint first
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def start(file: str, parent: int) -> None:
+    """Runs the arm that a file describes; a second process for the same arm waits for the first.
+
+    Args:
+        file: What `mmbert.compare.specs.arm_spec` says of the arm.
+        parent: Number of the process that wants it done.
+    """
+    end_with(parent)
     spec = json.loads(Path(file).read_text())
-    folder, parent = Path(spec["folder"]), os.getppid()
+    folder = Path(spec["folder"])
     set_up_logging()
     with (folder / "lock").open("w") as lock, one_sentence_for_mistakes():
         fcntl.flock(lock, fcntl.LOCK_EX)
-        watch = Watch(folder / "seconds.txt", parent)
+        watch = Watch(folder / "seconds.txt")
         if not (folder / "row.json").is_file():
             with StopSignals():
                 run_arm(spec, watch.seconds)
 
 
 if __name__ == "__main__":
-    start(sys.argv[1])
+    start(sys.argv[1], int(sys.argv[2]))

@@ -32,10 +32,11 @@ from mmbert.compare.specs import (
 )
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
-from mmbert.errors import DataError, UsageError
+from mmbert.errors import DataError, UsageError, did_you_mean
 from mmbert.evaluation.foils import OVERALL
 from mmbert.signals import EXIT_CODES
 from mmbert.training.checkpoints import write_whole
+from mmbert.training.run import versions
 
 log = logging.getLogger("mmbert")
 
@@ -62,7 +63,10 @@ def run_comparison(comparison: Comparison, settings: Settings) -> dict[str, Row]
         )
     if settings.jobs < 1:
         raise UsageError(f"--jobs {settings.jobs}: 1 or more.")
-    settings.out.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"--out {settings.out}: it or what it is in is a file; name a folder.") from None
     with only_one(settings.out):
         return _run(comparison, settings)
 
@@ -80,20 +84,14 @@ def only_one(out: Path) -> Iterator[None]:
 
 def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     out = settings.out
-    if comparison.foils.files:  # a wrong path would be found after hours of training
-        read_foils([Path(file) for file in comparison.foils.files], ImageFolder(comparison.foils.images))
-    budgets = _budgets(comparison, settings)
+    _refuse_unknown_category(comparison)
+    rows = _rows_that_count(settings)
+    refuse_others(comparison, settings, rows)  # before anything is written
+    budgets = _budgets(comparison, settings, rows)
     for name in comparison.names:
         log.info("%s: %s", name, budgets[name]["told"])
+    specs = refuse_others(comparison, settings, rows)
     arms = arms_of(comparison)
-    specs = {arm.name: arm_spec(comparison, arm, budgets[arm.strategy], settings) for arm in arms}
-    # What was trained and could not be judged is judged again.
-    rows = {name: row for name, row in read_rows(out).items() if row.get("failure", {}).get("stage") != "evaluation"}
-    for name, spec in specs.items():
-        if name in rows:
-            refuse_other(rows[name], spec, out)
-        else:
-            refuse_other_folder(spec)
     missing = [spec for name, spec in specs.items() if name not in rows]
     if settings.rows_from is not None and missing:
         taken = take_over(settings.rows_from, missing)
@@ -103,6 +101,11 @@ def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     left = [specs[arm.name] for arm in arms if arm.name not in rows]
     if len(left) < len(arms):
         log.info("%d of %d arms are there already", len(arms) - len(left), len(arms))
+    failed = [name for name in specs if rows.get(name, {}).get("status") == "failed"]
+    if failed:
+        log.warning(
+            "%d failed before and are not tried again without --retry_failed: %s", len(failed), ", ".join(failed)
+        )
     order = [arm.name for arm in arms]
     for row in _trained(left, rows, settings, {name: budgets[specs[name]["strategy"]]["weights"] for name in specs}):
         rows[row["arm"]] = row
@@ -111,11 +114,71 @@ def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     return {name: rows[name] for name in order}
 
 
+def _refuse_unknown_category(comparison: Comparison) -> None:
+    """Refuses a wrong path of foils, or a category that they lack, which would be found after hours of training."""
+    foils = comparison.foils
+    if foils.files:
+        found = read_foils([Path(file) for file in foils.files], ImageFolder(foils.images))
+        known = [f"foils/{name}" for name in dict.fromkeys([OVERALL, *(foil.category for foil in found)])]
+        for measure in comparison.primary:
+            if measure.startswith("foils/") and measure not in known:
+                hint = did_you_mean(measure, known)
+                raise UsageError(f"primary: '{measure}' is no category; allowed are {', '.join(known)}.{hint}")
+
+
+def _rows_that_count(settings: Settings) -> dict[str, Row]:
+    """Rows of arms that are not run again: what was trained and could not be judged is judged again."""
+    return {
+        name: row
+        for name, row in read_rows(settings.out).items()
+        if "failure" not in row or not (settings.retry_failed or row["failure"]["stage"] == "evaluation")
+    }
+
+
+def refuse_others(
+    comparison: Comparison, settings: Settings, rows: Mapping[str, Row], *, foils_moved: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Refuses a folder that holds another comparison.
+
+    Args:
+        comparison: The one that is asked for.
+        settings: Its folder.
+        rows: What the folder has.
+        foils_moved: Take rows that were judged by foils of another place or name.
+
+    Returns:
+        Arm -> its specification, of the strategies whose budget is known.
+
+    Raises:
+        DataError: A row, or an arm that has not finished, is of another comparison.
+    """
+    stored, asked = _stored(settings.out), asked_of(comparison)
+    changes = told_changes(stored.get("asked", asked), asked)
+    if changes and (rows or any(settings.out.glob("arms/*/arm.json"))):
+        expected = "another --out for this one, or this folder removed"
+        found = f"{'rows' if rows else 'arms'} of another comparison ({changes})"
+        raise DataError(str(settings.out), found, expected)
+    specs = {}
+    for arm in arms_of(comparison):
+        budget = stored.get("strategies", {}).get(arm.strategy)
+        if budget is None or changes:
+            continue
+        spec = specs[arm.name] = arm_spec(comparison, arm, budget, settings)
+        if foils_moved and arm.name in rows:
+            spec["config"]["foils"] = rows[arm.name]["config"]["foils"]
+        if arm.name in rows:
+            refuse_other(rows[arm.name], spec, settings.out)
+        else:
+            refuse_other_folder(spec)
+    return specs
+
+
 def take_over(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
     """The finished arms of another comparison that are also arms of this one, with their items.
 
     Raises:
         UsageError: A folder without rows.
+        DataError: Rows without their items.
     """
     elsewhere, taken = read_rows(folder), {}
     if not elsewhere:
@@ -126,7 +189,11 @@ def take_over(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row
         if same and not changes_of(row, spec):
             target = Path(spec["items"])
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / "items" / target.name, target)
+            try:
+                shutil.copyfile(folder / "items" / target.name, target)
+            except FileNotFoundError:
+                found = f"no items/{target.name} beside the row of {spec['arm']}"
+                raise DataError(str(folder), found, "the whole folder of a comparison") from None
             taken[spec["arm"]] = row
     return taken
 
@@ -134,6 +201,7 @@ def take_over(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row
 def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
     """Writes what the report says beside the rows: comparison.json and examples.json."""
     reference = comparison.reference or comparison.names[0]
+    before = primary_before(comparison, settings.out, rows)
     length = ", ".join(f"{stage.steps:,} steps of {name}" for name, stage in comparison.stages.items())
     about = {
         "name": comparison.name,
@@ -142,7 +210,9 @@ def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, R
         "arms": [arm.name for arm in arms_of(comparison)],
         "exploratory": settings.exploratory or comparison.fewest_seeds < 2,
         "budget_rule": f"{RULES[comparison.match]} as {reference} with {length}",
+        "reference": reference,
         "primary": comparison.primary,
+        **({"primary_before": before} if before else {}),
         "dataset": comparison.about,
         "command": settings.command,
     }
@@ -180,19 +250,35 @@ def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: 
     return [example for turn in turns for example in turn if example is not None][:count]
 
 
-def _budgets(comparison: Comparison, settings: Settings) -> Calibration:
+def primary_before(comparison: Comparison, out: Path, rows: Mapping[str, Row]) -> dict[str, Any] | None:
+    """The measures that were primary when arms finished, where they are not those of now; and of how many arms."""
+    plan = _read_json(out / "plan.json")
+    done = sum(row["status"] == "done" for row in rows.values())
+    first = {"primary": plan.get("comparison", {}).get("primary", comparison.primary), "arms": done}
+    before = plan.get("primary_before") or first
+    return before if before["arms"] and before["primary"] != comparison.primary else None
+
+
+def _stored(out: Path) -> dict[str, Any]:
+    return _read_json(out / "budgets.json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise DataError(str(file), "no JSON", "what mmbert compare wrote; without the file it is made again") from error
+
+
+def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> Calibration:
     """Counted once and kept in OUT/budgets.json; a strategy that is new is counted then.
 
     Raises:
-        DataError: The folder's rows were made under another rule, or something is wrong with the data.
+        DataError: Something is wrong with the data.
         UsageError: A strategy can't be built.
     """
-    file = settings.out / "budgets.json"
-    asked = asked_of(comparison)
-    stored: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    asked, stored = asked_of(comparison), _stored(settings.out)
     changes = told_changes(stored.get("asked", asked), asked)
-    if changes and read_rows(settings.out):
-        raise DataError(str(settings.out), f"rows of another comparison ({changes})", "another --out for this")
     differences = {name: json.loads(json.dumps(comparison.differences(name))) for name in comparison.names}
     known = {name: found["differences"] for name, found in stored.get("strategies", {}).items()}
     plan = {
@@ -201,6 +287,7 @@ def _budgets(comparison: Comparison, settings: Settings) -> Calibration:
         "differences": differences,
         "allow_import": settings.allow_import,
         "command": settings.command,
+        "primary_before": primary_before(comparison, settings.out, rows),
     }
     write_whole(settings.out / "plan.json", json.dumps(plan, indent=2) + "\n")
     if changes or any(known.get(name) != own for name, own in differences.items()):
@@ -210,8 +297,8 @@ def _budgets(comparison: Comparison, settings: Settings) -> Calibration:
         if done.returncode == 2:
             raise UsageError(_complaint(done.stderr))
         if done.returncode:
-            raise DataError(str(file), _complaint(done.stderr), "budgets of all strategies")
-        stored = json.loads(file.read_text())
+            raise DataError(f"counting what a step costs failed: {_complaint(done.stderr)}")
+        stored = _stored(settings.out)
     return stored["strategies"]
 
 
@@ -274,7 +361,7 @@ def _started(spec: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
     write_whole(folder / "arm.json", json.dumps(spec, indent=2) + "\n")
     with (folder / "log.txt").open("ab") as file:
         return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "mmbert.compare.arm", str(folder / "arm.json")],
+            [sys.executable, "-m", "mmbert.compare.arm", str(folder / "arm.json"), str(os.getpid())],
             env=_environment(spec["threads"]),
             stdout=file,
             stderr=file,
@@ -311,6 +398,7 @@ def _row(spec: Mapping[str, Any], code: int) -> Row:
     return {
         **{key: spec[key] for key in ("arm", "strategy", "seed", "fraction", "exploratory", "budget", "config")},
         "status": "failed",
+        "versions": {k.removeprefix("run/version/"): v for k, v in versions().items()},
         "failure": {"stage": stage, "step": step, "what": what, "last_losses": losses, "exit_code": code},
     }
 

@@ -21,6 +21,7 @@ class Settings(NamedTuple):
     allow_import: list[str]
     command: str
     rows_from: Path | None = None
+    retry_failed: bool = False
 
 
 def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Whole comparisons, tiny: rows, kills, failures, refusals."""
 
+import fcntl
 import json
 import os
 import random
@@ -191,6 +192,7 @@ def test_arm_that_could_not_be_judged_is_judged_again_and_not_trained_again(
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
+        ("primary=[foils/swap_atribute]", 2, "no category; allowed are foils/overall, foils/"),
         ("foils.files=[nothing.json]", 1, "nothing.json"),
         ("retrieval.split=tset", 2, "retrieval.split='tset'; the data has"),
     ],
@@ -212,12 +214,43 @@ def test_report_comes_again_without_the_foils(whole: tuple[str, Path], tmp_path:
     assert after.count(b"<img") == before.count(b"<img") and (out / "examples.json").is_file()
 
 
-def test_row_of_another_comparison_is_refused(whole: tuple[str, Path]) -> None:
+def test_row_of_another_comparison_is_refused_and_nothing_is_written(whole: tuple[str, Path]) -> None:
     file, out = whole
+    kept = {name: (out / name).read_bytes() for name in ("plan.json", "budgets.json", "comparison.json", "report.md")}
     said = compared(file, out, "--set", "pretrain.options.optim.lr=0.5", code=1)
     assert "rows of another comparison (pretrain.optim.lr was 0.001 and is 0.5); expected another --out" in said
     said = compared(file, out, "--set", "retrieval.images=5", code=1)
     assert "early-seed0: a row of another comparison (retrieval was {" in said
+    said = compared(file, out, "--set", "retrieval.images=5", "--set", "name=other", "--report_only", code=1)
+    assert "early-seed0: a row of another comparison (retrieval was {" in said
+    said = compared(file, out, "--set", "pretrain.steps=7", "--report_only", code=1)
+    assert "rows of another comparison (pretrain.steps was 6 and is 7)" in said
+    for name, content in kept.items():
+        assert (out / name).read_bytes() == content, name
+
+
+def test_primary_measures_that_change_after_the_results_are_told(whole: tuple[str, Path], tmp_path: Path) -> None:
+    out = shutil.copytree(whole[1], tmp_path / "out", ignore=shutil.ignore_patterns("arms"))
+    before = {"primary": ["foils/overall"], "arms": 4}
+    for flags in (["--report_only"], [], ["--report_only"]):  # the second writes plan.json anew
+        compared(whole[0], out, "--set", "primary=[retrieval/text_to_image/R@1]", *flags)
+        assert json.loads((out / "comparison.json").read_text())["primary_before"] == before
+    compared(whole[0], out)
+    assert "primary_before" not in json.loads((out / "comparison.json").read_text())
+
+
+def test_arm_whose_runner_is_gone_ends_at_once(whole: tuple[str, Path], tmp_path: Path) -> None:
+    arm = shutil.copytree(whole[1] / "arms/early-seed0", tmp_path / "arm", ignore=shutil.ignore_patterns("pretrain"))
+    (arm / "row.json").unlink()
+    spec = json.loads((arm / "arm.json").read_text())
+    (arm / "arm.json").write_text(json.dumps({**spec, "folder": str(arm)}))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "mmbert.compare.arm", str(arm / "arm.json"), str(gone.pid)]
+    with (arm / "lock").open("w") as lock:  # another process is at the arm: this one waits
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == -signal.SIGTERM
+    assert not (arm / "pretrain").exists()
 
 
 def test_one_seed_is_refused_unless_exploratory(whole: tuple[str, Path], tmp_path: Path) -> None:
@@ -252,5 +285,12 @@ def test_arm_that_diverges_is_told_and_a_fusion_of_ones_own_goes_on(
     failure = bad["failure"]
     assert failure["stage"] == "pretrain" and failure["step"] >= 1 and len(failure["last_losses"]) == failure["step"]
     assert "finite" in failure["what"]
+    assert bad["versions"]["mmbert"] and bad["versions"] == good["versions"]
+    again = compared(file, tmp_path / "out", "--exploratory", "--allow-import", "my_fusion", where=tmp_path)
+    assert "1 failed before and are not tried again without --retry_failed: late-seed0" in again
+    again = compared(
+        file, tmp_path / "out", "--exploratory", "--allow-import", "my_fusion", "--retry_failed", where=tmp_path
+    )
+    assert "1 of 2 arms are there already" in again and "late-seed0 failed in pretrain at step" in again
     report = (tmp_path / "out/report.md").read_text()
     assert "late-seed0" in report and "exploratory" in report.lower()
