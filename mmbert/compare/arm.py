@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from lightning.fabric.utilities import move_data_to_device
 
 from mmbert.cli import PreparedRun, main
 from mmbert.command_line import one_sentence_for_mistakes, set_up_logging
 from mmbert.compare.cost import milliseconds_per_pair
 from mmbert.compare.plan import PRETRAIN
 from mmbert.compare.rows import Row, finite
+from mmbert.config_files import flat
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import Foil, read_foils
 from mmbert.errors import UsageError
@@ -68,6 +71,7 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     model, processor = load_folder(folder / PRETRAIN / "model")
     assert isinstance(model, MMBertForPreTraining)
     data = _Data(spec)
+    model.to(data.device)  # pyright: ignore[reportArgumentType]
     steps: list[Callable[[], Found]] = []
     if spec["retrieval"]["images"]:
         steps.append(lambda: ranked(model, processor, data, spec["retrieval"]))
@@ -94,7 +98,9 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             "machine": run_folder.machine(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
-        "curves": {k: v for k, v in run_folder.read_curves(folder / PRETRAIN).items() if _is_shown(k)},
+        "curves": {k: v for name in spec["stages"] for k, v in curves_of(folder / name, name).items()},
+        "options": {name: options_of(folder / name) for name in spec["stages"]},
+        "scorers": {n: m["run/test_scorer"] for n, m in metrics.items() if "run/test_scorer" in m},
         "versions": {k.removeprefix("run/version/"): v for k, v in run_folder.versions().items()},
         "precision": metrics[PRETRAIN]["run/precision"],
     }
@@ -106,8 +112,24 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     write_whole(folder / "row.json", json.dumps(finite(row), sort_keys=True, allow_nan=False))
 
 
-def _is_shown(name: str) -> bool:
-    return name.startswith("val/") and name.endswith(("itm_accuracy", "mlm_accuracy", "itm_loss", "mlm_loss", "R@1"))
+SHOWN = ("itm_accuracy", "mlm_accuracy", "itm_loss", "mlm_loss", "to_image/R@1", "to_text/R@1", *(
+    f"{task}_{name}" for task in TASKS for name in ("accuracy", "auroc", "loss")))  # fmt: skip
+"""Ends of the names of validation results whose learning curves a row keeps."""
+
+
+def curves_of(folder: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of what validation gave in a stage; a task's are named by its stage."""
+    found = {k: v for k, v in run_folder.read_curves(folder).items() if k.startswith("val/") and k.endswith(SHOWN)}
+    return found if stage == PRETRAIN else {f"{stage}/{name}": curve for name, curve in found.items()}
+
+
+def options_of(folder: Path) -> dict[str, Any]:
+    """Every option of a stage's run by its dotted name, without those that say where it ran."""
+    options = flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    places = ["name", "trainer.default_root_dir"]
+    if options["model.task"] is not None:
+        places.append("model.pretrained")
+    return {key: value for key, value in options.items() if key not in places}
 
 
 COUNTS = ("images_without_text", "left_out", "retrieval_images", "ceiling")
@@ -145,7 +167,8 @@ class _Data:
     """The pretraining data of an arm, read again as its run read it."""
 
     def __init__(self, spec: Mapping[str, Any]):
-        self.parts = PreparedRun([*spec["stages"][PRETRAIN]]).parts
+        run = PreparedRun([*spec["stages"][PRETRAIN]])
+        self.parts, self.device = run.parts, run.trainer.strategy.root_device
 
     def candidates(self, split: str, images: int, captions: int) -> Candidates:
         examples = self.parts.data.examples.get(split)
@@ -156,7 +179,7 @@ class _Data:
     def batch(self) -> dict[str, Any]:
         """One batch of the first test split, or of the training pairs."""
         loaders = self.parts.data.test_dataloader() or [self.parts.data.train_dataloader()]
-        return self.parts.data.on_after_batch_transfer(next(iter(loaders[0])), 0)
+        return self.parts.data.on_after_batch_transfer(move_data_to_device(next(iter(loaders[0])), self.device), 0)
 
 
 def ranked(model: MMBertForPreTraining, processor: MMBertProcessor, data: _Data, options: Mapping[str, Any]) -> Found:

@@ -53,19 +53,29 @@ class Budget(NamedTuple):
         return abs(self.missed_by) <= TOLERANCE
 
 
-def told(budget: Budget) -> str:
-    """What was chosen and how near it comes to the reference, as a sentence without full stop."""
+def told(budget: Budget, stages: Mapping[str, Budget] | None = None) -> str:
+    """What was chosen and how near it comes to the reference, as a sentence without full stop.
+
+    Args:
+        budget: Of the first stage.
+        stages: Name -> budget of each further stage.
+    """
     chosen = (
         f"{budget.steps:,} steps, fusion_layers={budget.fusion_layers}, intermediate_size={budget.intermediate_size}: "
         f"{budget.parameters:,} parameters, {budget.training_flops:.3g} training FLOPs"
     )
+    further = (f"{name}: {stage.steps:,} steps; {_nearness(stage)}" for name, stage in (stages or {}).items())
+    return " | ".join([f"{chosen}; {_nearness(budget)}", *further])
+
+
+def _nearness(budget: Budget) -> str:
     if budget.match == "steps":
-        return f"{chosen}; equal steps, nothing else is matched"
+        return "equal steps, nothing else is matched"
     gap, what = f"{abs(budget.missed_by):.1%}", RULES[budget.match]
     side = "more" if budget.missed_by > 0 else "less"
     if budget.is_met:
-        return f"{chosen}; {what} as the reference" + (f", {gap} {side}" if budget.missed_by else "")
-    return f"{chosen}; misses the budget: {gap} {side} {what} than the reference, beyond the {TOLERANCE:.0%} allowed"
+        return f"{what} as the reference" + (f", {gap} {side}" if budget.missed_by else "")
+    return f"misses the budget: {gap} {side} {what} than the reference, beyond the {TOLERANCE:.0%} allowed"
 
 
 def share_out(

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from mmbert.cli import PreparedRun
 from mmbert.command_line import one_sentence_for_mistakes, set_up_logging
 from mmbert.compare.budget import Shape, match_parameters, share_out, told
-from mmbert.compare.cost import count_parameters, first_batches, flops_per_step, parameters
+from mmbert.compare.cost import count_parameters, first_batches, flops_per_step, parameters, synchronize
 from mmbert.compare.plan import PRETRAIN, Comparison, comparison_from
 from mmbert.compare.specs import fit_arguments
 from mmbert.configuration import MMBertConfig
@@ -86,7 +87,7 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
             "stages": {stage: budget.steps for stage, budget in own.items()},
             "options": solved.get(strategy, {}),
             "weights": {stage: budget.training_flops for stage, budget in own.items()},
-            "told": told(first),
+            "told": told(first, {stage: budget for stage, budget in own.items() if stage != PRETRAIN}),
             "differences": comparison.differences(strategy),
             "shape": counted[strategy].shape,
             "costs": counted[strategy].steps,
@@ -136,6 +137,7 @@ def count(comparison: Comparison, options: Mapping[str, Any], allow_import: list
     """What the stages of one strategy cost."""
     run = prepared(comparison, options, allow_import)
     _check_retrieval(comparison, run)
+    _check_fractions(comparison, run)
     found = {PRETRAIN: step_cost(run, comparison)}
     with tempfile.TemporaryDirectory() as folder:
         if comparison.finetune:
@@ -161,6 +163,16 @@ def _check_retrieval(comparison: Comparison, run: PreparedRun) -> None:
             raise UsageError(f"retrieval.split='{asked.split}'; the data has {', '.join(splits)}.")
 
 
+def _check_fractions(comparison: Comparison, run: PreparedRun) -> None:
+    """Refuses a share of the training pairs that fills no batch."""
+    count, batch, share = len(run.parts.data.examples["train"]), run.options.data.batch_size, min(comparison.fractions)
+    if round(share * count) < batch:
+        raise UsageError(
+            f"fractions={comparison.fractions}: {share:g} of {count:,} training pairs are {round(share * count):,}, "
+            f"fewer than data.batch_size={batch}."
+        )
+
+
 def step_cost(run: PreparedRun, comparison: Comparison) -> Step:
     """Counts FLOPs of an optimizer step; times it only where times are to be equal."""
     model, data = run.parts.model, run.parts.data
@@ -169,16 +181,23 @@ def step_cost(run: PreparedRun, comparison: Comparison) -> Step:
     flops = flops_per_step(model, first_batches(data, COUNTED)) * accumulated
     if comparison.match != "time":
         return Step(flops, 0.0)
+    device = run.trainer.strategy.root_device
+    model.to(device)  # pyright: ignore[reportArgumentType]
     optimizer, _ = build_optimizer(model, run.options.optim, TIMED + 2)
     seconds = []
-    with torch.autocast("cpu", torch.bfloat16, enabled=str(run.trainer.precision).startswith("bf16")):
+    precision = str(run.trainer.precision)
+    kind = torch.bfloat16 if precision.startswith("bf16") else torch.float16
+    with torch.autocast(device.type, kind, enabled=precision.endswith("mixed")):
         for batch in first_batches(data, TIMED + 2):
+            batch = move_data_to_device(batch, device)
+            synchronize(device)
             started = time.perf_counter()
             loss = model(batch, generator=torch.Generator().manual_seed(0)).loss
             assert loss is not None
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            synchronize(device)
             seconds.append(time.perf_counter() - started)
     return Step(flops, statistics.median(seconds[2:]) * accumulated)
 

@@ -129,10 +129,15 @@ def milliseconds_per_pair(model: HeadedModel, batch: Batch, *, repeats: int = 10
         for _ in range(1 + repeats):
             start = time.perf_counter()
             _judge(model, batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronize(device)
             seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds[1:]) / len(batch["input_ids"])
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was told; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _judge(model: HeadedModel, batch: Batch) -> Tensor:

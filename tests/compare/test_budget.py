@@ -105,6 +105,8 @@ def test_told_says_what_was_chosen_and_which_way_it_misses() -> None:
     fewer = told(budget._replace(missed_by=-0.123))
     assert fewer.endswith("misses the budget: 12.3% less parameters than the reference, beyond the 5% allowed")
     assert told(budget._replace(match="steps")).endswith("equal steps, nothing else is matched")
+    tuned = told(budget, {"vqa": budget._replace(match="flops", steps=5, missed_by=-0.075)})
+    assert " | vqa: 5 steps; misses the budget: 7.5% less training FLOPs than the reference" in tuned
 
 
 def test_budget_is_plain_json() -> None:

@@ -86,6 +86,10 @@ def test_rows_hold_results_that_are_the_means_of_their_items(whole: tuple[str, P
             "cost"
         ].keys()
         assert row["config"]["pretrain.model.fusion"] == row["strategy"]
+        options = row["options"]["pretrain"]
+        assert options["optim.final_lr"] == 0 and options["data.batch_size"] == 16  # a default and a choice
+        assert options["model.fusion"] == row["strategy"] and "trainer.default_root_dir" not in options
+        assert row["scorers"] == {"pretrain": "itc"} and "val/itm_accuracy" in row["curves"]
         with np.load(whole[1] / "items" / f"{row['arm']}.npz") as items:
             names = [name for name in items.files if not name.endswith(":picture")]
             assert {"foils/overall", "retrieval/text_to_image/R@1", "pretrain/itm_accuracy"} <= {*names}
@@ -194,6 +198,7 @@ def test_arm_that_could_not_be_judged_is_judged_again_and_not_trained_again(
     [
         ("primary=[foils/swap_atribute]", 2, "no category; allowed are foils/overall, foils/"),
         ("foils.files=[nothing.json]", 1, "nothing.json"),
+        ("fractions=[0.1, 1]", 2, "0.1 of 64 training pairs are 6, fewer than data.batch_size=16"),
         ("retrieval.split=tset", 2, "retrieval.split='tset'; the data has"),
     ],
 )
@@ -256,6 +261,30 @@ def test_arm_whose_runner_is_gone_ends_at_once(whole: tuple[str, Path], tmp_path
 def test_one_seed_is_refused_unless_exploratory(whole: tuple[str, Path], tmp_path: Path) -> None:
     said = compared(whole[0], tmp_path / "out", "--set", "seeds=[0]", code=2)
     assert "one seed can't tell" in said and "--exploratory" in said and not (tmp_path / "out").exists()
+
+
+def test_tasks_follow_the_pretraining(
+    tiny: list[str], tiny_tasks: dict[str, list[str]], shapes: Path, tmp_path: Path
+) -> None:
+    def options(given: list[str]) -> dict[str, Any]:
+        pairs = (option.removeprefix("--").split("=", 1) for option in given)
+        return {k: yaml.safe_load(v) if v else "" for k, v in pairs if k.startswith(("data.", "trainer."))}
+
+    tasks = {
+        name: {"run": str(ROOT / f"configs/finetune/{file}.yaml"), "steps": 3, "options": options(tiny_tasks[name])}
+        for name, file in (("vqa", "vqa_shapes"), ("decision", "snli_ve"))
+    }
+    primary = ["vqa/accuracy", "decision/accuracy"]
+    file = tiny_comparison(tmp_path, tiny, shapes, finetune=tasks, seeds=[0], foils={}, retrieval={}, primary=primary)
+    said = compared(file, tmp_path / "out", "--exploratory")
+    assert " | vqa: 3 steps; " in said and said.count(" | vqa: ") == said.count(" | decision: ") == 2
+    for row in rows(tmp_path / "out"):
+        assert row["status"] == "done" and {*primary, "vqa/accuracy/no_text"} <= row["results"].keys()
+        assert row["options"].keys() == {"pretrain", "vqa", "decision"} and "vqa/val/vqa_accuracy" in row["curves"]
+        assert row["options"]["vqa"]["model.task"] == "vqa" and str(tmp_path) not in json.dumps(row["options"])
+        for stage, steps in (("pretrain", "steps"), ("vqa", "vqa/steps"), ("decision", "decision/steps")):
+            trace = tmp_path / f"out/arms/{row['arm']}/{stage}/trace.csv"
+            assert len(trace.read_text().splitlines()) == 1 + row["budget"][steps]
 
 
 OWN = """
