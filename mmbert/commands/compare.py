@@ -47,10 +47,11 @@ def _compare(
     report_only: bool,
 ) -> int:
     # Here, or every small command would wait for Lightning and matplotlib.
+    from mmbert.compare.folder import refuse_others
     from mmbert.compare.plan import load_comparison
     from mmbert.compare.report import report_from
     from mmbert.compare.rows import read_rows
-    from mmbert.compare.runner import refuse_others, run_comparison, tell_report
+    from mmbert.compare.runner import run_comparison, tell_report
     from mmbert.compare.specs import Settings
 
     comparison = load_comparison(config, changes)

@@ -23,7 +23,7 @@ from mmbert.cli import PreparedRun, main
 from mmbert.command_line import one_sentence_for_mistakes, set_up_logging
 from mmbert.compare.cost import milliseconds_per_pair
 from mmbert.compare.plan import PRETRAIN
-from mmbert.compare.rows import Row, finite
+from mmbert.compare.rows import QUERIES, Row, finite
 from mmbert.config_files import flat
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import Foil, read_foils
@@ -74,7 +74,7 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     model.to(data.device)  # pyright: ignore[reportArgumentType]
     steps: list[Callable[[], Found]] = []
     if spec["retrieval"]["images"]:
-        steps.append(lambda: ranked(model, processor, data, spec["retrieval"]))
+        steps.append(lambda: ranked(model, processor, data, spec["retrieval"], folder / QUERIES))
     if spec["foils"]["files"]:
         steps.append(lambda: told_apart(model, processor, spec["foils"]))
     for step in steps:
@@ -182,9 +182,13 @@ class _Data:
         return self.parts.data.on_after_batch_transfer(move_data_to_device(next(iter(loaders[0])), self.device), 0)
 
 
-def ranked(model: MMBertForPreTraining, processor: MMBertProcessor, data: _Data, options: Mapping[str, Any]) -> Found:
-    """Ranks pictures and captions of a split."""
+def ranked(
+    model: MMBertForPreTraining, processor: MMBertProcessor, data: _Data, options: Mapping[str, Any], queries: Path
+) -> Found:
+    """Ranks pictures and captions of a split, and writes picture and caption of each item to the file `queries`."""
     candidates = data.candidates(options["split"], options["images"], options["captions"])
+    pictures = [str(candidates.pictures[i]) for i in candidates.image_of_text]
+    write_whole(queries, json.dumps([*zip(pictures, candidates.texts, strict=True)]) + "\n")
     scorer = choose_scorer(model, options["scorer"])
     started = time.perf_counter()
     keep = "itm" in NEEDS[scorer]

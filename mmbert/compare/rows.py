@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from mmbert.metrics.items import Items, read_items
 from mmbert.training.checkpoints import write_whole
 
 Row = dict[str, Any]
+QUERIES = "queries.json"
+"""In an arm's folder: [picture, caption] of every item of retrieval/text_to_image/R@1."""
+TAIL = 1 << 16
+"""Bytes at the end of a trace that hold its last lines."""
 NOISE = ("cost",)
 """Keys of a row that differ from run to run: times and memory, where and when."""
 
@@ -56,6 +61,10 @@ def read_all_items(out: Path, arms: Iterable[str]) -> dict[str, dict[str, Items]
 
 def last_losses(trace: Path, count: int = 5) -> tuple[int, list[float]]:
     """The last step of a run's trace.csv, and its last losses."""
-    lines = trace.read_text().splitlines()[1:] if trace.is_file() else []
+    if not trace.is_file():
+        return 0, []
+    with trace.open("rb") as file:  # the end alone: the progress bar asks several times a second
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        lines = file.read().decode(errors="replace").splitlines()[1:]  # without the header, or a line cut in two
     whole = [row for row in csv.reader(lines) if len(row) == 4]
     return (int(whole[-1][0]) if whole else 0), [float.fromhex(row[3]) for row in whole[-count:]]

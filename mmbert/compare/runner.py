@@ -1,11 +1,9 @@
 """Runs the arms of a comparison, each in a process of its own, and goes on where it was killed."""
 
 import fcntl
-import itertools
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -19,17 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmbert.compare.budget import RULES
-from mmbert.compare.plan import Arm, Comparison, arms_of
-from mmbert.compare.rows import Row, last_losses, read_all_items, read_rows, write_rows
-from mmbert.compare.specs import (
-    Settings,
-    arm_spec,
-    asked_of,
-    changes_of,
-    refuse_other,
-    refuse_other_folder,
-    told_changes,
+from mmbert.compare.examples import examples
+from mmbert.compare.folder import (
+    primary_before,
+    refuse_others,
+    rows_that_count,
+    stored_budgets,
+    take_over,
 )
+from mmbert.compare.plan import Comparison, arms_of
+from mmbert.compare.rows import Row, last_losses, write_rows
+from mmbert.compare.specs import Settings, asked_of, told_changes
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError, did_you_mean
@@ -85,7 +83,7 @@ def only_one(out: Path) -> Iterator[None]:
 def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     out = settings.out
     _refuse_unknown_category(comparison)
-    rows = _rows_that_count(settings)
+    rows = rows_that_count(settings)
     refuse_others(comparison, settings, rows)  # before anything is written
     budgets = _budgets(comparison, settings, rows)
     for name in comparison.names:
@@ -126,78 +124,6 @@ def _refuse_unknown_category(comparison: Comparison) -> None:
                 raise UsageError(f"primary: '{measure}' is no category; allowed are {', '.join(known)}.{hint}")
 
 
-def _rows_that_count(settings: Settings) -> dict[str, Row]:
-    """Rows of arms that are not run again: what was trained and could not be judged is judged again."""
-    return {
-        name: row
-        for name, row in read_rows(settings.out).items()
-        if "failure" not in row or not (settings.retry_failed or row["failure"]["stage"] == "evaluation")
-    }
-
-
-def refuse_others(
-    comparison: Comparison, settings: Settings, rows: Mapping[str, Row], *, foils_moved: bool = False
-) -> dict[str, dict[str, Any]]:
-    """Refuses a folder that holds another comparison.
-
-    Args:
-        comparison: The one that is asked for.
-        settings: Its folder.
-        rows: What the folder has.
-        foils_moved: Take rows that were judged by foils of another place or name.
-
-    Returns:
-        Arm -> its specification, of the strategies whose budget is known.
-
-    Raises:
-        DataError: A row, or an arm that has not finished, is of another comparison.
-    """
-    stored, asked = _stored(settings.out), asked_of(comparison)
-    changes = told_changes(stored.get("asked", asked), asked)
-    if changes and (rows or any(settings.out.glob("arms/*/arm.json"))):
-        expected = "another --out for this one, or this folder removed"
-        found = f"{'rows' if rows else 'arms'} of another comparison ({changes})"
-        raise DataError(str(settings.out), found, expected)
-    specs = {}
-    for arm in arms_of(comparison):
-        budget = stored.get("strategies", {}).get(arm.strategy)
-        if budget is None or changes:
-            continue
-        spec = specs[arm.name] = arm_spec(comparison, arm, budget, settings)
-        if foils_moved and arm.name in rows:
-            spec["config"]["foils"] = rows[arm.name]["config"]["foils"]
-        if arm.name in rows:
-            refuse_other(rows[arm.name], spec, settings.out)
-        else:
-            refuse_other_folder(spec)
-    return specs
-
-
-def take_over(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
-    """The finished arms of another comparison that are also arms of this one, with their items.
-
-    Raises:
-        UsageError: A folder without rows.
-        DataError: Rows without their items.
-    """
-    elsewhere, taken = read_rows(folder), {}
-    if not elsewhere:
-        raise UsageError(f"--rows_from {folder}: there is no results.jsonl with rows in it.")
-    for spec in specs:
-        row = elsewhere.get(spec["arm"], {})
-        same = row.get("status") == "done" and row["cost"].get("threads", spec["threads"]) == spec["threads"]
-        if same and not changes_of(row, spec):
-            target = Path(spec["items"])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(folder / "items" / target.name, target)
-            except FileNotFoundError:
-                found = f"no items/{target.name} beside the row of {spec['arm']}"
-                raise DataError(str(folder), found, "the whole folder of a comparison") from None
-            taken[spec["arm"]] = row
-    return taken
-
-
 def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
     """Writes what the report says beside the rows: comparison.json and examples.json."""
     reference = comparison.reference or comparison.names[0]
@@ -225,51 +151,6 @@ def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, R
     write_whole(settings.out / "examples.json", json.dumps(found, indent=2) + "\n")
 
 
-def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: int = 12) -> list[dict[str, Any]]:
-    """Foils about which strategies disagree, with the first seed: at most `count`, categories in turn."""
-    arms = {name: Arm(name, comparison.seeds_of(name)[0], max(comparison.fractions)).name for name in comparison.names}
-    arms = {name: arm for name, arm in arms.items() if rows.get(arm, {}).get("status") == "done"}
-    if not comparison.foils.files or len(arms) < 2:
-        return []
-    files = [Path(file) for file in comparison.foils.files]
-    foils = read_foils(files, ImageFolder(comparison.foils.images))
-    found = read_all_items(out, arms.values())
-    said = {name: found[arm][f"foils/{OVERALL}"].values for name, arm in arms.items() if arm in found}
-    by_category: dict[str, list[dict[str, Any]]] = {}
-    for i, foil in enumerate(foils):
-        right = {name: bool(hits[i]) for name, hits in said.items()}
-        if len(set(right.values())) > 1:
-            shown = {
-                "picture": str(foil.picture),
-                "caption": foil.caption,
-                "foil": foil.foil,
-                "category": foil.category,
-            }
-            by_category.setdefault(foil.category, []).append({**shown, "said": right})
-    turns = itertools.zip_longest(*by_category.values())
-    return [example for turn in turns for example in turn if example is not None][:count]
-
-
-def primary_before(comparison: Comparison, out: Path, rows: Mapping[str, Row]) -> dict[str, Any] | None:
-    """The measures that were primary when arms finished, where they are not those of now; and of how many arms."""
-    plan = _read_json(out / "plan.json")
-    done = sum(row["status"] == "done" for row in rows.values())
-    first = {"primary": plan.get("comparison", {}).get("primary", comparison.primary), "arms": done}
-    before = plan.get("primary_before") or first
-    return before if before["arms"] and before["primary"] != comparison.primary else None
-
-
-def _stored(out: Path) -> dict[str, Any]:
-    return _read_json(out / "budgets.json")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise DataError(str(file), "no JSON", "what mmbert compare wrote; without the file it is made again") from error
-
-
 def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> Calibration:
     """Counted once and kept in OUT/budgets.json; a strategy that is new is counted then.
 
@@ -277,7 +158,7 @@ def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]
         DataError: Something is wrong with the data.
         UsageError: A strategy can't be built.
     """
-    asked, stored = asked_of(comparison), _stored(settings.out)
+    asked, stored = asked_of(comparison), stored_budgets(settings.out)
     changes = told_changes(stored.get("asked", asked), asked)
     differences = {name: json.loads(json.dumps(comparison.differences(name))) for name in comparison.names}
     known = {name: found["differences"] for name, found in stored.get("strategies", {}).items()}
@@ -298,7 +179,7 @@ def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]
             raise UsageError(_complaint(done.stderr))
         if done.returncode:
             raise DataError(f"counting what a step costs failed: {_complaint(done.stderr)}")
-        stored = _stored(settings.out)
+        stored = stored_budgets(settings.out)
     return stored["strategies"]
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmbert.compare.plan import PRETRAIN, Arm, Comparison, Stage
-from mmbert.compare.rows import Row
 from mmbert.config_files import written_options
-from mmbert.errors import DataError
 
 
 class Settings(NamedTuple):
@@ -64,45 +62,6 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         "allow_import": settings.allow_import,
         "config": {**config, **judged},
     }
-
-
-def refuse_other(row: Row, spec: Mapping[str, Any], out: Path) -> None:
-    """Raises where a finished row is of another comparison than the one that is asked for.
-
-    Raises:
-        DataError: With what changed.
-    """
-    told = changes_of(row, spec)
-    if told:
-        raise DataError(
-            f"{out / 'results.jsonl'}:{row['arm']}",
-            f"a row of another comparison ({told})",
-            "another --out for this one",
-        )
-
-
-def refuse_other_folder(spec: Mapping[str, Any]) -> None:
-    """Raises where an arm that has not finished was trained otherwise before; what judges it may have changed.
-
-    Raises:
-        DataError: With what changed.
-    """
-    folder = Path(spec["folder"])
-    if not (folder / "arm.json").is_file():
-        return
-    before = json.loads((folder / "arm.json").read_text())
-    judged = ("retrieval", "foils")
-    trained, now = ({k: v for k, v in found["config"].items() if k not in judged} for found in (before, spec))
-    told = told_changes(trained, json.loads(json.dumps(now)))
-    if told:
-        raise DataError(str(folder), f"an arm of another comparison ({told})", "another --out, or this folder removed")
-    if changes_of(before, spec):
-        (folder / "row.json").unlink(missing_ok=True)
-
-
-def changes_of(row: Row, spec: Mapping[str, Any]) -> str:
-    """How the arm that a row tells of differs from an arm that is asked for; empty where it is the same one."""
-    return told_changes(row.get("config", {}), json.loads(json.dumps(spec["config"])))
 
 
 def asked_of(comparison: Comparison) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmbert.compare.folder import refuse_other_folder
 from mmbert.compare.plan import Arm, Stage, arms_of, comparison_from, load_comparison
-from mmbert.compare.specs import fit_arguments, refuse_other_folder, written_options
+from mmbert.compare.specs import fit_arguments, written_options
 from mmbert.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]

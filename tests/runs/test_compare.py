@@ -219,6 +219,32 @@ def test_report_comes_again_without_the_foils(whole: tuple[str, Path], tmp_path:
     assert after.count(b"<img") == before.count(b"<img") and (out / "examples.json").is_file()
 
 
+def test_captions_are_the_examples_where_there_are_no_foils(whole: tuple[str, Path], tmp_path: Path) -> None:
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    for arm in (out / "arms").iterdir():  # judged anew by retrieval alone, not trained anew
+        (arm / "row.json").unlink()
+        spec = json.loads((arm / "arm.json").read_text().replace(str(whole[1]), str(out)))
+        (arm / "arm.json").write_text(json.dumps(spec))
+    (out / "results.jsonl").unlink()
+    compared(whole[0], out, "--set", "foils=", "--set", "retrieval.images=32", "--set", "primary=")
+    shown = json.loads((out / "examples.json").read_text())
+    queries = [tuple(query) for query in json.loads((out / "arms/early-seed0/queries.json").read_text())]
+    hits = {}
+    for name in ("early", "late"):
+        with np.load(out / f"items/{name}-seed0.npz") as items:
+            hits[name] = dict(zip(queries, items["retrieval/text_to_image/R@1"] > 0, strict=True))
+    differ = {caption: said for (_, caption), said in hits["early"].items() if said != hits["late"][_, caption]}
+    assert shown and {example["caption"] for example in shown} <= differ.keys()
+    for example in shown:
+        assert example["said"]["early"] == differ[example["caption"]] != example["said"]["late"]
+    # Without the folders of the arms the examples stay.
+    shutil.rmtree(out / "arms")
+    said = compared(
+        whole[0], out, "--set", "foils=", "--set", "retrieval.images=32", "--set", "primary=", "--report_only"
+    )
+    assert "no new examples" in said and json.loads((out / "examples.json").read_text()) == shown
+
+
 def test_row_of_another_comparison_is_refused_and_nothing_is_written(whole: tuple[str, Path]) -> None:
     file, out = whole
     kept = {name: (out / name).read_bytes() for name in ("plan.json", "budgets.json", "comparison.json", "report.md")}

@@ -1,0 +1,65 @@
+"""Test items about which strategies disagree, for the report."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmbert.compare.plan import Arm, Comparison
+from mmbert.compare.rows import QUERIES, Row, read_all_items
+from mmbert.data.readers.base import ImageFolder
+from mmbert.data.readers.foils import read_foils
+from mmbert.errors import DataError
+from mmbert.evaluation.foils import OVERALL
+
+
+def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: int = 12) -> list[dict[str, Any]]:
+    """Foils about which strategies disagree, with the first seed, or else captions: at most `count`, kinds in turn.
+
+    Raises:
+        DataError: The foils, or the arms with their captions, are no longer there.
+    """
+    arms = {name: Arm(name, comparison.seeds_of(name)[0], max(comparison.fractions)).name for name in comparison.names}
+    arms = {name: arm for name, arm in arms.items() if rows.get(arm, {}).get("status") == "done"}
+    if len(arms) < 2:
+        return []
+    if comparison.foils.files:
+        shown, measure = _foils_shown(comparison), f"foils/{OVERALL}"
+    elif comparison.retrieval.images:
+        shown, measure = _captions_shown(out / "arms" / next(iter(arms.values()))), "retrieval/text_to_image/R@1"
+    else:
+        return []
+    found = read_all_items(out, arms.values())
+    said = {name: found[arm][measure].values for name, arm in arms.items() if arm in found}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for i, (kind, example) in enumerate(shown):
+        right = {name: bool(hits[i]) for name, hits in said.items()}
+        if len(set(right.values())) > 1:
+            by_kind.setdefault(kind, []).append({**example, "said": right})
+    turns = itertools.zip_longest(*by_kind.values())
+    return [example for turn in turns for example in turn if example is not None][:count]
+
+
+def _foils_shown(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
+    files = [Path(file) for file in comparison.foils.files]
+    return [
+        (
+            foil.category,
+            {
+                "picture": str(foil.picture),
+                "caption": foil.caption,
+                "foil": foil.foil,
+                "category": foil.category,
+            },
+        )
+        for foil in read_foils(files, ImageFolder(comparison.foils.images))
+    ]
+
+
+def _captions_shown(arm: Path) -> list[tuple[str, dict[str, str]]]:
+    """Every caption that looked for its picture."""
+    file = arm / QUERIES
+    if not file.is_file():
+        raise DataError(str(file), "no such file", "the folder of the arm, which holds its captions")
+    return [("", {"picture": picture, "caption": caption}) for picture, caption in json.loads(file.read_text())]
