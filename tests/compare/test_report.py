@@ -364,6 +364,46 @@ def test_exploratory_claims_nothing_however_many_seeds_there_are() -> None:
     assert len(body) > 1 and {row[-1] for row in body} == {"no claim"}
 
 
+def told_with(primary: Any, **more: Any) -> Document:
+    rows, items = made(CHANCES)
+    return build(Outcomes(rows, items, comparison(list(CHANCES), primary=primary, **more)), [])
+
+
+def test_only_what_was_named_is_primary() -> None:
+    found = told_with(["foils/overal", "foils/swap_attribute"])  # a typo, and one that was measured
+    text = markdown.render(found)
+    assert {row[0] for row in table(text, "Tests on the primary measures")[1:]} == {"foils swap attribute"}
+    assert "foils overall" in {row[0] for row in table(text, "Tests on measures that were not named as primary")[1:]}
+    assert any(w.startswith("Primary, but not tested") and "foils overal." in w for w in found.warnings)
+
+
+def test_a_typo_makes_no_other_measure_primary() -> None:
+    found = told_with(["foils/overal"])
+    text = markdown.render(found)
+    assert found.headline == "Nothing is claimed: none of the primary measures was measured"
+    assert "Tests on the primary measures" not in text
+    others = {row[0] for row in table(text, "Tests on measures that were not named as primary")[1:]}
+    assert {"foils overall", "foils count"} <= others
+    assert ("Primary measures", "foils overal") in found.facts
+
+
+@pytest.mark.parametrize("primary", [[], None])
+def test_without_a_named_measure_none_is_called_primary(primary: Any) -> None:
+    found = told_with(primary)
+    text = markdown.render(found)
+    assert found.headline.startswith("early and hybrid are better than late on foils overall (no primary measure")
+    assert any(w.startswith("No primary measure was named beforehand") for w in found.warnings)
+    assert ("Primary measures", "none was named beforehand") in found.facts
+    assert {row[0] for row in table(text, "Tests")[1:]} == {"foils overall"}
+    assert "Tests on the primary measures" not in text and "named as primary" not in text
+
+
+def test_a_change_of_primary_measures_is_told() -> None:
+    changed = "The primary measures were changed after 9 arms had finished; before they were: foils count."
+    assert changed in told_with(["foils/overall"], primary_before={"primary": ["foils/count"], "arms": 9}).warnings
+    assert not any("changed after" in warning for warning in told_with(["foils/overall"]).warnings)
+
+
 def test_comparison_says_which_arms_count_and_whether_it_is_exploratory() -> None:
     rows, items = made(CHANCES, exploratory=True)
     arms = [row["arm"] for row in rows if row["strategy"] != "hybrid" and row["seed"] < 2]

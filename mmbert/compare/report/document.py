@@ -74,24 +74,17 @@ def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
 
-    tested = (
-        [tables.tests(findings.primary, "Tests on the primary measures", exploratory=outcomes.exploratory)]
-        if findings.primary
-        else []
-    )
-    others = (
-        [
-            tables.tests(
-                findings.others, "Tests on measures that were not named as primary", exploratory=outcomes.exploratory
-            )
-        ]
-        if findings.others
-        else []
-    )
+    def tests(verdicts: Sequence[Verdict], name: str) -> list[Table]:
+        return [tables.tests(verdicts, name, exploratory=outcomes.exploratory)] if verdicts else []
+
+    tested = tests(findings.primary, "Tests on the primary measures" if outcomes.named() else "Tests")
+    others = tests(findings.others, "Tests on measures that were not named as primary" if outcomes.named()
+                   else "Tests by category")  # fmt: skip
     verdicts = [] if outcomes.exploratory else _verdicts(findings.primary)
     more = sum(verdict.shown for verdict in findings.others)
     if more:
-        verdicts.append(f"On measures that were not named as primary, {more} of {len(findings.others)} differences are "
+        where = "measures that were not named as primary" if outcomes.named() else "categories"
+        verdicts.append(f"On {where}, {more} of {len(findings.others)} differences are "
                         "shown; they stand further down.")  # fmt: skip
     sections = [
         Section("What is shown", verdicts, [], tested),
@@ -135,7 +128,7 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
         ("Strategies", listed(outcomes.strategies)),
         ("Budget", _one_line(told.get("budget_rule"))),
         ("Seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})"),
-        ("Primary measures", listed([title(name) for name in outcomes.primary()])),
+        ("Primary measures", listed([title(name) for name in outcomes.named()]) or "none was named beforehand"),
         ("Data", _one_line(told.get("dataset"))),
         ("Arms", f"{len(outcomes.done)} finished, {len(outcomes.failed)} failed"),
         ("Versions", _versions(outcomes)),

@@ -16,6 +16,7 @@ FEW_SEEDS = 5
 """Fewer seeds than this are called few."""
 LONGEST_HEADLINE = 150
 """Characters; more differences than fit are counted instead."""
+UNNAMED = "No primary measure was named beforehand"
 
 
 class Findings(NamedTuple):
@@ -28,8 +29,11 @@ class Findings(NamedTuple):
 
 
 def find(outcomes: Outcomes) -> Findings:
-    """Tests every pair of strategies on every measure that has items."""
-    chosen = outcomes.primary()
+    """Tests every pair of strategies on every measure that has items.
+
+    Where no measure was named as primary, all that judge the whole model stand in for those, and the headline says so.
+    """
+    chosen = outcomes.primary() if outcomes.named() else outcomes.leading()
     names = [*chosen, *outcomes.measures(), *(n for found in outcomes.categories().values() for n in found)]
     items: dict[str, dict[str, list[np.ndarray]]] = {}
     clusters: dict[str, np.ndarray] = {}
@@ -44,7 +48,10 @@ def find(outcomes: Outcomes) -> Findings:
         verdicts = [verdict._replace(shown=False) for verdict in verdicts]
     primary = [verdict for verdict in verdicts if verdict.measure in chosen]
     others = [verdict for verdict in verdicts if verdict.measure not in chosen]
-    return Findings(headline(outcomes, primary), primary, others, warnings(outcomes, primary))
+    words = headline(outcomes, primary)
+    if primary and not outcomes.named() and not outcomes.exploratory:
+        words += f" ({UNNAMED[0].lower() + UNNAMED[1:]})"
+    return Findings(words, primary, others, warnings(outcomes, primary))
 
 
 def headline(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> str:
@@ -54,6 +61,8 @@ def headline(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> str:
         return f"Only {done[0]} has finished: nothing to compare yet" if done else "No arm has finished yet"
     if outcomes.exploratory:
         return "Exploratory: nothing is claimed"
+    if outcomes.named() and not outcomes.primary():
+        return "Nothing is claimed: none of the primary measures was measured"
     if not verdicts:
         return "Nothing was tested: no outcomes of single items"
     if not any(verdict.p == verdict.p for verdict in verdicts):
@@ -146,10 +155,17 @@ def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
     few = few_seeds(min(several or [1])) if single or several else ""
     if few:
         found.append(few)
-    untested = {*outcomes.primary(), *outcomes.comparison.get("primary", ())} - {verdict.measure for verdict in tested}
+    if not outcomes.named():
+        found.append(f"{UNNAMED}, so that none is called so: all are told alike, and the choice among them is yours.")
+    untested = set(outcomes.named()) - {verdict.measure for verdict in tested}
     if untested and sum(count > 0 for count in counts.values()) > 1:
         names = listed(sorted(map(title, untested)))
         found.append(f"Primary, but not tested, since not measured or without outcomes of single items: {names}.")
+    before = outcomes.comparison.get("primary_before")
+    if before:
+        names, arms = listed([title(name) for name in before.get("primary") or ()]) or "none", before.get("arms")
+        found.append(f"The primary measures were changed after {arms} {'arm' if arms == 1 else 'arms'} had finished; "
+                     f"before they were: {names}.")  # fmt: skip
     if len(set(counts.values())) > 1:
         found.append(f"Finished seeds differ: {listed([f'{name} {count}' for name, count in counts.items()])}.")
     if outcomes.failed:

@@ -152,19 +152,25 @@ class Outcomes:
     def names(self) -> list[str]:
         """Every name of a result, those of the primary measures first."""
         found = sorted({name for row in self.done for name in row.get("results", {})})
-        primary = [name for name in self.comparison.get("primary", ()) if name in found]
-        return list(dict.fromkeys([*primary, *found]))
+        return list(dict.fromkeys([*(name for name in self.named() if name in found), *found]))
 
     def measures(self) -> list[str]:
         """Names of results that judge the whole model: no variants, parts, categories, and no chance."""
         categories = {name for names in self.categories().values() for name in names}
         return [n for n in self.names() if n not in categories and _is_plain(n) and not is_reference(n)]
 
+    def named(self) -> list[str]:
+        """What the comparison named as primary, measured or not."""
+        return list(self.comparison.get("primary") or ())
+
     def primary(self) -> list[str]:
-        """What is tested: the measures that the comparison names, or without one all that have items."""
+        """The measures that were named as primary. No other takes the place of one that was never measured."""
+        return [name for name in self.named() if name in self.names()]
+
+    def leading(self) -> list[str]:
+        """What is told first: the primary measures; without one those that have items, or else the first ones."""
         measures = self.measures()
-        named = [name for name in self.comparison.get("primary", ()) if name in self.names()]
-        return named or [m for m in measures if self.clusters(m) is not None] or measures[:3]
+        return self.primary() or [m for m in measures if self.clusters(m) is not None] or measures[:3]
 
     def categories(self) -> dict[str, list[str]]:
         """Measure -> names of its parts: siblings of an "overall", or what stands below a measure."""

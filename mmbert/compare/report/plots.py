@@ -33,7 +33,7 @@ def quality(outcomes: Outcomes) -> Figure:
     """Dot, interval and seeds of every strategy, a panel a score: primary ones, those tested, the rest."""
     scores = [measure for measure in outcomes.measures() if is_score(measure)]
     tested = [measure for measure in scores if outcomes.clusters(measure) is not None]
-    measures = list(dict.fromkeys([*outcomes.primary(), *tested, *scores]))
+    measures = list(dict.fromkeys([*outcomes.leading(), *tested, *scores]))
     caption = f"{DOTS} Dashed: what is reached without a model."
     panels = [_dots(outcomes, measure) for measure in measures if _known(outcomes, measure)]
     return Figure("quality", "Quality", caption, panels, legend=False)
@@ -93,8 +93,8 @@ def picture(outcomes: Outcomes) -> Figure:
 
 
 def cost(outcomes: Outcomes) -> Figure:
-    """Quality on the first primary measure against each cost, with the front that no strategy beats."""
-    measures = outcomes.primary()[:1]
+    """Quality on the leading measure against each cost, with the front that no strategy beats."""
+    measures = outcomes.leading()[:1]
     panels = []
     for measure in measures:
         for key in COST_AXES:
@@ -203,7 +203,7 @@ def low_data(outcomes: Outcomes) -> Figure:
     figure = Figure("low_data", "With less data", caption, [], legend=True)
     if len(outcomes.fractions) < 2:
         return figure
-    for measure in outcomes.primary():
+    for measure in outcomes.leading():
 
         def draw(axes: Axes, measure: str = measure) -> None:
             shift = 1.035  # log axis: strategies stand beside each other

@@ -127,7 +127,7 @@ def costs_of(outcomes: Outcomes, strategy: str, key: str) -> float:
 
 
 def low_data(outcomes: Outcomes) -> list[Table]:
-    """Primary measures against the share of the training pairs; none with one share."""
+    """Leading measures against the share of the training pairs; none with one share."""
     if len(outcomes.fractions) < 2:
         return []
     head = ["strategy", *(percent(fraction) for fraction in outcomes.fractions)]
@@ -137,7 +137,7 @@ def low_data(outcomes: Outcomes) -> list[Table]:
             head,
             [[s, *(cell(outcomes.interval(s, measure, f)) for f in outcomes.fractions)] for s in outcomes.strategies],
         )
-        for measure in outcomes.primary()
+        for measure in outcomes.leading()
     ]
 
 
