@@ -21,7 +21,7 @@ Legend: R runs (one a seed) of a strategy, I items, C pictures.
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from math import comb, isnan, nan, sqrt
+from math import comb, fsum, isnan, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ class Interval(NamedTuple):
     high: float
     spread: float  # standard deviation of the runs' means
     seeds: int
+    over_items: bool = True  # whether it allows for other pictures; else for other seeds alone
 
 
 class Verdict(NamedTuple):
@@ -122,6 +123,25 @@ def interval(items: Sequence[np.ndarray], clusters: np.ndarray, *, level: float 
     low, high = _bounds(mean, variances, len(runs.counts), level, lowest=0.0)
     spread = float(runs.scores.std(ddof=1)) if runs.runs > 1 else nan
     return Interval(mean, low, high, spread, runs.runs)
+
+
+def interval_over_seeds(scores: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Mean of one score a seed with Student's interval, where what became of single items is not known.
+
+    It allows for other seeds only. Bounds are NaN with one seed, and where all agree: that tells of no certainty.
+
+    Raises:
+        ValueError: no scores, or `level` is not between 0 and 1.
+    """
+    _check_level(level)
+    if not len(scores):
+        raise ValueError("no scores; expected one for at least one seed")
+    mean = fsum(scores) / len(scores)
+    spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else nan
+    reach = nan
+    if spread**2 > ROUNDING:  # NaN is not
+        reach = float(stdtrit(len(scores) - 1, 0.5 + level / 2)) * spread / sqrt(len(scores))
+    return Interval(mean, mean - reach, mean + reach, spread, len(scores), over_items=False)
 
 
 def compare_pairs(

@@ -18,6 +18,7 @@ from mmbert.compare.statistics import (
     compare_pairs,
     holm,
     interval,
+    interval_over_seeds,
 )
 
 Items = dict[str, list[np.ndarray]]
@@ -74,7 +75,26 @@ def test_interval_by_hand() -> None:
     variance = 11 / 192
     freedom = variance**2 / ((1 / 64) ** 2 + variance**2 / 3 + (1 / 64) ** 2 / 3)
     reach = stats.t.ppf(0.75, freedom) * np.sqrt(variance)
-    assert found == (pytest.approx(3 / 8), pytest.approx(3 / 8 - reach), pytest.approx(3 / 8 + reach), 32**-0.5, 2)
+    assert found == (
+        pytest.approx(3 / 8),
+        pytest.approx(3 / 8 - reach),
+        pytest.approx(3 / 8 + reach),
+        32**-0.5,
+        2,
+        True,
+    )
+
+
+def test_interval_over_seeds_by_hand() -> None:
+    # 1, 2 and 3: spread 1, so that the mean is 2 +- t(2 degrees of freedom) / sqrt(3).
+    found = interval_over_seeds([1.0, 2.0, 3.0])
+    reach = stats.t.ppf(0.975, 2) / np.sqrt(3)
+    assert found == (2, pytest.approx(2 - reach), pytest.approx(2 + reach), 1, 3, False)
+    for scores in ([0.4], [0.4, 0.4, 0.4]):
+        unknown = interval_over_seeds(scores)
+        assert unknown.mean == pytest.approx(0.4) and isnan(unknown.low) and isnan(unknown.high)
+    with pytest.raises(ValueError, match="no scores"):
+        interval_over_seeds([])
 
 
 @pytest.mark.parametrize("runs", [(5, 5), (3, 3), (3, 5), (4, 2)], ids=str)
@@ -202,7 +222,7 @@ def test_identical_strategies_differ_in_nothing() -> None:
 def test_certain_scores_have_the_interval_of_no_exception() -> None:
     right = interval([np.ones(40)] * 5, np.arange(40))
     low, high = stats.binomtest(40, 40).proportion_ci(0.95, method="exact")
-    assert right == (1.0, pytest.approx(low), pytest.approx(high), 0.0, 5)
+    assert right == (1.0, pytest.approx(low), pytest.approx(high), 0.0, 5, True)
     wrong = interval([np.zeros(40)] * 5, np.arange(40))
     assert (wrong.low, wrong.high) == pytest.approx((1 - high, 1 - low))
 

@@ -18,7 +18,8 @@ HOW = (
     "only. Pairs of strategies are tested on the same items, items of one picture kept together; p-values are "
     "corrected by Holm over all pairs on all primary measures together, those of the other measures among themselves. "
     "A strategy is called better only where such a test shows it. Scores are fractions; a point is 0.010. Without "
-    "outcomes of single items, ± is the standard deviation over seeds and nothing is tested."
+    "outcomes of single items nothing is tested, and ± is half of Student's 95 % interval over seeds alone: other "
+    "pictures would add to it. One seed has none, nor have seeds that agree to the last digit."
 )
 
 

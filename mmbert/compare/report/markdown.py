@@ -33,6 +33,7 @@ def _section(section: Section, exploratory: bool) -> list[str]:
         lines += ["", f"![{escape(figure.title)}](plots/{figure.name}.png)", "", escape(figure.caption)]
     for table in section.tables:
         lines += ["", f"**{escape(table.title)}**", *([EXPLORATORY] if exploratory else []), "", *_table(table)]
+        lines += ["", escape(table.note)] if table.note else []
     return lines
 
 

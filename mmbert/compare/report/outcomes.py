@@ -120,7 +120,7 @@ class Outcomes:
     ) -> Interval | None:
         """Mean over seeds with its interval, of a measure or of its paired difference to another.
 
-        Without items of every seed the bounds are NaN, and the spread over seeds is all there is. None without a value.
+        Without items of every seed it is one over seeds alone (`over_items`). None without a value.
         """
         fraction = self.full if fraction is None else fraction
         key = (strategy, measure, fraction, minus)
@@ -146,8 +146,7 @@ class Outcomes:
             if minus is None:
                 return found
             return Interval(2 * found.mean - 1, 2 * found.low - 1, 2 * found.high - 1, 2 * found.spread, found.seeds)
-        spread = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else math.nan
-        return Interval(mean_of(list(values.values())), math.nan, math.nan, spread, len(values))
+        return statistics.interval_over_seeds(list(values.values()))
 
     def names(self) -> list[str]:
         """Every name of a result, those of the primary measures first."""

@@ -88,6 +88,7 @@ def _table(table: Table, signs: dict[str, int], exploratory: bool) -> str:
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}">'
         f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+    body += f'<p class="caption">{escape(table.note)}</p>' if table.note else ""
     name = f"{escape(table.title)}{mark}"
     if len(table.rows) > LONGEST_TABLE:
         return f'<details class="table"><summary>{name}: {len(table.rows)} rows</summary>{body}</details>'

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,8 @@ SQUARE = 2.5
 """Inches that other panels are high."""
 MOST_PANELS = 12
 """Of one figure; what follows is in the tables."""
-DOTS = "Mean over seeds with its 95 % interval (its spread, where the table has ±); small dots are single seeds."
+LINES = "A thin dotted line is an interval over seeds alone, where the table has ±."
+DOTS = f"Mean over seeds with its 95 % interval; small dots are single seeds. {LINES}"
 COST_AXES = ("parameters", "training_flops", "train_seconds", "ms_per_pair")
 
 
@@ -53,8 +55,7 @@ def _dots(outcomes: Outcomes, measure: str) -> Panel:
             seeds = list(outcomes.values(strategy, measure).values())
             axes.plot(seeds, [y + 0.27] * len(seeds), "o", color=colour, alpha=0.75, markersize=3, markeredgewidth=0)
             if found is not None:
-                low, high = _bounds(found)
-                axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
+                axes.plot(_bounds(found), [y, y], color=colour, solid_capstyle="round", **_stroke(found, 2.2))
                 _mark(axes, found.mean, y, y, 7)
         reference = outcomes.reference(measure)
         if math.isfinite(reference):
@@ -110,7 +111,8 @@ def cost(outcomes: Outcomes) -> Figure:
                 panels.append(Panel(f"{COSTS[key][1]}{unit}", _against_cost(outcomes, measure, points), SQUARE))
     name = title(measures[0]) if measures else ""
     caption = f"{name} against what a strategy costs: up and left is better. Dashed: no strategy is both cheaper and "
-    caption += "better than those on this front; whether its steps are real, the tests say."
+    caption += "better than those on this front; whether its steps are real, the tests say. "
+    caption += f"Times are those of the fastest seed. Lines up and down are 95 % intervals. {LINES}"
     return Figure("cost", "Quality against cost", caption, panels, legend=True)
 
 
@@ -137,7 +139,7 @@ def _against_cost(
                   drawstyle="steps-post")  # fmt: skip
         for strategy, (price, found) in points.items():
             colour = look(outcomes.strategies.index(strategy)).colour
-            axes.plot([price, price], _bounds(found), color=colour, linewidth=1.6, alpha=0.6)
+            axes.plot([price, price], _bounds(found), color=colour, alpha=0.6, **_stroke(found, 1.6))
             _mark(axes, price, found.mean, outcomes.strategies.index(strategy), 8)
         if min(prices) > 0 and max(prices) > 8 * min(prices):
             axes.set_xscale("log")
@@ -197,9 +199,8 @@ def _lines(outcomes: Outcomes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]
 
 def low_data(outcomes: Outcomes) -> Figure:
     """Quality against the share of the training pairs."""
-    caption = (
-        "Mean over seeds with its 95 % interval against the share of the training pairs; a little apart, to be seen."
-    )
+    caption = "Mean over seeds with its 95 % interval against the share of the training pairs; a little apart, to be "
+    caption += f"seen. {LINES}"
     figure = Figure("low_data", "With less data", caption, [], legend=True)
     if len(outcomes.fractions) < 2:
         return figure
@@ -215,7 +216,7 @@ def low_data(outcomes: Outcomes) -> Figure:
                 xs = [f * beside for f in known]
                 axes.plot(xs, [i.mean for i in known.values()], color=colour, linewidth=1.6, linestyle=dashes)
                 for x, interval in zip(xs, known.values(), strict=True):
-                    axes.plot([x, x], _bounds(interval), color=colour, linewidth=1.6, alpha=0.6)
+                    axes.plot([x, x], _bounds(interval), color=colour, alpha=0.6, **_stroke(interval, 1.6))
                     _mark(axes, x, interval.mean, number_, 6.5)
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(FixedLocator(outcomes.fractions))
@@ -242,11 +243,15 @@ def _mark(axes: Axes, x: float, y: float, position: int, size: float) -> None:
 
 
 def _bounds(found: Interval) -> tuple[float, float]:
-    """What is drawn as its line: the interval, else one spread over seeds to both sides."""
+    """What is drawn as its line: the interval, or nothing longer than the mean."""
     if math.isfinite(found.low) and math.isfinite(found.high):
         return found.low, found.high
-    spread = found.spread if math.isfinite(found.spread) else 0.0
-    return found.mean - spread, found.mean + spread
+    return found.mean, found.mean
+
+
+def _stroke(found: Interval, width: float) -> dict[str, Any]:
+    """Of an interval's line; one over seeds alone looks like less than one over pictures too."""
+    return {"linewidth": width} if found.over_items else {"linewidth": 1.1, "linestyle": (0, (1.5, 1.2))}
 
 
 def _rows(axes: Axes, names: Iterable[str]) -> None:

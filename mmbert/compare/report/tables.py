@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmbert.compare.report.findings import listed
 from mmbert.compare.report.outcomes import Outcomes, mean_of, number, title
 from mmbert.compare.statistics import Interval, Verdict
 
@@ -21,6 +22,8 @@ class Table(NamedTuple):
     """Whether rows are strategies, and get their colours."""
     words: bool = False
     """Whether cells are text rather than numbers."""
+    note: str = ""
+    """What to know when reading it; stands below."""
 
 
 COSTS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
@@ -36,6 +39,12 @@ COSTS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
     "search_seconds": ("cost", "search", lambda x: duration(x)),
 }
 """Cost -> the part of a row it is in, its column, how it is written."""
+FASTEST: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "train_seconds": min, "wall_seconds": min, "samples_per_second": max, "ms_per_pair": min, "search_seconds": min,
+}  # fmt: skip
+"""Measured time -> which of several runs was the fastest. Whatever else runs on a machine only slows."""
+APART = 1.1
+"""A slowest run that took longer than so many times the fastest is told."""
 
 
 def quality(outcomes: Outcomes) -> list[Table]:
@@ -64,7 +73,11 @@ def _by_strategy(outcomes: Outcomes, name: str, measures: Sequence[str], *, shor
     references = [outcomes.reference(measure) for measure in measures] if not short else []
     if any(math.isfinite(reference) for reference in references):
         rows.append(["without a model", *map(share, references), NOTHING])
-    return Table(name, head, rows)
+    return Table(name, head, rows, note=_interval_note(rows))
+
+
+def _interval_note(rows: Sequence[Sequence[str]]) -> str:
+    return "±: half of the 95 % interval over seeds alone." if any("±" in cell for row in rows for cell in row) else ""
 
 
 def needs(outcomes: Outcomes) -> list[Table]:
@@ -79,7 +92,9 @@ def needs(outcomes: Outcomes) -> list[Table]:
             own = mean_of(list(outcomes.values(strategy, measure).values()))
             gaps = [cell(outcomes.interval(strategy, measure, minus=f"{measure}/{v}"), write=signed) for _, v in lost]
             rows.append([strategy, share(own), *map(share, means), *gaps])
-        tables.append(Table(f"{title(measure)}, with and without the picture or text", head, rows))
+        tables.append(
+            Table(f"{title(measure)}, with and without the picture or text", head, rows, note=_interval_note(rows))
+        )
     return tables
 
 
@@ -98,18 +113,50 @@ def parts(outcomes: Outcomes) -> list[Table]:
 
 
 def cost(outcomes: Outcomes) -> Table:
-    """Medians over the finished seeds, as machines are noisy; columns that no arm has are left out."""
-    found = {key: [costs_of(outcomes, name, key) for name in outcomes.strategies] for key in COSTS}
-    found = {key: values for key, values in found.items() if any(map(math.isfinite, values))}
+    """Of the finished seeds; columns that no arm has are left out."""
+    found = [key for key in COSTS if any(math.isfinite(costs_of(outcomes, s, key)) for s in outcomes.strategies)]
     head = ["strategy", *(_cost_head(outcomes, key) for key in found)]
-    rows = [
-        [
-            strategy,
-            *(COSTS[key][2](values[i]) if math.isfinite(values[i]) else NOTHING for key, values in found.items()),
-        ]
-        for i, strategy in enumerate(outcomes.strategies)
-    ]
-    return Table("Cost, median over seeds", head, rows)
+    rows = [[strategy, *(_cost_cell(outcomes, strategy, key) for key in found)] for strategy in outcomes.strategies]
+    return Table("Cost", head, rows, note=_cost_note(outcomes, found))
+
+
+def _cost_cell(outcomes: Outcomes, strategy: str, key: str) -> str:
+    value, write = costs_of(outcomes, strategy, key), COSTS[key][2]
+    if not math.isfinite(value):
+        return NOTHING
+    slowest = value * slowdown(outcomes, strategy, key) ** (-1 if FASTEST.get(key) is max else 1)
+    told = key in FASTEST and slowdown(outcomes, strategy, key) > APART
+    return write(value) + (f" (to {write(slowest)})" if told else "")
+
+
+def _cost_note(outcomes: Outcomes, keys: Sequence[str]) -> str:
+    timed = [key for key in keys if key in FASTEST]
+    if not timed:
+        return ""
+    note = (
+        "Times are those of the fastest seed, as whatever else runs on a machine only slows; in brackets the slowest, "
+    )
+    note += f"where it is more than {percent(round(APART - 1, 3))} off."
+    unsure = [COSTS[key][1] for key in timed if is_unsure(outcomes, key)]
+    if unsure:
+        note += (
+            f" Seeds of one strategy differ more than strategies do in {listed(unsure)}: read these as upper bounds."
+        )
+    return note
+
+
+def is_unsure(outcomes: Outcomes, key: str) -> bool:
+    """Whether a measured time varies more between seeds of one strategy than between the strategies' fastest."""
+    fastest = [costs_of(outcomes, strategy, key) for strategy in outcomes.strategies]
+    fastest = [value for value in fastest if value > 0]
+    within = max((slowdown(outcomes, strategy, key) for strategy in outcomes.strategies), default=1.0)
+    return len(fastest) > 1 and within > max(APART, max(fastest) / min(fastest))
+
+
+def slowdown(outcomes: Outcomes, strategy: str, key: str) -> float:
+    """How many times longer a strategy's slowest run took than its fastest; 1 where there is nothing to compare."""
+    found = [value for value in _costs(outcomes, strategy, key) if value > 0]
+    return max(found) / min(found) if found else 1.0
 
 
 def _cost_head(outcomes: Outcomes, key: str) -> str:
@@ -121,9 +168,13 @@ def _cost_head(outcomes: Outcomes, key: str) -> str:
 
 
 def costs_of(outcomes: Outcomes, strategy: str, key: str) -> float:
-    """Median of one of `COSTS` over a strategy's seeds, NaN where none has it."""
+    """One of `COSTS` of a strategy: the fastest of its seeds where it is a time, else their median; NaN of none."""
+    return FASTEST.get(key, statistics.median)(_costs(outcomes, strategy, key) or [math.nan])
+
+
+def _costs(outcomes: Outcomes, strategy: str, key: str) -> list[float]:
     found = [number((row.get(COSTS[key][0]) or {}).get(key)) for row in outcomes.arms(strategy)]
-    return statistics.median([x for x in found if math.isfinite(x)] or [math.nan])
+    return [value for value in found if math.isfinite(value)]
 
 
 def low_data(outcomes: Outcomes) -> list[Table]:
@@ -131,14 +182,14 @@ def low_data(outcomes: Outcomes) -> list[Table]:
     if len(outcomes.fractions) < 2:
         return []
     head = ["strategy", *(percent(fraction) for fraction in outcomes.fractions)]
-    return [
-        Table(
-            f"{title(measure)}, by share of the training pairs",
-            head,
-            [[s, *(cell(outcomes.interval(s, measure, f)) for f in outcomes.fractions)] for s in outcomes.strategies],
-        )
-        for measure in outcomes.leading()
-    ]
+    found = []
+    for measure in outcomes.leading():
+        rows = [
+            [strategy, *(cell(outcomes.interval(strategy, measure, f)) for f in outcomes.fractions)]
+            for strategy in outcomes.strategies
+        ]
+        found.append(Table(f"{title(measure)}, by share of the training pairs", head, rows, note=_interval_note(rows)))
+    return found
 
 
 def tests(verdicts: Sequence[Verdict], name: str, *, exploratory: bool) -> Table:
@@ -176,13 +227,15 @@ def failures(outcomes: Outcomes) -> list[Table]:
 
 
 def cell(found: Interval | None, *, write: Callable[[float], str] | None = None) -> str:
-    """A mean with its interval, "0.612 (0.590 to 0.634)", or with the spread over seeds, "0.612 ± 0.010"."""
+    """A mean with its interval, "0.612 (0.590 to 0.634)"; one over seeds alone is "0.612 ± 0.022"."""
     write = write or share
     if found is None or not math.isfinite(found.mean):
         return NOTHING
-    if math.isfinite(found.low) and math.isfinite(found.high):
-        return f"{write(found.mean)} ({write(found.low)} to {write(found.high)})"
-    return write(found.mean) + (f" ± {share(found.spread)}" if math.isfinite(found.spread) else "")
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return write(found.mean)
+    if not found.over_items:
+        return f"{write(found.mean)} ± {share(found.high - found.mean)}"
+    return f"{write(found.mean)} ({write(found.low)} to {write(found.high)})"
 
 
 def share(value: float) -> str:
