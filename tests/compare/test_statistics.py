@@ -16,6 +16,7 @@ from mmbert.compare.statistics import (
     Verdict,
     compare_all,
     compare_pairs,
+    difference_between_items,
     holm,
     interval,
     interval_over_seeds,
@@ -95,6 +96,42 @@ def test_interval_over_seeds_by_hand() -> None:
         assert unknown.mean == pytest.approx(0.4) and isnan(unknown.low) and isnan(unknown.high)
     with pytest.raises(ValueError, match="no scores"):
         interval_over_seeds([])
+
+
+def test_difference_between_items_has_both_samples_and_pairs_seeds() -> None:
+    rng = np.random.default_rng(11)
+    # One run: Welch's interval over two independent samples of pictures.
+    some, others = rng.random(30), rng.random(50) / 2
+    found = difference_between_items([some], np.arange(30), [others], np.arange(50))
+    welch: Any = stats.ttest_ind(some, others, equal_var=False)
+    assert found[:3] == pytest.approx((some.mean() - others.mean(), *welch.confidence_interval(0.95)))
+    assert isnan(found.spread) and found.seeds == 1
+    # No item differs from another: a paired t-test over seeds.
+    one, two = rng.random(5), rng.random(5)
+    found = difference_between_items(
+        [np.full(30, x) for x in one], np.arange(30) // 2, [np.full(50, x) for x in two], np.arange(50)
+    )
+    paired: Any = stats.ttest_rel(one, two)
+    low, high = np.clip(paired.confidence_interval(0.95), -1, 1)
+    assert found == pytest.approx((np.mean(one - two), low, high, np.std(one - two, ddof=1), 5, True))
+    assert difference_between_items([some], np.zeros(30, int), [others], np.arange(50))[1:3] == (-1, 1)
+    with pytest.raises(ValueError, match="2 and 1 runs"):
+        difference_between_items([some, some], np.arange(30), [others], np.arange(50))
+
+
+@pytest.mark.parametrize("options", [{}, {"model": 0.5}, {"noise": 0.0, "model": 0.0}, {"level": 1.5}], ids=str)
+def test_interval_between_items_covers_the_difference(options: dict[str, float]) -> None:
+    rng = np.random.default_rng(12)
+    covered = 0
+    for _ in range(COMPARISONS):
+        # The same models on two halves of pictures that are drawn alike: the difference to be covered is 0.
+        items, clusters = simulate(rng, (3,), 120, 2, **options)
+        first = clusters < 50
+        halves = [[run[chosen] for run in items["s0"]] for chosen in (first, ~first)]
+        found = difference_between_items(halves[0], clusters[first], halves[1], clusters[~first])
+        covered += found.low <= 0 <= found.high
+    print(f"{options}: covered {covered / COMPARISONS}")
+    assert covered >= 0.935 * COMPARISONS
 
 
 @pytest.mark.parametrize("runs", [(5, 5), (3, 3), (3, 5), (4, 2)], ids=str)
@@ -331,13 +368,15 @@ def simulate(
     own: float = 0.5,
     noise: float = 0.6,
     spreads: Sequence[float] | None = None,
+    kinds: Sequence[float] | None = None,
     level: float = 0.5,
 ) -> tuple[Items, np.ndarray]:
     """Hits of one comparison: an item is right where ability exceeds difficulty.
 
     Pictures and their items differ in difficulty (standard deviation 1 in all), each strategy has pictures and items it
     is good at (`own`), each run its luck with the whole (`model`, times the strategy's of `spreads`) and with every
-    picture and item (`noise`). Equal on average besides the first strategy, which is better by `gap`.
+    picture and item (`noise`). With `kinds` a run of a strategy is also as much better or worse, by the toss of a coin.
+    Equal on average besides the first strategy, which is better by `gap`.
     """
     clusters = np.repeat(np.arange(pictures), each)
 
@@ -345,13 +384,16 @@ def simulate(
         half = spread * np.sqrt(0.5)
         return rng.normal(0, half, pictures)[clusters] + rng.normal(0, half, len(clusters))
 
+    def toss(number: int) -> float:
+        return kinds[number] * (2 * rng.integers(2) - 1) if kinds else 0.0
+
     easy = level + over_items(1.0)
     items: Items = {}
     for number, count in enumerate(seeds):
         ability = easy + over_items(own) + (gap if number == 0 else 0.0)
         spread = model * (spreads[number] if spreads else 1.0)
         items[f"s{number}"] = [
-            (ability + rng.normal(0, spread) + over_items(noise) > 0).astype(float) for _ in range(count)
+            (ability + rng.normal(0, spread) + toss(number) + over_items(noise) > 0).astype(float) for _ in range(count)
         ]
     return items, clusters
 
@@ -383,6 +425,18 @@ def test_equal_strategies_are_seldom_called_different(setting: str) -> None:
     print(f"{setting}: family {any_shown / COMPARISONS}, pairs {by_pair / COMPARISONS}")
     assert any_shown <= 0.065 * COMPARISONS
     assert by_pair.max() <= 0.065 * COMPARISONS
+
+
+@pytest.mark.parametrize(("seeds", "least", "most"), [(3, 0.15, 0.25), (5, 0.0, 0.09)])
+def test_known_limit_seeds_that_collapse_call_equal_strategies_different(seeds: int, least: float, most: float) -> None:
+    # Every other run of the second strategy collapses: two kinds of seeds, five times the spread of the first's.
+    rng = np.random.default_rng(13)
+    shown = 0
+    for _ in range(COMPARISONS):
+        items, clusters = simulate(rng, (seeds, seeds), 100, 4, kinds=(0.0, 0.5), level=0.0)
+        shown += compare_pairs(items, clusters, measure="m", resamples=0)[0].shown
+    print(f"{seeds} seeds: {shown / COMPARISONS}")
+    assert least * COMPARISONS <= shown <= most * COMPARISONS
 
 
 def test_tests_of_seeds_alone_or_items_alone_call_equal_strategies_different() -> None:
