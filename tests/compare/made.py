@@ -45,9 +45,14 @@ def made(
                     "retrieval/text_to_image/R@1": chance / 5 + 0.01 * own.standard_normal(),
                     "retrieval/chance_R@1": 0.005,
                     "pretrain/itm_accuracy": 0.3 + chance / 2 + 0.01 * own.standard_normal(),
-                    "pretrain/seen/itm_accuracy": 0.31 + chance / 2 + 0.01 * own.standard_normal(),
-                    "pretrain/unseen/itm_accuracy": 0.27 + chance / 2 + 0.01 * own.standard_normal(),
                 }
+                for part, more in (("seen", 0.0), ("unseen", -0.1)):  # of other pictures than the rest
+                    matched = np.random.default_rng([s, seed, int(1000 * fraction), len(part)])
+                    items[arm][f"pretrain/{part}/itm_accuracy"] = (matched.random(300) < level + more).astype(float)
+                    items[arm][f"pretrain/{part}/itm_accuracy:picture"] = np.arange(300) // 2
+                    results[f"pretrain/{part}/itm_accuracy"] = items[arm][f"pretrain/{part}/itm_accuracy"].mean()
+                    results[f"pretrain/{part}/itm_auroc"] = chance + more + 0.01 * matched.standard_normal()
+                    results[f"pretrain/{part}/itm_loss"] = 0.4 - more
                 for number, name in enumerate(CATEGORIES):
                     items[arm][f"foils/{name}"] = hits[category == number]
                     items[arm][f"foils/{name}:picture"] = clusters[category == number]
@@ -72,7 +77,9 @@ def made(
                                  "ms_per_pair": 1.2 + 0.4 * s, "search_seconds": 12.3 + s, "search_images": 200,
                                  "search_texts": 200},
                         "curves": {"val/itm_accuracy": [list(point) for point in zip(steps, rising, strict=True)]},
-                        "config": {"model.fusion": strategy},
+                        "config": {"model.fusion": strategy,
+                                   "retrieval": {"images": 200, "captions": 1, "scorer": "two_stage",
+                                                                          "k": 16, "equal_texts": False}},
                         "versions": {"torch": "2.14.1", "mmbert": "0.3"},
                     }
                 )  # fmt: skip
@@ -89,7 +96,12 @@ def failed(strategy: str, seed: int) -> dict[str, Any]:
         "status": "failed",
         "exploratory": False,
         "budget": {"match": "flops", "steps": 900, "missed_by": 0.0},
-        "failure": {"step": 120, "what": "the loss is nan", "last_losses": [2.5, 7.25, float("nan")]},
+        "failure": {
+            "stage": "pretrain",
+            "step": 120,
+            "what": "the loss is nan",
+            "last_losses": [2.5, 7.25, float("nan")],
+        },
     }
 
 

@@ -172,7 +172,7 @@ def test_many_strategies_are_told_together() -> None:
 
 
 def test_quality_table_has_the_means_of_the_rows(text: str, rows: list[dict[str, Any]]) -> None:
-    head, *body = table(text, "retrieval")
+    head, *body = table(text, r"retrieval: 200 pictures, 1 caption each, ranked by two\_stage with k=16")
     assert head == ["strategy", "text to image R@1", "image to text R@1", "seeds"]
     assert [row[0] for row in body] == [*CHANCES, "without a model"]
     for name, text_to_image, image_to_text, seeds in body[:-1]:
@@ -186,14 +186,16 @@ def test_quality_table_has_the_means_of_the_rows(text: str, rows: list[dict[str,
 
 
 def test_intervals_hold_their_means(text: str, rows: list[dict[str, Any]]) -> None:
-    for name, cell, _ in table(text, "foils")[1:]:
+    *body, guessed = table(text, "foils")[1:]
+    assert guessed == ["without a model", "0.500", "–"] and len(body) == len(CHANCES)
+    for name, cell, _ in body:
         value, low, high = map(float, re.findall(r"[\d.]+", cell))
         assert value == pytest.approx(mean(rows, name, "results", "foils/overall"), abs=6e-4)
         assert low < value < high
 
 
 def test_needs_of_the_picture_are_the_differences(text: str, rows: list[dict[str, Any]]) -> None:
-    head, *body = table(text, "foils overall, with and without the picture or text")
+    head, *body = table(text, "foils overall, with and without the picture")
     assert head[1:4] == ["as it is", "blank picture", "another picture"]
     for row in body:
         own = mean(rows, row[0], "results", "foils/overall")
@@ -206,11 +208,15 @@ def test_needs_of_the_picture_are_the_differences(text: str, rows: list[dict[str
 def test_categories_parts_shares_and_costs_are_told(text: str, rows: list[dict[str, Any]]) -> None:
     head, *body = table(text, "foils overall, by category")
     assert head[1:-1] == ["overall", "count", "replace object", "swap attribute"]
-    for row in body:
+    assert body[-1] == ["without a model", *["0.500"] * 4, "–"]
+    for row in body[:-1]:
         assert row[4].startswith(f"{mean(rows, row[0], 'results', 'foils/swap_attribute'):.3f} (")
     head, *body = table(text, "pretrain itm accuracy, by whether training had the pair")
-    assert head[1:] == ["all", "seen", "unseen"]
-    assert body[1][3].startswith(f"{mean(rows, 'late', 'results', 'pretrain/unseen/itm_accuracy'):.3f}")
+    assert head[1:] == ["all", "seen", "unseen", "seen − unseen"]
+    seen, unseen = (mean(rows, "late", "results", f"pretrain/{part}/itm_accuracy") for part in ("seen", "unseen"))
+    assert body[1][3].startswith(f"{unseen:.3f} (") and body[1][4].startswith(f"{seen - unseen:+.3f} (")
+    head, *body = table(text, "Other scores, seen − unseen")
+    assert head[1:] == ["pretrain itm auroc"] and all(re.fullmatch(r"\+0\.\d+ ± 0\.\d+", row[1]) for row in body)
     head, *body = table(text, "foils overall, by share of the training pairs")
     assert head[1:] == ["10 %", "100 %"]
     assert body[0][1].startswith(f"{mean(rows, 'early', 'results', 'foils/overall', fraction=0.1):.3f} (")
@@ -271,7 +277,13 @@ def test_one_share_needs_no_low_data() -> None:
 
 
 def test_failed_arms_missed_budgets_and_few_seeds_are_told(text: str, web: Page) -> None:
-    assert table(text, "Where they broke off")[1] == ["late-seed3", "120", "the loss is nan", "2.5, 7.25, nan"]
+    assert table(text, "Where they broke off")[1] == [
+        "late-seed3",
+        "pretrain",
+        "120",
+        "the loss is nan",
+        "2.5, 7.25, nan",
+    ]
     for words in (text, " ".join(web.text)):
         assert "Failed, and in no other number: late-seed3." in words
         assert "Budgets missed by more than 5 %: early-seed0-10% by +8.0 %." in words
@@ -445,6 +457,111 @@ def test_a_change_of_primary_measures_is_told() -> None:
     assert not any("changed after" in warning for warning in told_with(["foils/overall"]).warnings)
 
 
+def test_chance_is_counted_where_it_was_not_measured() -> None:
+    rows, items = made(CHANCES)
+    for row in rows:
+        row["results"] = {k: v for k, v in row["results"].items() if "chance" not in k} | {"retrieval/rsum": 90.0}
+        row["cost"] |= {"search_images": 20.0, "search_texts": 60.0}
+    found = Outcomes(rows, items, comparison(list(CHANCES)))
+    assert found.reference("foils/overall") == found.reference("foils/swap_attribute") == 0.5
+    assert found.reference("pretrain/itm_accuracy") == 0.5 and math.isnan(found.reference("pretrain/mlm_accuracy"))
+    # 20 pictures with 3 captions each. A caption finds its picture among the first 5 of 20 in 5 of 20 cases; a picture
+    # misses its 3 captions with 5 of 60 in 57/60 * 56/59 * 55/58 * 54/57 * 53/56 cases.
+    assert found.reference("retrieval/text_to_image/R@5") == 5 / 20
+    missed = math.prod((57 - i) / (60 - i) for i in range(5))
+    assert found.reference("retrieval/image_to_text/R@5") == pytest.approx(1 - missed)
+    assert found.reference("retrieval/image_to_text/R@60") == found.reference("retrieval/text_to_image/R@100") == 1
+    every = [
+        found.reference(f"retrieval/{way}/R@{k}") for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+    ]
+    assert found.reference("retrieval/rsum") == pytest.approx(100 * sum(every))
+    rows[0]["config"]["retrieval"]["equal_texts"] = True  # how many texts are equal is not written down
+    assert math.isnan(found.reference("retrieval/text_to_image/R@5"))
+
+
+def test_each_ranking_names_its_scorer() -> None:
+    rows, items = made(CHANCES)
+    for row in rows:
+        row["results"] |= {"pretrain/text_to_image/R@1": 0.3}
+    text = markdown.render(build(Outcomes(rows, items, comparison(list(CHANCES))), []))
+    assert "**pretrain: the run's own test, by which scorer is not written down**" in text
+    for row in rows:
+        row["scorers"] = {"pretrain": "itc" if row["strategy"] == "late" else "itm"}
+    found = Outcomes(rows, items, comparison(list(CHANCES)))
+    (quality,) = (figure for figure in plots.figures(found) if figure.name == "quality")
+    titles = ["retrieval: 200 pictures, 1 caption each, ranked by two_stage with k=16",
+              "pretrain: the run's own test, ranked by itm (early and hybrid) and itc (late)"]  # fmt: skip
+    for title in titles:
+        assert f"**{markdown.escape(title)}**" in markdown.render(build(found, []))
+        assert f" {title[0].upper()}{title[1:]}." in quality.caption
+
+
+def test_seeds_without_items_are_told() -> None:
+    rows, items = made(CHANCES)
+    del items["late-seed1"]
+    items["early-seed0"]["foils/count"] = items["early-seed0"]["foils/count"] * np.nan
+    warned = build(Outcomes(rows, items, comparison(list(CHANCES))), []).warnings
+    left_out = [warning for warning in warned if warning.startswith("Tested with")]
+    why = "as of the others the outcomes of single items are missing or not whole"
+    assert left_out == [f"Tested with 2 of 3 finished seeds of late, {why}: foils overall, foils count and 2 others.",
+                        f"Tested with 2 of 3 finished seeds of early, {why}: foils count."]  # fmt: skip
+    assert not any(warning.startswith("Tested with") for warning in document().warnings)
+
+
+@pytest.mark.parametrize("reference", ["early", None])
+def test_equal_times_that_were_not_equal_as_measured_are_told(reference: str | None) -> None:
+    rows, items = made(CHANCES)
+    for row in rows:
+        row["budget"] |= {"match": "time", "missed_by": 0.0 if row["strategy"] == "early" else 0.004}
+        row["cost"]["train_seconds"] = {"early": 100.0, "late": 104.0, "hybrid": 80.0}[row["strategy"]] + row["seed"]
+    told = comparison(list(CHANCES)) | ({"reference": reference} if reference else {})
+    warned = build(Outcomes(rows, items, told), []).warnings
+    assert any(w.startswith("Training times were to be equal") and w.endswith(": hybrid by -19.8 %.") for w in warned)
+    for row in rows:
+        row["budget"]["match"] = "flops"
+    assert not any("were to be equal" in w for w in build(Outcomes(rows, items, told), []).warnings)
+
+
+def test_where_every_option_is_and_where_not() -> None:
+    rows, items = made(CHANCES)
+    old = document()
+    assert (
+        old.options
+        == "Every option that was written down is in results.jsonl; the others had the defaults of mmbert 0.3."
+    )
+    assert "written down is in `results.jsonl`;" in markdown.render(old)
+    for row in rows:
+        row["options"] = {"pretrain": {"seed_everything": row["seed"]}}
+    new = build(Outcomes(rows, items, comparison(list(CHANCES))), [])
+    assert new.options == "Every option of every arm is in results.jsonl."
+    assert "is in <code>results.jsonl</code>.</p>" in page.render(without_plots(new))
+    broken = build(Outcomes([*rows, failed("late", 3)], items, comparison(list(CHANCES))), [])
+    assert broken.options == "Every option of every finished arm is in results.jsonl."
+
+
+def test_what_is_taken_away_names_the_section() -> None:
+    rows, items = made(CHANCES)
+    for names, title in ((("blank", "shuffled"), "What the picture gives"), (("no_text",), "What the text gives"),
+                         (("blank", "no_text"), "What the picture and the text give")):  # fmt: skip
+        for row in rows:
+            own = {k: v for k, v in row["results"].items() if "foils/overall/" not in k}
+            row["results"] = own | {f"foils/overall/{name}": 0.5 for name in names}
+        found = build(Outcomes(rows, items, comparison(list(CHANCES))), [])
+        assert [s.title for s in found.sections if s.title.startswith("What the")] == [title]
+
+
+def test_steps_of_all_stages_are_told_and_chance_has_no_curve() -> None:
+    rows, items = made(CHANCES)
+    for row in rows:
+        row["budget"] |= {"steps": 6, "vqa/steps": 3, "nlvr2/steps": 4}
+        row["curves"]["val/retrieval_chance_R@1"] = [[1, 0.1], [2, 0.1]]
+    found = Outcomes(rows, items, comparison(list(CHANCES)))
+    head, early, *_ = table(markdown.render(build(found, [])), "Cost")
+    assert dict(zip(head, early, strict=True))["steps of pretrain + nlvr2 + vqa"] == "6 + 4 + 3"
+    (curves,) = (figure for figure in plots.figures(found) if figure.name == "curves")
+    assert [panel.title for panel in curves.panels] == ["val itm accuracy"]
+
+
 def test_comparison_says_which_arms_count_and_whether_it_is_exploratory() -> None:
     rows, items = made(CHANCES, exploratory=True)
     arms = [row["arm"] for row in rows if row["strategy"] != "hybrid" and row["seed"] < 2]
@@ -560,6 +677,7 @@ def test_colours_stand_out_and_apart(colours: Sequence[str], card: str) -> None:
 
 
 def test_twelve_strategies_have_signs_of_their_own() -> None:
+    assert len({drawing.look(i).colour for i in range(8)}) == len(drawing.DARK) == 8
     assert len({drawing.look(i) for i in range(12)}) == len({drawing.sign(i) for i in range(12)}) == 12
     rules = (Path(page.__file__).parent / "page.css").read_text()
     for name in drawing.SURFACES.values():

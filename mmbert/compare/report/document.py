@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mmbert.compare.report import plots, tables
 from mmbert.compare.report.findings import clauses, find, listed, sentences
-from mmbert.compare.report.outcomes import Outcomes, title
+from mmbert.compare.report.outcomes import TAKEN, Outcomes, title
 from mmbert.compare.report.plots import Figure
 from mmbert.compare.report.tables import Table, percent
 from mmbert.compare.statistics import Verdict
@@ -17,9 +17,10 @@ HOW = (
     "Intervals (95 %) are meant for other seeds and other pictures of the same kind; with one seed for other pictures "
     "only. Pairs of strategies are tested on the same items, items of one picture kept together; p-values are "
     "corrected by Holm over all pairs on all primary measures together, those of the other measures among themselves. "
-    "A strategy is called better only where such a test shows it. Scores are fractions; a point is 0.010. Without "
-    "outcomes of single items nothing is tested, and ± is half of Student's 95 % interval over seeds alone: other "
-    "pictures would add to it. One seed has none, nor have seeds that agree to the last digit."
+    "A strategy is called better only where such a test shows it. The tests take seeds to spread about normally: a "
+    "strategy of which some seeds collapse is told by its dots in the plots, not by a test. Scores are fractions; a "
+    "point is 0.010. Without outcomes of single items nothing is tested, and ± is half of Student's 95 % interval over "
+    "seeds alone: other pictures would add to it. One seed has none, nor have seeds that agree to the last digit."
 )
 
 
@@ -62,6 +63,7 @@ class Document(NamedTuple):
     warnings: list[str]
     sections: list[Section]
     examples: list[Example]
+    options: str
     command: str
     strategies: list[str]
     exploratory: bool
@@ -90,7 +92,7 @@ def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
     sections = [
         Section("What is shown", verdicts, [], tested),
         Section("Quality", [], figure("quality"), tables.quality(outcomes)),
-        Section("What the picture and the text give", [], figure("picture"), tables.needs(outcomes)),
+        Section(_needs_title(outcomes), [], figure("picture"), tables.needs(outcomes)),
         Section("By category", [], figure("categories"), tables.categories(outcomes)),
         Section("Seen and unseen pairs", [], [], tables.parts(outcomes)),
         Section("Cost", [], figure("cost"), [tables.cost(outcomes)] if outcomes.done else []),
@@ -106,9 +108,28 @@ def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
         warnings=findings.warnings,
         sections=[section for section in sections if section.text or section.figures or section.tables],
         examples=list(examples),
+        options=_options(outcomes),
         command=str(outcomes.comparison.get("command", "")),
         strategies=outcomes.strategies,
         exploratory=outcomes.exploratory,
+    )
+
+
+def _needs_title(outcomes: Outcomes) -> str:
+    taken = {TAKEN[variant] for found in outcomes.variants().values() for variant in found}
+    return f"What {listed([f'the {what}' for what in sorted(taken)])} give{'s' if len(taken) == 1 else ''}"
+
+
+def _options(outcomes: Outcomes) -> str:
+    """Where the options of the arms are, as far as they are."""
+    if all(row.get("options") for row in outcomes.rows):
+        return "Every option of every arm is in results.jsonl."
+    if outcomes.done and all(row.get("options") for row in outcomes.done):
+        return "Every option of every finished arm is in results.jsonl."
+    versions = sorted({str((row.get("versions") or {}).get("mmbert", "")) for row in outcomes.done} - {""})
+    return (
+        "Every option that was written down is in results.jsonl; the others had the defaults of mmbert"
+        f"{' ' if versions else ''}{listed(versions)}."
     )
 
 

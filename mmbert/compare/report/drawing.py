@@ -19,9 +19,9 @@ from matplotlib.markers import MarkerStyle
 from mmbert.compare.report.outcomes import plain
 
 # Told apart with any kind of colour vision, and at least 4.5:1 against the paper: Okabe & Ito's hues, moved as far as
-# that takes. From the seventh strategy on only the sign and the dashes tell.
-LIGHT = ("#0060a1", "#c55300", "#128561", "#b84c8c", "#6a4900", "#4b5764")
-DARK = ("#82b4e8", "#f88e52", "#35c79d", "#c979a9", "#e9cc48", "#bbc8d8")
+# that takes, with a purple and a red beside them. From the ninth strategy on only the sign and the dashes tell.
+LIGHT = ("#0060a1", "#c55300", "#128561", "#b84c8c", "#6a4900", "#4b5764", "#7a2fe0", "#6b1022")
+DARK = ("#82b4e8", "#f88e52", "#35c79d", "#c979a9", "#e9cc48", "#bbc8d8", "#a376ff", "#f05665")
 MARKERS = ("o", "s", "D", "^", "v", "P", "p", "<", ">", "h", "*", "d")
 DASHES = ("-", (0, (5, 1.6)), (0, (1.5, 1.5)))
 

@@ -1,13 +1,14 @@
 """What a comparison may say in words: the tests' verdicts, a headline made of them, and warnings."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmbert.compare.report.outcomes import Outcomes, title
+from mmbert.compare.report.outcomes import Outcomes, number, title
 from mmbert.compare.statistics import Verdict, compare_all
 
 MISSED = 0.05
@@ -51,7 +52,7 @@ def find(outcomes: Outcomes) -> Findings:
     words = headline(outcomes, primary)
     if primary and not outcomes.named() and not outcomes.exploratory:
         words += f" ({UNNAMED[0].lower() + UNNAMED[1:]})"
-    return Findings(words, primary, others, warnings(outcomes, primary))
+    return Findings(words, primary, others, warnings(outcomes, primary, others))
 
 
 def headline(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> str:
@@ -142,7 +143,7 @@ def sentence(verdict: Verdict, names: Mapping[str, str] | None = None) -> str:
     )
 
 
-def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
+def warnings(outcomes: Outcomes, tested: Sequence[Verdict], others: Sequence[Verdict] = ()) -> list[str]:
     """What a reader has to know before any number."""
     found = []
     if outcomes.exploratory:
@@ -168,6 +169,7 @@ def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
                      f"before they were: {names}.")  # fmt: skip
     if len(set(counts.values())) > 1:
         found.append(f"Finished seeds differ: {listed([f'{name} {count}' for name, count in counts.items()])}.")
+    found += _seeds_without_items(outcomes, dict.fromkeys(verdict.measure for verdict in [*tested, *others]))
     if outcomes.failed:
         arms = listed([str(row["arm"]) for row in outcomes.failed])
         found.append(f"Failed, and in no other number: {arms}.")
@@ -177,7 +179,28 @@ def warnings(outcomes: Outcomes, tested: Sequence[Verdict]) -> list[str]:
     if missed:
         told = listed([f"{arm} by {100 * gap:+.1f} %" for arm, gap in missed.items()])
         found.append(f"Budgets missed by more than {100 * MISSED:g} %: {told}. Read their quality with that in mind.")
+    times = missed_times(outcomes)
+    if times:
+        told = listed([f"{name} by {100 * gap:+.1f} %" for name, gap in times.items()])
+        found.append(f"Training times were to be equal; as measured (median over seeds) they miss the reference's by "
+                     f"more than {100 * MISSED:g} %: {told}.")  # fmt: skip
     return found
+
+
+def _seeds_without_items(outcomes: Outcomes, measures: Iterable[str]) -> list[str]:
+    """What tests leave out, though it has finished."""
+    short: dict[tuple[str, int, int], list[str]] = {}
+    for measure in measures:
+        for name in outcomes.strategies:
+            runs, finished = len(outcomes.outcomes(name, measure)), len(outcomes.arms(name))
+            if runs < finished and outcomes.values(name, measure):
+                short.setdefault((name, runs, finished), []).append(title(measure))
+    few = {key: names if len(names) < 4 else [*names[:2], f"{len(names) - 2} others"] for key, names in short.items()}
+    return [
+        f"Tested with {runs} of {finished} finished seeds of {name}, as of the others the outcomes of single items are "
+        f"missing or not whole: {listed(names)}."
+        for (name, runs, finished), names in few.items()
+    ]
 
 
 def few_seeds(seeds: int) -> str:
@@ -196,6 +219,24 @@ def missed_budgets(outcomes: Outcomes) -> Mapping[str, float]:
     """Arm -> how far its budget is from the target, of those that are too far."""
     gaps = {str(row["arm"]): (row.get("budget") or {}).get("missed_by") for row in outcomes.rows}
     return {arm: gap for arm, gap in gaps.items() if isinstance(gap, (int, float)) and abs(gap) > MISSED}
+
+
+def missed_times(outcomes: Outcomes) -> dict[str, float]:
+    """Strategy -> how far its measured training time is from the reference's, where times were to be equal."""
+    budgets: dict[str, Mapping[str, Any]] = {}
+    seconds: dict[str, float] = {}
+    for name in outcomes.strategies:
+        arms = [row for row in outcomes.arms(name) if (row.get("budget") or {}).get("match") == "time"]
+        found = [number((row.get("cost") or {}).get("train_seconds")) for row in arms]
+        if any(value > 0 for value in found):
+            budgets[name] = arms[0]["budget"]
+            seconds[name] = median(value for value in found if value > 0)
+    met = [name for name, budget in budgets.items() if budget.get("missed_by") == 0]
+    reference = outcomes.comparison.get("reference") or next(iter([*met, *seconds]), None)
+    if reference not in seconds:
+        return {}
+    gaps = {name: value / seconds[reference] - 1 for name, value in seconds.items()}
+    return {name: gap for name, gap in gaps.items() if abs(gap) > MISSED}
 
 
 def listed(names: Sequence[str]) -> str:

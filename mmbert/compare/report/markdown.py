@@ -20,7 +20,8 @@ def render(document: Document) -> str:
     if document.examples:
         lines += ["", "## Where strategies disagree", ""]
         lines += [line for example in document.examples for line in _example(example)]
-    lines += ["", "## How it was made", "", HOW, "", "Every option of every arm is in `results.jsonl`."]
+    lines += ["", "## How it was made", "", HOW, ""]
+    lines.append(escape(document.options).replace("results.jsonl", "`results.jsonl`"))
     if document.command:
         lines += ["", *code(document.command)]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
 """What the arms of a comparison left behind, asked for by strategy and measure instead of by row."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ Items = Mapping[str, Mapping[str, np.ndarray]]
 
 VARIANTS = ("blank", "shuffled", "no_text")
 """Last part of a measure's name that tells what was taken away from the model."""
+TAKEN = {"blank": "picture", "shuffled": "picture", "no_text": "text"}
+"""Variant -> what was taken away."""
 PARTS = ("seen", "unseen")
 """Part of a name that tells whether training had pairs of the kind."""
 
@@ -148,6 +151,19 @@ class Outcomes:
             return Interval(2 * found.mean - 1, 2 * found.low - 1, 2 * found.high - 1, 2 * found.spread, found.seeds)
         return statistics.interval_over_seeds(list(values.values()))
 
+    def gap(self, strategy: str, first: str, second: str) -> Interval | None:
+        """How much more a strategy has of one measure than of another that is about other pictures."""
+        values, others = self.values(strategy, first), self.values(strategy, second)
+        seeds = [seed for seed in values if seed in others]
+        found = [self.outcomes(strategy, first), self.outcomes(strategy, second)]
+        pictures = [self.clusters(first), self.clusters(second)]
+        if not seeds:
+            return None
+        if pictures[0] is None or pictures[1] is None or any(seed not in runs for runs in found for seed in seeds):
+            return statistics.interval_over_seeds([values[seed] - others[seed] for seed in seeds])
+        one, other = ([runs[seed] for seed in seeds] for runs in found)
+        return statistics.difference_between_items(one, pictures[0], other, pictures[1])
+
     def names(self) -> list[str]:
         """Every name of a result, those of the primary measures first."""
         found = sorted({name for row in self.done for name in row.get("results", {})})
@@ -199,20 +215,71 @@ class Outcomes:
         return found
 
     def reference(self, measure: str) -> float:
-        """What a model gets that knows nothing: the mean of its "chance_..." or "prior...", NaN if unknown."""
+        """What a model gets that knows nothing: the mean of its "chance_..." or "prior...", else as counted.
+
+        NaN if unknown.
+        """
         task, last = measure.split("/")[0], measure.rsplit("/", 1)[-1]
         wanted = [f"{task}/chance_{last}", f"{task}/chance"]
         if last == "accuracy":
             wanted += [f"{task}/prior_text", f"{task}/prior"]
         name = next((name for name in wanted if name in self.names()), None)
         if name is None:
-            return math.nan
+            return self._counted_chance(measure)
         return mean_of([number(row.get("results", {}).get(name)) for row in self.done if _fraction(row) == self.full])
+
+    def _counted_chance(self, measure: str) -> float:
+        task, *way, last = measure.split("/")
+        if task == "foils" or last in ("itm_accuracy", "itm_auroc"):  # one right and one wrong
+            return 0.5
+        if last == "rsum":
+            return 100 * sum(self.reference(f"{task}/{w}/R@{k}") for w in WAYS for k in (1, 5, 10))
+        found, first = self.candidates(), re.fullmatch(r"R@(\d+)", last)
+        if task != "retrieval" or way not in ([w] for w in WAYS) or first is None or found is None:
+            return math.nan
+        pictures, captions = found
+        if any(_retrieval(row).get("equal_texts") for row in self.done) or captions % pictures:
+            return math.nan  # how many of the captions are right is not written down
+        k, own = int(first[1]), captions // pictures
+        if way == ["text_to_image"]:
+            return min(1.0, k / pictures)
+        k = min(k, captions)
+        return 1 - math.comb(captions - own, k) / math.comb(captions, k)
+
+    def candidates(self) -> tuple[int, int] | None:
+        """Pictures and captions that "retrieval" ranks, None where that was not written down."""
+        for row in self.done:
+            cost, asked = row.get("cost") or {}, _retrieval(row)
+            pictures = number(cost.get("search_images", asked.get("images")))
+            captions = number(cost.get("search_texts", pictures * number(asked.get("captions", 1))))
+            if pictures > 0 and captions > 0:
+                return int(pictures), int(captions)
+        return None
+
+    def scorers(self, task: str) -> dict[str, list[str]]:
+        """What ranked a task's pictures and captions -> strategies of which it is written down."""
+        found: dict[str, list[str]] = {}
+        for row in self.done:
+            asked = _retrieval(row) if task == "retrieval" else {}
+            scorer = (row.get("scorers") or {}).get(task, asked.get("scorer"))
+            name = f"two_stage with k={asked['k']}" if scorer == "two_stage" and "k" in asked else scorer
+            if name and row["strategy"] not in found.setdefault(str(name), []):
+                found[str(name)].append(str(row["strategy"]))
+        return found
+
+
+WAYS = ("image_to_text", "text_to_image")
+"""Of searching."""
+
+
+def is_ranking(name: str) -> bool:
+    """Whether it comes from ranking candidates."""
+    return re.search(r"/R@\d+$", name) is not None
 
 
 def is_reference(name: str) -> bool:
     """Whether it tells what knowing nothing gives."""
-    return name.rsplit("/", 1)[-1].startswith(("chance", "prior"))
+    return name.rsplit("/", 1)[-1].startswith(("chance", "prior", "retrieval_chance"))
 
 
 def is_score(name: str) -> bool:
@@ -223,6 +290,11 @@ def is_score(name: str) -> bool:
 def _is_plain(name: str) -> bool:
     words = name.split("/")
     return words[-1] not in VARIANTS and not any(part in words for part in PARTS)
+
+
+def _retrieval(row: Row) -> Mapping[str, Any]:
+    """Its options."""
+    return (row.get("config") or {}).get("retrieval") or {}
 
 
 def _fraction(row: Row) -> float:

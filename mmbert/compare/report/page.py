@@ -26,10 +26,8 @@ def render(document: Document) -> str:
         cards = "".join(_example(example, signs) for example in document.examples)
         parts.append(f'<section><h2>Where strategies disagree</h2><div class="cards">{cards}</div></section>')
     command = f"<pre tabindex=0>{_text_lines(document.command)}</pre>" if document.command else ""
-    parts.append(
-        f"<section><h2>How it was made</h2><p>{escape(HOW)}</p>{command}"
-        "<p>Every option of every arm is in <code>results.jsonl</code>.</p></section>"
-    )
+    options = escape(document.options).replace("results.jsonl", "<code>results.jsonl</code>")
+    parts.append(f"<section><h2>How it was made</h2><p>{escape(HOW)}</p>{command}<p>{options}</p></section>")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         # Nothing is fetched and nothing runs, whatever the data hold.

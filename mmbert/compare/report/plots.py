@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from mmbert.compare.report.drawing import GRID, MUTED, PAPER, Figure, Panel, look, shorten
-from mmbert.compare.report.outcomes import Outcomes, is_score, mean_of, number, title
-from mmbert.compare.report.tables import COSTS, costs_of, percent
+from mmbert.compare.report.outcomes import TAKEN, Outcomes, is_reference, is_score, mean_of, number, title
+from mmbert.compare.report.tables import COSTS, costs_of, percent, told_of
 from mmbert.compare.statistics import Interval
 
 ROW, FRAME = 0.34, 0.62
@@ -37,6 +37,8 @@ def quality(outcomes: Outcomes) -> Figure:
     tested = [measure for measure in scores if outcomes.clusters(measure) is not None]
     measures = list(dict.fromkeys([*outcomes.leading(), *tested, *scores]))
     caption = f"{DOTS} Dashed: what is reached without a model."
+    told = [told_of(outcomes, task) for task in dict.fromkeys(measure.split("/")[0] for measure in measures)]
+    caption += "".join(f" {text[0].upper()}{text[1:]}." for text in told if ": " in text)
     panels = [_dots(outcomes, measure) for measure in measures if _known(outcomes, measure)]
     return Figure("quality", "Quality", caption, panels, legend=False)
 
@@ -89,8 +91,9 @@ def picture(outcomes: Outcomes) -> Figure:
         panels.append(Panel(title(measure), draw, FRAME + ROW * len(outcomes.strategies)))
     told = {"X": "a cross", "|": "a bar", "2": "a fork"}
     caption = "Large sign: as it is; " + "; ".join(f"{told[s]}: {what}" for v, (s, what) in signs.items() if v in used)
-    caption += ". What lies between is the part that needs the picture (or the text)."
-    return Figure("picture", "With and without the picture", caption, panels, legend=False)
+    what = " or the ".join(sorted({TAKEN[v] for v in used}))
+    caption += f". What lies between is the part that needs the {what}."
+    return Figure("picture", f"With and without the {what}", caption, panels, legend=False)
 
 
 def cost(outcomes: Outcomes) -> Figure:
@@ -159,6 +162,7 @@ def _against_cost(
 def curves(outcomes: Outcomes) -> Figure:
     """Learning curves: mean over seeds, and the range they span."""
     names = {name for row in outcomes.done for name in row.get("curves") or {}}
+    names = {name for name in names if not is_reference(name)}
     names = {name for name in names if "loss" not in name} or names
     panels = []
     for name in sorted(names):

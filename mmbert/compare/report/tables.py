@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmbert.compare.report.findings import listed
-from mmbert.compare.report.outcomes import Outcomes, mean_of, number, title
+from mmbert.compare.report.outcomes import TAKEN, Outcomes, is_ranking, is_score, mean_of, number, title
 from mmbert.compare.statistics import Interval, Verdict
 
 NOTHING = "–"
@@ -52,7 +52,23 @@ def quality(outcomes: Outcomes) -> list[Table]:
     tasks: dict[str, list[str]] = {}
     for measure in outcomes.measures():
         tasks.setdefault(measure.split("/")[0], []).append(measure)
-    return [_by_strategy(outcomes, _words(task), found) for task, found in tasks.items()]
+    return [_by_strategy(outcomes, told_of(outcomes, task), found) for task, found in tasks.items()]
+
+
+def told_of(outcomes: Outcomes, task: str) -> str:
+    """A task's name, and where it ranks: what, and by which scorer, since two rankings of a model differ by that."""
+    if not any(is_ranking(name) for name in outcomes.measures() if name.startswith(f"{task}/")):
+        return _words(task)
+    what = ["the run's own test"]
+    if task == "retrieval":
+        pictures, captions = outcomes.candidates() or (0, 0)
+        each, rest = divmod(captions, pictures or 1)
+        what = [f"{pictures:,} pictures", f"{captions:,} captions" if rest else
+                f"{each} caption{'s' if each > 1 else ''} each"] if pictures else []  # fmt: skip
+    scorers = outcomes.scorers(task)
+    by = list(scorers) if len(scorers) == 1 else [f"{scorer} ({listed(names)})" for scorer, names in scorers.items()]
+    what += [f"ranked by {listed(by)}"] if by else ["by which scorer is not written down"]
+    return f"{_words(task)}: {', '.join(what)}"
 
 
 def categories(outcomes: Outcomes) -> list[Table]:
@@ -70,7 +86,7 @@ def _by_strategy(outcomes: Outcomes, name: str, measures: Sequence[str], *, shor
     for strategy in outcomes.strategies:
         cells = [cell(outcomes.interval(strategy, measure)) for measure in measures]
         rows.append([strategy, *cells, str(len(outcomes.arms(strategy)))])
-    references = [outcomes.reference(measure) for measure in measures] if not short else []
+    references = [outcomes.reference(measure) for measure in measures]
     if any(math.isfinite(reference) for reference in references):
         rows.append(["without a model", *map(share, references), NOTHING])
     return Table(name, head, rows, note=_interval_note(rows))
@@ -92,24 +108,57 @@ def needs(outcomes: Outcomes) -> list[Table]:
             own = mean_of(list(outcomes.values(strategy, measure).values()))
             gaps = [cell(outcomes.interval(strategy, measure, minus=f"{measure}/{v}"), write=signed) for _, v in lost]
             rows.append([strategy, share(own), *map(share, means), *gaps])
-        tables.append(
-            Table(f"{title(measure)}, with and without the picture or text", head, rows, note=_interval_note(rows))
-        )
+        what = "picture or text" if len({TAKEN[v] for v in variants}) > 1 else TAKEN[variants[0]]
+        tables.append(Table(f"{title(measure)}, with and without the {what}", head, rows, note=_interval_note(rows)))
     return tables
 
 
 def parts(outcomes: Outcomes) -> list[Table]:
-    """Pairs that training had and pairs that it never had."""
-    tables = []
+    """Scores on pairs that training had and on pairs that it never had: a table for each that has items.
+
+    Of all others one table tells the differences.
+    """
+    tables, others = [], {}
     for whole, found in outcomes.parts().items():
+        if not is_score(whole):
+            continue
+        if any(outcomes.clusters(name) is None for name in found.values()):
+            others[whole] = found
+            continue
         columns = {"all": whole, **dict(sorted(found.items()))}
         columns = {head: name for head, name in columns.items() if name in outcomes.names()}
+        head = ["strategy", *columns, *(["seen − unseen"] if len(found) == 2 else [])]
         rows = [
             [strategy, *(cell(outcomes.interval(strategy, name)) for name in columns.values())]
+            + ([cell(outcomes.gap(strategy, *_both(found)), write=signed)] if len(found) == 2 else [])
             for strategy in outcomes.strategies
         ]
-        tables.append(Table(f"{title(whole)}, by whether training had the pair", ["strategy", *columns], rows))
+        note = f"{UNPAIRED} {_interval_note(rows)}".strip() if len(found) == 2 else _interval_note(rows)
+        tables.append(Table(f"{title(whole)}, by whether training had the pair", head, rows, note=note))
+    if others:
+        head = [
+            title(whole) if len(found) == 2 else ", ".join([title(whole), *found]) for whole, found in others.items()
+        ]
+        rows = [[strategy, *(_part_cell(outcomes, strategy, found) for found in others.values())]
+                for strategy in outcomes.strategies]  # fmt: skip
+        tables.append(Table("Other scores, seen − unseen", ["strategy", *head], rows, note=_interval_note(rows)))
     return tables
+
+
+UNPAIRED = (
+    "Seen and unseen pairs are different items, so that their difference is paired over seeds but not over pictures; "
+    "its interval allows for both samples of items."
+)
+
+
+def _both(found: Mapping[str, str]) -> tuple[str, str]:
+    return found["seen"], found["unseen"]
+
+
+def _part_cell(outcomes: Outcomes, strategy: str, found: Mapping[str, str]) -> str:
+    if len(found) == 2:
+        return cell(outcomes.gap(strategy, *_both(found)), write=signed)
+    return cell(outcomes.interval(strategy, next(iter(found.values()))))
 
 
 def cost(outcomes: Outcomes) -> Table:
@@ -122,6 +171,10 @@ def cost(outcomes: Outcomes) -> Table:
 
 def _cost_cell(outcomes: Outcomes, strategy: str, key: str) -> str:
     value, write = costs_of(outcomes, strategy, key), COSTS[key][2]
+    if key == "steps":
+        return " + ".join(
+            write(steps) for steps in [value, *_later_steps(outcomes, strategy).values()] if steps == steps
+        )
     if not math.isfinite(value):
         return NOTHING
     slowest = value * slowdown(outcomes, strategy, key) ** (-1 if FASTEST.get(key) is max else 1)
@@ -159,7 +212,17 @@ def slowdown(outcomes: Outcomes, strategy: str, key: str) -> float:
     return max(found) / min(found) if found else 1.0
 
 
+def _later_steps(outcomes: Outcomes, strategy: str) -> dict[str, float]:
+    """Stage after pretraining -> steps."""
+    budgets = [row.get("budget") or {} for row in outcomes.arms(strategy)]
+    stages = sorted({key.removesuffix("/steps") for budget in budgets for key in budget if key.endswith("/steps")})
+    return {stage: statistics.median(b[f"{stage}/steps"] for b in budgets if f"{stage}/steps" in b) for stage in stages}
+
+
 def _cost_head(outcomes: Outcomes, key: str) -> str:
+    if key == "steps":
+        stages = dict.fromkeys(stage for s in outcomes.strategies for stage in _later_steps(outcomes, s))
+        return " + ".join(["steps of pretrain", *stages]) if stages else "steps"
     if key != "search_seconds":
         return COSTS[key][1]
     costs = [row.get("cost") or {} for row in outcomes.done]
@@ -214,11 +277,12 @@ def failures(outcomes: Outcomes) -> list[Table]:
         failure: Mapping[str, Any] = row.get("failure") or {}
         losses = ", ".join(loss(value) for value in failure.get("last_losses") or ()) or NOTHING
         step = failure.get("step")
-        rows.append([str(row["arm"]), NOTHING if step is None else str(step), str(failure.get("what", "?")), losses])
+        where = [str(failure.get("stage") or NOTHING), NOTHING if step is None else str(step)]
+        rows.append([str(row["arm"]), *where, str(failure.get("what", "?")), losses])
     return [
         Table(
             "Where they broke off",
-            ["arm", "step", "what happened", "last losses"],
+            ["arm", "stage", "step", "what happened", "last losses"],
             rows,
             of_strategies=False,
             words=True,
