@@ -555,9 +555,10 @@ def test_steps_of_all_stages_are_told_and_chance_has_no_curve() -> None:
     for row in rows:
         row["budget"] |= {"steps": 6, "vqa/steps": 3, "nlvr2/steps": 4}
         row["curves"]["val/retrieval_chance_R@1"] = [[1, 0.1], [2, 0.1]]
-    found = Outcomes(rows, items, comparison(list(CHANCES)))
-    head, early, *_ = table(markdown.render(build(found, [])), "Cost")
+    found = Outcomes(rows, items, comparison([*CHANCES, "unfinished"]))
+    head, early, *_, unfinished = table(markdown.render(build(found, [])), "Cost")
     assert dict(zip(head, early, strict=True))["steps of pretrain + nlvr2 + vqa"] == "6 + 4 + 3"
+    assert set(unfinished[1:]) == {"–"}
     (curves,) = (figure for figure in plots.figures(found) if figure.name == "curves")
     assert [panel.title for panel in curves.panels] == ["val itm accuracy"]
 

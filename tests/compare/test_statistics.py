@@ -119,6 +119,16 @@ def test_difference_between_items_has_both_samples_and_pairs_seeds() -> None:
         difference_between_items([some, some], np.arange(30), [others], np.arange(50))
 
 
+def test_difference_between_items_by_hand() -> None:
+    # a and b as if about other pictures. Scores 3/4 and 1, 1/4 and 1/2: both runs are 1/2 apart, no variance.
+    #   items of a: 1 1 1 .5 around 7/8, squares 3/16, / 12 = 3/192; items of b: 11/192; noise 3/192 each (all as above)
+    #   seeds: at least their noise, 6/192. Variance 6/192 + (14 - 6)/192 = 14/192
+    #   its freedom 14^2 / [6^2 / 1 + 3^2 / 3 + 11^2 / 3 + 2 * 3^2 / 3] = 196 / (256 / 3)
+    found = difference_between_items(BY_HAND["a"], np.arange(4), BY_HAND["b"], np.arange(4), level=0.5)
+    reach = stats.t.ppf(0.75, 196 * 3 / 256) * np.sqrt(14 / 192)
+    assert found == (0.5, pytest.approx(0.5 - reach), pytest.approx(0.5 + reach), 0.0, 2, True)
+
+
 @pytest.mark.parametrize("options", [{}, {"model": 0.5}, {"noise": 0.0, "model": 0.0}, {"level": 1.5}], ids=str)
 def test_interval_between_items_covers_the_difference(options: dict[str, float]) -> None:
     rng = np.random.default_rng(12)

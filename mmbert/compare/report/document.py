@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmbert.compare.report import plots, tables
+from mmbert.compare.report import costs, plots, tables
 from mmbert.compare.report.findings import clauses, find, listed, sentences
 from mmbert.compare.report.outcomes import TAKEN, Outcomes, title
 from mmbert.compare.report.plots import Figure
@@ -95,7 +95,7 @@ def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
         Section(_needs_title(outcomes), [], figure("picture"), tables.needs(outcomes)),
         Section("By category", [], figure("categories"), tables.categories(outcomes)),
         Section("Seen and unseen pairs", [], [], tables.parts(outcomes)),
-        Section("Cost", [], figure("cost"), [tables.cost(outcomes)] if outcomes.done else []),
+        Section("Cost", [], figure("cost"), [costs.cost(outcomes)] if outcomes.done else []),
         Section("Learning curves", [], figure("curves"), []),
         Section("With less data", [], figure("low_data"), tables.low_data(outcomes)),
         Section("Failed arms", [], [], tables.failures(outcomes)),

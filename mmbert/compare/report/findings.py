@@ -157,7 +157,7 @@ def warnings(outcomes: Outcomes, tested: Sequence[Verdict], others: Sequence[Ver
     if few:
         found.append(few)
     if not outcomes.named():
-        found.append(f"{UNNAMED}, so that none is called so: all are told alike, and the choice among them is yours.")
+        found.append(f"{UNNAMED}, so that none is called so: all with outcomes of single items are one family.")
     untested = set(outcomes.named()) - {verdict.measure for verdict in tested}
     if untested and sum(count > 0 for count in counts.values()) > 1:
         names = listed(sorted(map(title, untested)))

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from mmbert.compare.report.costs import COSTS, costs_of
 from mmbert.compare.report.drawing import GRID, MUTED, PAPER, Figure, Panel, look, shorten
 from mmbert.compare.report.outcomes import TAKEN, Outcomes, is_reference, is_score, mean_of, number, title
-from mmbert.compare.report.tables import COSTS, costs_of, percent, told_of
+from mmbert.compare.report.tables import percent, told_of
 from mmbert.compare.statistics import Interval
 
 ROW, FRAME = 0.34, 0.62
