@@ -218,7 +218,10 @@ def test_categories_parts_shares_and_costs_are_told(text: str, rows: list[dict[s
     head, *body = table(text, "Other scores, seen − unseen")
     assert head[1:] == ["pretrain itm auroc"] and all(re.fullmatch(r"\+0\.\d+ ± 0\.\d+", row[1]) for row in body)
     head, *body = table(text, "foils overall, by share of the training pairs")
-    assert head[1:] == ["10 %", "100 %"]
+    assert head[1:] == ["10 %", "100 %", "100 % − 10 %"]
+    few, all_ = (mean(rows, "early", "results", "foils/overall", fraction=share) for share in (0.1, 1.0))
+    low, high = map(float, re.findall(r"[+-]0\.\d+", body[0][3])[1:])
+    assert body[0][3].startswith(f"{all_ - few:+.3f} (") and low < all_ - few < high
     assert body[0][1].startswith(f"{mean(rows, 'early', 'results', 'foils/overall', fraction=0.1):.3f} (")
     head, *body = table(text, "Cost")
     costs = dict(zip(head, body[1], strict=True))

@@ -187,6 +187,20 @@ class Outcomes:
         measures = self.measures()
         return self.primary() or [m for m in measures if self.clusters(m) is not None] or measures[:3]
 
+    def leading_scores(self) -> list[str]:
+        """The leading measures, then the other scores that have items."""
+        scores = [m for m in self.measures() if is_score(m) and self.clusters(m) is not None]
+        return list(dict.fromkeys([*self.leading(), *scores]))
+
+    def gain(self, strategy: str, measure: str, more: float, less: float) -> Interval | None:
+        """What a larger share of the training pairs gives beside a smaller one; None without items of two seeds."""
+        runs = {str(share): list(self.outcomes(strategy, measure, share).values()) for share in (more, less)}
+        clusters = self.clusters(measure)
+        if clusters is None or min(map(len, runs.values())) < 2:
+            return None
+        (found,) = statistics.compare_pairs(runs, clusters, measure=measure, resamples=0)
+        return Interval(found.difference, found.low, found.high, math.nan, min(found.seeds))
+
     def categories(self) -> dict[str, list[str]]:
         """Measure -> names of its parts: siblings of an "overall", or what stands below a measure."""
         names, found = self.names(), {}

@@ -209,7 +209,7 @@ def low_data(outcomes: Outcomes) -> Figure:
     figure = Figure("low_data", "With less data", caption, [], legend=True)
     if len(outcomes.fractions) < 2:
         return figure
-    for measure in outcomes.leading():
+    for measure in outcomes.leading_scores():
 
         def draw(axes: Axes, measure: str = measure) -> None:
             shift = 1.035  # log axis: strategies stand beside each other

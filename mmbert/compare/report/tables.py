@@ -141,14 +141,19 @@ def _part_cell(outcomes: Outcomes, strategy: str, found: Mapping[str, str]) -> s
 
 
 def low_data(outcomes: Outcomes) -> list[Table]:
-    """Leading measures against the share of the training pairs; none with one share."""
+    """Scores against the share of the training pairs; none with one share."""
     if len(outcomes.fractions) < 2:
         return []
-    head = ["strategy", *(percent(fraction) for fraction in outcomes.fractions)]
+    least, most = outcomes.fractions[0], outcomes.fractions[-1]
+    head = ["strategy", *map(percent, outcomes.fractions), f"{percent(most)} − {percent(least)}"]
     found = []
-    for measure in outcomes.leading():
+    for measure in outcomes.leading_scores():
         rows = [
-            [strategy, *(cell(outcomes.interval(strategy, measure, f)) for f in outcomes.fractions)]
+            [
+                strategy,
+                *(cell(outcomes.interval(strategy, measure, f)) for f in outcomes.fractions),
+                cell(outcomes.gain(strategy, measure, most, least), write=signed),
+            ]
             for strategy in outcomes.strategies
         ]
         found.append(Table(f"{title(measure)}, by share of the training pairs", head, rows, note=_interval_note(rows)))
