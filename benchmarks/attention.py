@@ -1,4 +1,4 @@
-"""Measures the two attention paths that `mmbert.layers.fused_attention_is_faster` chooses between.
+"""Measures the two attention paths that `mmbert.model.layers.fused_attention_is_faster` chooses between.
 
     python benchmarks/attention.py [--threads N] [--repeats N]
 
@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from mmbert import layers
+from mmbert.model import layers
 
 SHAPES = [  # (batch, heads, tokens, features of a head): data/shapes, UCM at 112 px, ViT-B/16 at 224 px, long
     (128, 4, 34, 32),

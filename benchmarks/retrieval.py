@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from mmbert.configuration import MMBertConfig
 from mmbert.data.examples import read_examples
 from mmbert.evaluation import encoding, retrieval
 from mmbert.evaluation.encoding import Encoded, encode
 from mmbert.evaluation.retrieval import Candidates, Scored, retrieve
-from mmbert.loading import load_folder
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.inference.loading import load_folder
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.modeling import MMBertForPreTraining
 
 TEXTS_EACH = 5
 

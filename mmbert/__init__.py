@@ -2,14 +2,14 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from mmbert.allowed_imports import allow_import
-from mmbert.configuration import MMBertConfig
-from mmbert.fusion.base import Fusion
-from mmbert.inference import LoadedModel, load
-from mmbert.initialization import ModelOptions, build_model
-from mmbert.modeling import MMBertForPreTraining, MMBertModel
-from mmbert.processing import MMBertProcessor
-from mmbert.tokens import Fused, Tokens
+from mmbert.data.processor import MMBertProcessor
+from mmbert.inference.loaded import LoadedModel, load
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.initialization import ModelOptions, build_model
+from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
+from mmbert.model.tokens import Fused, Tokens
+from mmbert.runtime.allowed_imports import allow_import
 
 __version__ = "0.1.0"
 

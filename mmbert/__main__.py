@@ -2,18 +2,18 @@
 
 import sys
 
-from mmbert.commands import COMMANDS, run_command
+from mmbert.cli.commands import COMMANDS, run_command
 
 
 def main(
     arguments: list[str] | None = None, *, default: list[str] | None = None, preparation_seconds: float = 0.0
 ) -> None:
-    """Run the command line; the arguments are those of `mmbert.cli.main`."""
+    """Run the command line; the arguments are those of `mmbert.cli.parser.main`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         run_command(arguments)
         return
-    from mmbert.cli import main as train
+    from mmbert.cli.parser import main as train
 
     train(arguments, default=default, preparation_seconds=preparation_seconds)
 

@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 
-from mmbert.cli import main
-from mmbert.training import run as run_folder
+from mmbert.cli.parser import main
+from mmbert.training import run_folder
 from mmbert.training.module import TrainingModule
 
 ROOT = Path(__file__).parents[1]

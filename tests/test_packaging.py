@@ -20,7 +20,7 @@ def test_wheel_holds_mmbert_only(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {name.split("/")[0] for name in names} == {"mmbert", f"mmbert-{mmbert.__version__}.dist-info"}
-    needed = {"mmbert/data/readers/coco.py", "mmbert/py.typed", "mmbert/fusion/hybrid.py"}
+    needed = {"mmbert/data/readers/coco.py", "mmbert/py.typed", "mmbert/model/fusion/hybrid.py"}
     assert {*needed, "mmbert/compare/report/page.css"} <= set(names)
 
 

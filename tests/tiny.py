@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mmbert.configuration import MMBertConfig
 from mmbert.data.examples import Example
-from mmbert.processing import MMBertProcessor, PictureSettings
-from mmbert.tokens import IGNORE_INDEX, NO_TEXT, Tokens
+from mmbert.data.processor import MMBertProcessor, PictureSettings
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT, Tokens
 
 CLS, SEP, MASK = 2, 3, 4
 VOCAB = 40

@@ -19,27 +19,27 @@ import torch
 import yaml
 from lightning.fabric.utilities import move_data_to_device
 
-from mmbert.cli import PreparedRun, main
-from mmbert.command_line import one_sentence_for_mistakes, set_up_logging
+from mmbert.cli.command_line import one_sentence_for_mistakes, set_up_logging
+from mmbert.cli.parser import PreparedRun, main
 from mmbert.compare.cost import milliseconds_per_pair
 from mmbert.compare.plan import PRETRAIN
 from mmbert.compare.rows import QUERIES, Row, finite
-from mmbert.config_files import flat
+from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import Foil, read_foils
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import encode
 from mmbert.evaluation.foils import OVERALL, foil_hits
 from mmbert.evaluation.retrieval import NEEDS, Candidates, choose_scorer, search
-from mmbert.import_policy import allow_from_here
-from mmbert.loading import load_folder
-from mmbert.metrics.items import Items, read_items, write_items
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.processing import MMBertProcessor
-from mmbert.signals import StopSignals
-from mmbert.tasks import TASKS
-from mmbert.training import run as run_folder
+from mmbert.inference.loading import load_folder
+from mmbert.metrics.outcomes import Items, read_items, write_items
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.tasks import TASKS
+from mmbert.runtime.import_policy import allow_from_here
+from mmbert.runtime.signals import StopSignals
+from mmbert.training import run_folder
 from mmbert.training.checkpoints import write_whole
+from mmbert.training.config_files import flat
 
 Results = dict[str, float]
 Found = tuple[Results, dict[str, Items], dict[str, float]]

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from mmbert.cli import PreparedRun
-from mmbert.command_line import one_sentence_for_mistakes, set_up_logging
+from mmbert.cli.command_line import one_sentence_for_mistakes, set_up_logging
+from mmbert.cli.parser import PreparedRun
 from mmbert.compare.budget import Shape, match_parameters, share_out, told
 from mmbert.compare.cost import count_parameters, first_batches, flops_per_step, parameters, synchronize
 from mmbert.compare.plan import PRETRAIN, Comparison, comparison_from
 from mmbert.compare.specs import fit_arguments
-from mmbert.configuration import MMBertConfig
 from mmbert.errors import UsageError
 from mmbert.evaluation.retrieval import choose_scorer
-from mmbert.initialization import quiet_transformers
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.initialization import quiet_transformers
+from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.checkpoints import write_whole
 from mmbert.training.optim import build_optimizer
 

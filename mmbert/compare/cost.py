@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmbert.configuration import KEYS, MMBertConfig
 from mmbert.data.datamodule import SplitsDataModule
-from mmbert.initialization import new_model
-from mmbert.modeling import HeadedModel, MMBertForTask
-from mmbert.randomness import torch_generator
+from mmbert.model.configuration import KEYS, MMBertConfig
+from mmbert.model.initialization import new_model
+from mmbert.model.modeling import HeadedModel, MMBertForTask
+from mmbert.runtime.randomness import torch_generator
 
 Batch = dict[str, Tensor]
 
 CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing", "checkpointing")
-"""Flags of modules of transformers, of timm and of `mmbert.layers.FusionLayer` that recompute activations."""
+"""Flags of modules of transformers, of timm and of `mmbert.model.layers.FusionLayer` that recompute activations."""
 
 
 class Parameters(NamedTuple):

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mmbert.command_line import explain
+from mmbert.cli.command_line import explain
 from mmbert.compare.budget import RULES
-from mmbert.config_files import flat, with_bases
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.import_policy import close_imports
+from mmbert.runtime.import_policy import close_imports
+from mmbert.training.config_files import flat, with_bases
 
 PRETRAIN = "pretrain"
 OURS = (
@@ -77,7 +77,7 @@ class Comparison:
     about: str = ""
     """A sentence about the data, for the report."""
     strategies: list[str] | dict[str, dict[str, Any]] = field(default_factory=list)
-    """Names in `mmbert.fusion.FUSIONS`; or name -> options of `fit` in which it differs, {gated: {model.fusion:
+    """Names in `mmbert.model.fusion.FUSIONS`; or name -> options of `fit` in which it differs, {gated: {model.fusion:
     my_fusion.GatedFusion}}, where `seeds: [0, 1]` stands for fewer seeds than the others have."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each strategy is trained once with each."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.errors import DataError
-from mmbert.metrics.items import Items, read_items
+from mmbert.metrics.outcomes import Items, read_items
 from mmbert.training.checkpoints import write_whole
 
 Row = dict[str, Any]

@@ -32,9 +32,9 @@ from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError, did_you_mean
 from mmbert.evaluation.foils import OVERALL
-from mmbert.signals import EXIT_CODES
+from mmbert.runtime.signals import EXIT_CODES
 from mmbert.training.checkpoints import write_whole
-from mmbert.training.run import versions
+from mmbert.training.run_folder import versions
 
 log = logging.getLogger("mmbert")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmbert.compare.plan import PRETRAIN, Arm, Comparison, Stage
-from mmbert.config_files import written_options
+from mmbert.training.config_files import written_options
 
 
 class Settings(NamedTuple):

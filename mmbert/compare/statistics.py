@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from mmbert.randomness import numpy_generator
+from mmbert.runtime.randomness import numpy_generator
 
 ROUNDING = 1e-24
 """Variances up to this are rounding: one hit among a million items is 1e-12."""

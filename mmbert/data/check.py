@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.data.examples import FIRST_SPLITS, Example, Problems, gather_examples
-from mmbert.data.guess import GuessedFolder, guess_format, guess_keys
+from mmbert.data.format_detection import GuessedFolder, guess_format, guess_keys
 from mmbert.data.images import BadImageError, load_image, read_content
 from mmbert.data.pairs import text_key
 from mmbert.data.readers.base import ImageFolder
 from mmbert.errors import DataError, describe, printable, quote
-from mmbert.signals import ignore_in_loader
+from mmbert.runtime.signals import ignore_in_loader
 
 LISTED = 20
 FEW_PICTURES = 200
@@ -56,7 +56,7 @@ def check_file(
 
     Args:
         file: the annotation file.
-        format: a name in `mmbert.data.readers.FORMATS`; None: guessed (`mmbert.data.guess`).
+        format: a name in `mmbert.data.readers.FORMATS`; None: guessed (`mmbert.data.format_detection`).
         images: folder of the pictures; None: guessed.
         **keys: options of the format's reader; `image_key` and `caption_key` are guessed where they are missing.
 

@@ -17,14 +17,14 @@ from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
 from mmbert.data.masking import Masking
 from mmbert.data.options import DataOptions, check_options, reader_options
 from mmbert.data.pairs import Collate, Pairs
+from mmbert.data.processor import MMBertProcessor
 from mmbert.data.samples import Augmentation, Samples
 from mmbert.data.sampling import TrainBatches, TrainLoader
-from mmbert.distributed import rank, world_size
 from mmbert.errors import DataError, UsageError
-from mmbert.processing import MMBertProcessor
-from mmbert.randomness import permutation
-from mmbert.signals import StopSignals
-from mmbert.tasks import Priors, task_class
+from mmbert.model.tasks import Priors, task_class
+from mmbert.runtime.distributed import rank, world_size
+from mmbert.runtime.randomness import permutation
+from mmbert.runtime.signals import StopSignals
 
 log = logging.getLogger("mmbert")
 
@@ -219,7 +219,7 @@ class LabelledDataModule(SplitsDataModule):
         options: Where the data is.
         examples: What `read_task_data` gave.
         labels: What the task chooses from.
-        task: A name in `mmbert.tasks.TASKS`.
+        task: A name in `mmbert.model.tasks.TASKS`.
         processor: Tokenizer and picture settings.
         seed: The run's seed.
     """

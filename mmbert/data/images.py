@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  # isort: skip
 from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # isort: skip
 
-from mmbert.data.sniff import gif_metadata_bytes, guess_content
+from mmbert.data.file_types import gif_metadata_bytes, guess_content
 from mmbert.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mmbert.data.images import BadImageError
+from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.readers.labelled import LabelledExample
 from mmbert.data.samples import Augmentation, Samples, Skipped, told
-from mmbert.processing import MMBertProcessor, pad
-from mmbert.randomness import permutation
+from mmbert.runtime.randomness import permutation
 
 
 class LabelledSample(NamedTuple):

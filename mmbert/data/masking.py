@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmbert.tokens import IGNORE_INDEX
+from mmbert.model.tokens import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

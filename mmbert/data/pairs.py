@@ -11,10 +11,10 @@ from torch import Tensor
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
+from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.samples import Augmentation, Samples, Skipped, told
-from mmbert.processing import MMBertProcessor, pad
-from mmbert.randomness import mix, numpy_generator, permutation
-from mmbert.tokens import IGNORE_INDEX, NO_TEXT
+from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
+from mmbert.runtime.randomness import mix, numpy_generator, permutation
 
 NO_PICTURE = torch.zeros(0, dtype=torch.uint8)
 

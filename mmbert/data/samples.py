@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from mmbert.data.images import BadImageError
+from mmbert.data.processor import MMBertProcessor
 from mmbert.data.sampling import Index
 from mmbert.errors import DataError
-from mmbert.processing import MMBertProcessor
-from mmbert.randomness import mix, numpy_generator
+from mmbert.runtime.randomness import mix, numpy_generator
 
 STAND_INS = 100  # tries to find a picture that can be read
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)

@@ -7,7 +7,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from mmbert.errors import UsageError
-from mmbert.randomness import permutation
+from mmbert.runtime.randomness import permutation
 
 Index = tuple[int, int]  # (epoch, position in the data set)
 

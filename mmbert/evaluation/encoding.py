@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from mmbert.data.images import ImageSource
-from mmbert.distributed import in_turn, own_share, share_out
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.processing import MMBertProcessor, pad
-from mmbert.signals import StopSignals
-from mmbert.tokens import Tokens
+from mmbert.data.processor import MMBertProcessor, pad
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.tokens import Tokens
+from mmbert.runtime.distributed import in_turn, own_share, share_out
+from mmbert.runtime.signals import StopSignals
 
 PAIRS_AT_ONCE = 128
 """Pairs fused in one call: bounds its memory. On a CPU 512 of them took twice the time a pair, 16 the same."""

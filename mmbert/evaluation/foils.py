@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.foils import Foil
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import Encoded, encode, pair_scores
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.processing import MMBertProcessor
-from mmbert.randomness import permutation
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.runtime.randomness import permutation
 
 OVERALL = "overall"
 

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmbert.distributed import everywhere
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import pack, pair_scores
-from mmbert.metrics.items import Items
+from mmbert.metrics.outcomes import Items
 from mmbert.metrics.ranking import auroc
 from mmbert.metrics.retrieval import recall_at_k
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.objectives.base import no_autocast
-from mmbert.tokens import IGNORE_INDEX, Tokens
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives.base import no_autocast
+from mmbert.model.tokens import IGNORE_INDEX, Tokens
+from mmbert.runtime.distributed import everywhere
 
 SCORERS = ("auto", "itc", "itm")
 

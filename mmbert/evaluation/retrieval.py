@@ -14,10 +14,10 @@ from mmbert.data.images import ImageSource
 from mmbert.data.pairs import text_key
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import Encoded, pair_scores
-from mmbert.memory import peak_memory, reset_peak_memory
-from mmbert.metrics.items import Items
+from mmbert.metrics.outcomes import Items
 from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.runtime.memory import peak_memory, reset_peak_memory
 
 TEXTS_AT_ONCE = 256
 """Distinct texts whose pairs are listed at once; bounds the memory of the lists."""

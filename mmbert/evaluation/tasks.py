@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mmbert.data.labelled_samples import LabelledSamples
-from mmbert.distributed import everywhere
-from mmbert.metrics.items import Items
-from mmbert.modeling import MMBertForTask
-from mmbert.objectives.base import no_autocast
-from mmbert.tasks import Priors, Said
-from mmbert.tokens import Tokens
+from mmbert.metrics.outcomes import Items
+from mmbert.model.modeling import MMBertForTask
+from mmbert.model.objectives.base import no_autocast
+from mmbert.model.tasks import Priors, Said
+from mmbert.model.tokens import Tokens
+from mmbert.runtime.distributed import everywhere
 
 
 class LabelledResult(NamedTuple):

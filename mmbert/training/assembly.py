@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 
-from mmbert.configuration import KEYS, MMBertConfig
 from mmbert.data.datamodule import (
     LabelledDataModule,
     PairsDataModule,
@@ -15,10 +14,11 @@ from mmbert.data.datamodule import (
     read_task_data,
 )
 from mmbert.data.options import DataOptions
+from mmbert.data.processor import MMBertProcessor, PictureSettings, load_tokenizer
 from mmbert.errors import UsageError
-from mmbert.initialization import ModelOptions, build_model, saved_config
-from mmbert.modeling import HeadedModel
-from mmbert.processing import MMBertProcessor, PictureSettings, load_tokenizer
+from mmbert.model.configuration import KEYS, MMBertConfig
+from mmbert.model.initialization import ModelOptions, build_model, saved_config
+from mmbert.model.modeling import HeadedModel
 from mmbert.training.optim import OptimOptions
 
 

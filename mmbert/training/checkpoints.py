@@ -15,9 +15,9 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from mmbert.distributed import maximum, world_size
 from mmbert.errors import DataError, UsageError
-from mmbert.signals import StopSignals
+from mmbert.runtime.distributed import maximum, world_size
+from mmbert.runtime.signals import StopSignals
 
 log = logging.getLogger("mmbert")
 STEP = re.compile(r"step=(\d+)\.ckpt")

@@ -16,16 +16,16 @@ from mmbert.data.datamodule import LabelledDataModule, SplitsDataModule
 from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.data.pairs import Pairs
 from mmbert.data.samples import Samples
-from mmbert.distributed import summed, united, world_size
 from mmbert.errors import NotFiniteError, UsageError, quote
 from mmbert.evaluation.pairs import EvaluationOptions, PairEvaluation
 from mmbert.evaluation.tasks import TaskEvaluation
-from mmbert.metrics.items import Items
-from mmbert.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
-from mmbert.objectives import ObjectiveOutput
-from mmbert.randomness import torch_generator, torch_seed
-from mmbert.training.account import Skipped
+from mmbert.metrics.outcomes import Items
+from mmbert.model.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
+from mmbert.model.objectives import ObjectiveOutput
+from mmbert.runtime.distributed import summed, united, world_size
+from mmbert.runtime.randomness import torch_generator, torch_seed
 from mmbert.training.optim import OptimOptions, build_optimizer
+from mmbert.training.sample_counts import Skipped
 from mmbert.training.sharding import gather_shards, shard, spread_shards, whole
 
 log = logging.getLogger("mmbert")

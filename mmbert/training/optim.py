@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmbert.errors import UsageError
-from mmbert.modeling import HeadedModel
+from mmbert.model.modeling import HeadedModel
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from mmbert.errors import UsageError
-from mmbert.layers import FusionLayer
-from mmbert.modeling import HeadedModel
+from mmbert.model.layers import FusionLayer
+from mmbert.model.modeling import HeadedModel
 
 
 def fsdp_strategy(devices: Any, nodes: int) -> ModelParallelStrategy:

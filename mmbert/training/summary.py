@@ -9,11 +9,11 @@ import torch
 
 from mmbert.data.datamodule import SplitsDataModule
 from mmbert.data.options import is_used
-from mmbert.metrics.items import write_items
-from mmbert.modeling import MMBertForTask
-from mmbert.training import run
-from mmbert.training.account import SampleAccount
+from mmbert.metrics.outcomes import write_items
+from mmbert.model.modeling import MMBertForTask
+from mmbert.training import run_folder
 from mmbert.training.module import TrainingModule
+from mmbert.training.sample_counts import SampleAccount
 
 log = logging.getLogger("mmbert")
 
@@ -77,8 +77,8 @@ def leave_results(module: TrainingModule, folder: Path, *, account: SampleAccoun
         **module.skipped.facts(),
         "run/steps": module.trainer.global_step,
         "run/precision": str(module.trainer.precision),
-        "run/peak_memory_bytes": run.peak_memory_bytes(),
-        **run.versions(),
+        "run/peak_memory_bytes": run_folder.peak_memory_bytes(),
+        **run_folder.versions(),
     }
     if isinstance(model, MMBertForTask):
         facts["run/labels"] = len(model.task.labels)
@@ -91,13 +91,13 @@ def leave_results(module: TrainingModule, folder: Path, *, account: SampleAccoun
         facts["run/training_seconds"] = module.training_seconds
         facts["run/samples_per_second"] = account.seen / module.training_seconds
     for split, rows in module.predictions.items():
-        run.write_predictions(folder / f"predictions_{split}.json", rows)
+        run_folder.write_predictions(folder / f"predictions_{split}.json", rows)
     for split, items in module.items.items():
         write_items(folder / f"items_{split}.npz", items)
-    run.plot_curves(folder)
-    facts["run/wall_seconds"] = run.seconds_since_start() - preparation_seconds
-    run.write_metrics(folder, {**module.results, **facts})
-    run.print_results(module.results, folder=folder)
+    run_folder.plot_curves(folder)
+    facts["run/wall_seconds"] = run_folder.seconds_since_start() - preparation_seconds
+    run_folder.write_metrics(folder, {**module.results, **facts})
+    run_folder.print_results(module.results, folder=folder)
 
 
 def _scorer(module: TrainingModule, split: str) -> str:

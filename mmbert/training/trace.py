@@ -11,10 +11,10 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from mmbert.distributed import gather, summed, world_size
 from mmbert.errors import DataError, NotFiniteError
-from mmbert.training.account import SampleAccount
+from mmbert.runtime.distributed import gather, summed, world_size
 from mmbert.training.checkpoints import write_whole
+from mmbert.training.sample_counts import SampleAccount
 
 HEADER = "step,epoch,sample_ids_sha256,loss_hex\n"
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mmbert.compare.arm import of_run
-from mmbert.metrics.items import Items, write_items
+from mmbert.metrics.outcomes import Items, write_items
 
 
 def test_results_are_named_by_stage_split_and_what_was_taken_away(tmp_path: Path) -> None:

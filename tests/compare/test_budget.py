@@ -26,7 +26,7 @@ from mmbert.compare.budget import (
 from mmbert.compare.cost import count_parameters
 from mmbert.data.sampling import TrainBatches
 from mmbert.errors import UsageError
-from mmbert.fusion import FUSIONS
+from mmbert.model.fusion import FUSIONS
 
 SHAPES = {"late": Shape(2, 64, 1000), "early": Shape(2, 64, 1020), "hybrid": Shape(2, 64, 1500)}
 FLOPS = {"late": 2e6, "early": 3e6, "hybrid": 5e6}

@@ -14,7 +14,6 @@ from PIL import Image
 from tiny import WORDS, randomize, tiny_batch, tiny_config, tiny_processor
 from torch import Tensor, nn
 
-from mmbert import encoders, layers
 from mmbert.compare import cost
 from mmbert.compare.cost import (
     count_flops,
@@ -25,12 +24,13 @@ from mmbert.compare.cost import (
     milliseconds_per_pair,
     parameters,
 )
-from mmbert.configuration import MMBertConfig
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError
-from mmbert.fusion import FUSIONS
-from mmbert.modeling import MMBertForPreTraining, MMBertForTask
+from mmbert.model import encoders, layers
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion import FUSIONS
+from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask
 
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from mmbert.errors import UsageError
-from mmbert.fusion import FUSIONS, build_fusion
-from mmbert.fusion.base import Fusion
-from mmbert.modeling import MMBertForPreTraining, MMBertModel
-from mmbert.tokens import Fused, Tokens
+from mmbert.model.fusion import FUSIONS, build_fusion
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
+from mmbert.model.tokens import Fused, Tokens
 
 # Strategies whose tokens never meet, so that their text cannot see the picture; a new one is expected to let it.
 ONLY_POOLED_VECTORS_MEET = {"late", "late_bilinear"}

@@ -5,9 +5,9 @@ import torch
 from tiers import tier
 from tiny import CLS, MASK, SEP, VOCAB, tiny_config
 
-from mmbert.fusion import FUSIONS
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.tokens import IGNORE_INDEX, NO_TEXT
+from mmbert.model.fusion import FUSIONS
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 
 BATCHES = tier(40, 1000)  # for each strategy
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,13 +10,13 @@ from tiny import MASK, difference, randomize, tiny_batch, tiny_config
 from torch import Tensor
 
 from mmbert.errors import UsageError
-from mmbert.fusion import FUSIONS
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.objectives import OBJECTIVES, negatives
-from mmbert.objectives.base import EncodedBatch
-from mmbert.objectives.itc import ImageTextContrast
-from mmbert.objectives.negatives import same_pair, sample_negatives
-from mmbert.tokens import IGNORE_INDEX, NO_TEXT, Tokens
+from mmbert.model.fusion import FUSIONS
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives import OBJECTIVES, negatives
+from mmbert.model.objectives.base import EncodedBatch
+from mmbert.model.objectives.itc import ImageTextContrast
+from mmbert.model.objectives.negatives import same_pair, sample_negatives
+from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT, Tokens
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 

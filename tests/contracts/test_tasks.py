@@ -9,9 +9,9 @@ from tiny import randomize, tiny_batch, tiny_config, tiny_examples, tiny_process
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples, other_pictures
 from mmbert.data.readers.labelled import LabelledExample
 from mmbert.evaluation.tasks import TaskEvaluation
-from mmbert.fusion import FUSIONS
-from mmbert.modeling import MMBertForTask
-from mmbert.tasks import TASKS
+from mmbert.model.fusion import FUSIONS
+from mmbert.model.modeling import MMBertForTask
+from mmbert.model.tasks import TASKS
 from mmbert.training.optim import OptimOptions, parameter_groups
 
 LABELS = ["no", "yes", "maybe"]

@@ -13,7 +13,7 @@ import pytest
 from annotation_files import COCO, KARPATHY, changed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_bytes import PHOTO, saved
+from image_bytes import PHOTO, saved
 from PIL import Image
 
 from mmbert.__main__ import main
@@ -344,8 +344,8 @@ def test_help_mentions_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_older_entry_point_runs_the_check_too(folder: Path) -> None:
-    """Console scripts installed before `mmbert.__main__` call `mmbert.cli.main`."""
-    from mmbert.cli import main as older
+    """Console scripts installed before `mmbert.__main__` call `mmbert.cli.parser.main`."""
+    from mmbert.cli.parser import main as older
 
     file = written(folder / JSONL, lines_of([ROW]))
     older(["data", "check", str(file)])

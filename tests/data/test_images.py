@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_bytes import PHOTO, distance, saved
+from image_bytes import PHOTO, distance, saved
 from PIL import Image
 
 from mmbert.data.images import BadImageError, load_image

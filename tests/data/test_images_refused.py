@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_bytes import PHOTO, chunk, png, saved
+from image_bytes import PHOTO, chunk, png, saved
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 

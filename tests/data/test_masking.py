@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmbert.data.masking import Masking
-from mmbert.randomness import numpy_generator
-from mmbert.tokens import IGNORE_INDEX
+from mmbert.model.tokens import IGNORE_INDEX
+from mmbert.runtime.randomness import numpy_generator
 
 CLS, SEP, MASK, FIRST = 2, 3, 4, 5
 VOCAB = 1000

@@ -13,7 +13,7 @@ from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor
 
 from mmbert.data.masking import Masking
 from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, text_key, wrong_pictures
-from mmbert.tokens import IGNORE_INDEX, NO_TEXT
+from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 
 CAPTIONS = [
     ("a red cat", "the cat sits on the street", "two cats playing"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmbert.data.sampling import TrainBatches, TrainLoader
 from mmbert.errors import UsageError
-from mmbert.randomness import permutation
+from mmbert.runtime.randomness import permutation
 
 
 def lengths(count: int, seed: int = 0) -> np.ndarray:

@@ -10,12 +10,12 @@ from tiny import MASK, SPECIAL, VOCAB, WORDS, tiny_config, tiny_examples, tiny_p
 
 from mmbert.data.masking import Masking
 from mmbert.data.pairs import Augmentation, Collate, Pairs
+from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.base import clean_caption
 from mmbert.errors import DataError, UsageError
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.processing import MMBertProcessor
-from mmbert.randomness import numpy_generator
-from mmbert.tokens import IGNORE_INDEX
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.tokens import IGNORE_INDEX
+from mmbert.runtime.randomness import numpy_generator
 
 CLS, SEP, UNK = 2, 3, 1
 ORDINARY = [*range(len(SPECIAL), len(SPECIAL) + len(WORDS))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmbert.commands import run_command
+from mmbert.cli.commands import run_command
 
 Files = dict[str, Any]
 

@@ -5,7 +5,7 @@ from tiny import difference, random_tokens, randomize, tiny_config
 from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from mmbert.fusion.hybrid_cross import HybridCrossFusion
+from mmbert.model.fusion.hybrid_cross import HybridCrossFusion
 
 # Parts of `CrossAttentionLayer` and their names in BLIP's text layers.
 BLIP_NAMES = {

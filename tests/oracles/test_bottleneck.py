@@ -6,8 +6,8 @@ from oracles.test_layers import bert_layer
 from tiny import difference, random_tokens, randomize, tiny_config
 from torch import Tensor
 
-from mmbert.fusion.hybrid_bottleneck import HybridBottleneckFusion
-from mmbert.tokens import Tokens
+from mmbert.model.fusion.hybrid_bottleneck import HybridBottleneckFusion
+from mmbert.model.tokens import Tokens
 
 TEXT, IMAGE = [[1, 1, 1], [1, 1, 0]], [[1, 1, 1, 1], [1, 1, 1, 1]]
 

@@ -9,10 +9,10 @@ from transformers import BridgeTowerConfig
 from transformers.models.bridgetower.configuration_bridgetower import BridgeTowerTextConfig
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer, BridgeTowerLinkTower
 
-from mmbert.fusion.hybrid_bridge import Bridges, HybridBridgeFusion
-from mmbert.layers import CrossAttentionLayer
-from mmbert.modeling import MMBertModel
-from mmbert.tokens import Tokens
+from mmbert.model.fusion.hybrid_bridge import Bridges, HybridBridgeFusion
+from mmbert.model.layers import CrossAttentionLayer
+from mmbert.model.modeling import MMBertModel
+from mmbert.model.tokens import Tokens
 
 DEPTHS = {"text_layers": 5, "image_layers": 4, "fusion_layers": 3}
 

@@ -5,8 +5,8 @@ import math
 import torch
 from tiny import difference, random_tokens, randomize, tiny_config
 
-from mmbert.fusion.late_bilinear import LateBilinearFusion
-from mmbert.tokens import Tokens
+from mmbert.model.fusion.late_bilinear import LateBilinearFusion
+from mmbert.model.tokens import Tokens
 
 
 def test_pooled_vector_by_hand() -> None:

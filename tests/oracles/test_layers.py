@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from mmbert import layers
-from mmbert.layers import Attention, CrossAttentionLayer, Pooler, SelfAttentionLayer, attend
-from mmbert.tokens import Tokens
+from mmbert.model import layers
+from mmbert.model.layers import Attention, CrossAttentionLayer, Pooler, SelfAttentionLayer, attend
+from mmbert.model.tokens import Tokens
 
 MASK = [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]
 

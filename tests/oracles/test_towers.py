@@ -6,8 +6,8 @@ import torch
 from tiny import difference, inputs, randomize, tiny_batch, tiny_config
 from transformers import BertConfig, BertModel
 
-from mmbert import encoders
-from mmbert.modeling import MMBertModel
+from mmbert.model import encoders
+from mmbert.model.modeling import MMBertModel
 
 
 @pytest.fixture

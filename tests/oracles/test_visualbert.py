@@ -5,7 +5,7 @@ import torch
 from tiny import BERT_NAMES, difference, random_tokens, randomize, tiny_batch, tiny_config
 from transformers import VisualBertConfig, VisualBertModel
 
-from mmbert.modeling import MMBertModel
+from mmbert.model.modeling import MMBertModel
 
 
 def visualbert(own: MMBertModel) -> VisualBertModel:

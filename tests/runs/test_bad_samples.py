@@ -11,7 +11,7 @@ from PIL import Image
 from processes import CONFIG, EXACT, finish, start
 from tiers import tier
 
-from mmbert.cli import main
+from mmbert.cli.parser import main
 
 BAD = {"train": (3, 17), "val": (5,), "test": (0, 9)}
 SKIP = ["--data.on_bad_sample=skip", "--data.max_bad_fraction=0.07"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from interrupted import ROOT, fit, trace
 from tiers import tier
 
-from mmbert.cli import main
+from mmbert.cli.parser import main
 from mmbert.compare.specs import written_options
 
 PRESETS = sorted(

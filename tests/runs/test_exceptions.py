@@ -10,8 +10,8 @@ from interrupted import failed, fit, results, trace
 from lightning.pytorch.loggers import CSVLogger
 
 from mmbert.data.pairs import Collate
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.processing import MMBertProcessor
+from mmbert.data.processor import MMBertProcessor
+from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.checkpoints import is_whole, newest_whole, step_of
 
 

@@ -9,12 +9,12 @@ import yaml
 from interrupted import killed, results, trace, weights
 from processes import ROOT, finish, start
 
-from mmbert.cli import main
+from mmbert.cli.parser import main
 from mmbert.data.readers.vqa import read_annotations, read_questions, read_results
-from mmbert.initialization import ModelOptions, build_model
-from mmbert.loading import load_folder
+from mmbert.inference.loading import load_folder
 from mmbert.metrics.vqa import Answered, vqa_accuracy
-from mmbert.modeling import MMBertForTask
+from mmbert.model.initialization import ModelOptions, build_model
+from mmbert.model.modeling import MMBertForTask
 from mmbert.training.checkpoints import step_of
 
 CONFIGS = {"vqa": "configs/finetune/vqa_shapes.yaml", "decision": "configs/finetune/snli_ve.yaml"}

@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from mmbert.cli import main
-from mmbert.fusion import FUSIONS
-from mmbert.modeling import MMBertForPreTraining
-from mmbert.processing import MMBertProcessor
+from mmbert.cli.parser import main
+from mmbert.data.processor import MMBertProcessor
+from mmbert.model.fusion import FUSIONS
+from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.checkpoints import step_of
-from mmbert.training.run import read_curves
+from mmbert.training.run_folder import read_curves
 
 ROOT = Path(__file__).parents[2]
 OTHERS = ("finetune", "compare")  # need more than `tiny`; are no configurations of fit

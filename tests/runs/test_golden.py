@@ -12,7 +12,7 @@ import pytest
 import torch
 from interrupted import ROOT, trace
 
-from mmbert.cli import main
+from mmbert.cli.parser import main
 
 FOLDER = ROOT / "tests/golden"
 

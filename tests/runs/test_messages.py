@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmbert.cli import main
+from mmbert.cli.parser import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,7 +196,7 @@ def test_broken_picture_stops_the_run_with_its_name(
 
 def test_mistake_is_told_within_five_seconds_beyond_the_imports(tiny: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys, time; from mmbert.cli import main; t = time.process_time()\n"
+        "import sys, time; from mmbert.cli.parser import main; t = time.process_time()\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as e: print(e.code, time.process_time() - t)"
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from interrupted import fit, trace
 
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.checkpoints import WholeCheckpointIO, newest_whole
 
 

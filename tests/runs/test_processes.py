@@ -11,8 +11,8 @@ import torch
 from interrupted import results, trace
 from processes import CONFIG, EXACT, finish, start
 
-from mmbert.cli import main
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.cli.parser import main
+from mmbert.model.modeling import MMBertForPreTraining
 
 
 @pytest.mark.parametrize("torchrun", [True, False], ids=["torchrun", "lightning"])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import mmbert
-from mmbert.cli import main
-from mmbert.commands import _parser, run_command
+from mmbert.cli.commands import _parser, run_command
+from mmbert.cli.parser import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -63,7 +63,7 @@ def test_fusion_of_ones_own_trains_and_matches(
     tiny: list[str], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The README's file and commands, and the class named in a YAML; nothing of mmbert is changed for it."""
-    monkeypatch.setattr("mmbert.allowed_imports._ALLOWED", [])
+    monkeypatch.setattr("mmbert.runtime.allowed_imports._ALLOWED", [])
     monkeypatch.chdir(tmp_path)
     code = next(block for block in PYTHON if "(Fusion)" in block)
     assert len(code.strip().splitlines()) <= 15
@@ -84,7 +84,7 @@ def test_fusion_of_ones_own_trains_and_matches(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "probability" and printed[1].endswith("a red circle")
 
-    monkeypatch.setattr("mmbert.allowed_imports._ALLOWED", [])
+    monkeypatch.setattr("mmbert.runtime.allowed_imports._ALLOWED", [])
     with pytest.raises(ValueError, match="--allow-import my_fusion"):
         mmbert.load("runs/gated/model")
     loaded = mmbert.load("runs/gated/model", allow_import=["my_fusion"])
@@ -107,7 +107,7 @@ SMALL = re.compile(r"mmbert (ask|compare|match|predict|score|data)")
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if SMALL.match(c)])
 def test_small_command_is_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmbert.allowed_imports._ALLOWED", [])
+    monkeypatch.setattr("mmbert.runtime.allowed_imports._ALLOWED", [])
     options = vars(_parser().parse_args(shlex.split(command, comments=True)[1:]))
     assert callable(options["run"])
 

@@ -12,7 +12,7 @@ from interrupted import fit, results, trace, weights
 from torch.utils.data import DataLoader, Dataset
 
 from mmbert.errors import DataError
-from mmbert.signals import StopSignals
+from mmbert.runtime.signals import StopSignals
 from mmbert.training.checkpoints import RunCheckpoints
 from mmbert.training.module import TrainingModule
 

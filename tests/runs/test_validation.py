@@ -11,7 +11,7 @@ from tiers import tier
 from tiny import tiny_batch, tiny_config
 
 from mmbert.evaluation.pairs import PairEvaluation
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.model.modeling import MMBertForPreTraining
 
 
 def test_training_is_the_same_with_and_without_validation(tiny: list[str], tmp_path: Path) -> None:

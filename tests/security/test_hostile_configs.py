@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mmbert.cli import main
+from mmbert.cli.parser import main
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = (

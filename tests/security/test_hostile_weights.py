@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tiny import tiny_config
 
 from mmbert import MMBertForPreTraining
-from mmbert.initialization import ModelOptions, build_model
+from mmbert.model.initialization import ModelOptions, build_model
 from mmbert.training.checkpoints import WholeCheckpointIO
 
 SENTINEL = Path("executed")

@@ -11,12 +11,12 @@ import pytest
 from tiny import tiny_config, tiny_processor
 
 import mmbert
-from mmbert import allowed_imports
-from mmbert.cli import main
-from mmbert.commands import run_command
+from mmbert.cli.commands import run_command
+from mmbert.cli.parser import main
 from mmbert.errors import UsageError
-from mmbert.fusion import build_fusion
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.model.fusion import build_fusion
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.runtime import allowed_imports
 
 ROOT = Path(__file__).parents[2]
 MODULE = """from pathlib import Path
@@ -123,7 +123,7 @@ def test_allowed_module_is_imported(saved: Path, monkeypatch: pytest.MonkeyPatch
                                 "stranger_fusion has Own. Did you mean 'Own'?"),
         ("stranger_fusion.NoFusion", "it is <class 'stranger_fusion.NoFusion'>; expected a subclass of mmbert.Fusion"),
         ("stranger_fusion.function", "it is <function function"),
-        ("stranger_fusion.Fusion", "it is <class 'mmbert.fusion.base.Fusion'>; expected a subclass"),
+        ("stranger_fusion.Fusion", "it is <class 'mmbert.model.fusion.base.Fusion'>; expected a subclass"),
         ("stranger_fusion.torch", "it is <module 'torch'"),
         ("stranger_fusion.torch.load", "there is no module 'stranger_fusion.torch'"),
         ("nowhere.Own", "there is no module 'nowhere' on the Python path"),
@@ -132,7 +132,7 @@ def test_allowed_module_is_imported(saved: Path, monkeypatch: pytest.MonkeyPatch
         ("stranger_fusion_2.Own", "is a class outside of mmbert"),
         ("os.system", "is a class outside of mmbert"),
         ("torch.nn.Linear", "is a class outside of mmbert"),
-        ("mmbert.fusion.late.LateFusion", "is a class outside of mmbert"),
+        ("mmbert.model.fusion.late.LateFusion", "is a class outside of mmbert"),
         ("../x.Own", "is no fusion strategy"),
         (".Own", "is no fusion strategy"),
         ("stranger_fusion.", "is no fusion strategy"),

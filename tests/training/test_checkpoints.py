@@ -12,8 +12,8 @@ import torch
 
 from mmbert.errors import DataError
 from mmbert.evaluation.pairs import metric_names
-from mmbert.objectives import OBJECTIVES
-from mmbert.tasks import TASKS
+from mmbert.model.objectives import OBJECTIVES
+from mmbert.model.tasks import TASKS
 from mmbert.training.checkpoints import (
     WholeCheckpointIO,
     is_better,

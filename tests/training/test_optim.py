@@ -7,8 +7,8 @@ import torch
 from tiny import tiny_batch, tiny_config
 
 from mmbert.errors import UsageError
-from mmbert.fusion import FUSIONS
-from mmbert.modeling import MMBertForPreTraining
+from mmbert.model.fusion import FUSIONS
+from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.optim import SCHEDULES, OptimOptions, build_optimizer, lr_factor, parameter_groups
 
 

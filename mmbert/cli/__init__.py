@@ -1,0 +1,1 @@
+"""The command line: one parser for training, one small file for each other command."""

@@ -1,0 +1,28 @@
+"""`mmbert match MODEL IMAGE "text" "text" ...`: how well each text fits a picture."""
+
+import argparse
+
+from mmbert.cli.command_line import add_model, print_line
+from mmbert.errors import printable
+from mmbert.inference.loaded import load
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds what may follow `mmbert match`."""
+    command.description = (
+        "Prints how well each text fits the picture, best first: the probability that they belong together, or for a "
+        "model with itc alone the cosine of their vectors; the first line says which."
+    )
+    command.set_defaults(run=_match)
+    add_model(command)
+    command.add_argument("image", metavar="IMAGE", help="A picture file.")
+    command.add_argument("texts", metavar="TEXT", nargs="+", help="One or more texts.")
+    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; without it the GPU if there is one.")
+
+
+def _match(*, model: str, image: str, texts: list[str], device: str | None) -> int:
+    scores, kind = load(model, device).match(image, texts)
+    print_line(kind)
+    for score, text in sorted(zip(scores, texts, strict=True), key=lambda row: -row[0]):
+        print_line(f"{score:.4f}  {printable(text)}")
+    return 0

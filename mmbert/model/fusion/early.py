@@ -1,0 +1,47 @@
+"""Early fusion: one sequence of all tokens."""
+
+import torch
+from torch import nn
+
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.layers import Pooler, SelfAttentionLayer
+from mmbert.model.tokens import Fused, Tokens
+
+
+class EarlyFusion(Fusion):
+    """Single stream: from the first fusion layer on, every token attends to every token of both modalities.
+
+    With a deep image encoder this is VisualBERT (arXiv:1908.03557) on ViT features; with `text_layers=image_layers=0`
+    raw patch embeddings meet word embeddings as in ViLT (arXiv:2102.03334); with two deep encoders it is the
+    "merged attention" of METER (arXiv:2111.02387).
+    """
+
+    least_layers = 1
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        # BERT's embeddings already hold the text's type embedding; VisualBERT adds one to the image and normalises.
+        self.image_type = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
+        self.image_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
+        self.layers = nn.ModuleList(SelfAttentionLayer(config) for _ in range(config.fusion_layers))
+        self.pooler = Pooler(config)
+
+    def forward(self, text: Tokens, image: Tokens) -> Fused:
+        """See `Fusion`. Without text a learned token takes the place of [CLS] and looks at the picture."""
+        asked = text.or_learned(self.absent_text)
+        image_states = self.image_norm(image.hidden_states + self.image_type)
+        joint = Tokens(
+            torch.cat([asked.hidden_states, image_states], dim=1),  # (B, T+P, D)
+            torch.cat([asked.mask, image.mask], dim=1),
+        )
+        for layer in self.layers:
+            joint = layer(joint)
+        text_states, image_states = joint.hidden_states.split([asked.mask.shape[1], image.mask.shape[1]], dim=1)
+        length = text.mask.shape[1]
+        return Fused(
+            Tokens(text_states[:, :length], text.mask),
+            Tokens(image_states, image.mask),
+            self.pooler(joint.first),
+        )

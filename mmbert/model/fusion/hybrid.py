@@ -1,0 +1,33 @@
+"""Hybrid fusion: two streams that query each other at every fusion layer."""
+
+import torch
+from torch import nn
+
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.layers import CrossAttentionLayer, Pooler
+from mmbert.model.tokens import Fused, Tokens
+
+
+class HybridFusion(Fusion):
+    """Co-attention (METER, arXiv:2111.02387): unimodal layers first, then two streams with own weights.
+
+    Both streams read the other's previous layer. With the contrastive objective on the towers this is "align before
+    fuse" (ALBEF, arXiv:2107.07651). METER's type embeddings are left out: streams with own weights know their type.
+    """
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        depth = range(config.fusion_layers)
+        self.text_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
+        self.image_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
+        self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
+        self.absent_image = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
+        self.pooler = Pooler(config, vectors=2)
+
+    def forward(self, text: Tokens, image: Tokens) -> Fused:
+        """See `Fusion`. An absent side contributes zero to the other stream; its pooled vector is learned."""
+        for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
+            text, image = text_layer(text, context=image), image_layer(image, context=text)
+        pooled = self.pooler(text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first)
+        return Fused(text, image, pooled)

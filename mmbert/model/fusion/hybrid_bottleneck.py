@@ -1,0 +1,53 @@
+"""Hybrid fusion through a bottleneck: two streams that exchange a few shared tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.layers import Pooler, SelfAttentionLayer
+from mmbert.model.tokens import Fused, Tokens
+
+
+class HybridBottleneckFusion(Fusion):
+    """Attention bottlenecks (MBT, arXiv:2107.00135, Eq. 8 and 9).
+
+    In each layer either stream attends to itself and to the shared tokens; the two updated copies of these are
+    averaged for the next layer. So what a picture tells the text goes through `num_bottlenecks` vectors, and reaches it
+    in the second layer at the earliest: with `fusion_layers=1` the streams meet in the pooler only.
+    """
+
+    num_bottlenecks = 4
+    """Shared tokens; the paper's number."""
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        depth, width, scale = range(config.fusion_layers), config.hidden_size, config.initializer_range
+        self.bottlenecks = nn.Parameter(torch.randn(self.num_bottlenecks, width) * scale)
+        self.text_layers = nn.ModuleList(SelfAttentionLayer(config) for _ in depth)
+        self.image_layers = nn.ModuleList(SelfAttentionLayer(config) for _ in depth)
+        self.absent_text = nn.Parameter(torch.randn(width) * scale)
+        self.absent_image = nn.Parameter(torch.randn(width) * scale)
+        self.pooler = Pooler(config, vectors=2)
+
+    def forward(self, text: Tokens, image: Tokens) -> Fused:
+        """See `Fusion`. An absent side has no part in the average; its pooled vector is learned."""
+        shared = self.bottlenecks.to(text.hidden_states.dtype).expand(len(text.mask), -1, -1)  # (B, bottlenecks, D)
+        parts = torch.stack([text.mask.any(dim=1), image.mask.any(dim=1)]).to(shared.dtype)  # (2, B) 1 = is there
+        parts = (parts / parts.sum(dim=0).clamp(min=1))[..., None, None]
+        for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
+            text, told_by_text = _exchange(text_layer, text, shared)
+            image, told_by_image = _exchange(image_layer, image, shared)
+            shared = parts[0] * told_by_text + parts[1] * told_by_image
+        pooled = self.pooler(text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first)
+        return Fused(text, image, pooled)
+
+
+def _exchange(layer: nn.Module, tokens: Tokens, shared: Tensor) -> tuple[Tokens, Tensor]:
+    """Runs a layer of one stream over its own tokens and the shared ones; gives both back."""
+    together = Tokens(
+        torch.cat([tokens.hidden_states, shared], dim=1),  # (B, L + bottlenecks, D)
+        torch.cat([tokens.mask, tokens.mask.new_ones(shared.shape[:2])], dim=1),
+    )
+    own, told = layer(together).hidden_states.split([tokens.mask.shape[1], shared.shape[1]], dim=1)
+    return Tokens(own, tokens.mask), told

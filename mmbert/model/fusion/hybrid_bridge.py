@@ -1,0 +1,82 @@
+"""Hybrid fusion over bridges: each fusion layer reads its own layer of either encoder."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.layers import CrossAttentionLayer, Pooler
+from mmbert.model.tokens import Fused, Tokens
+
+
+class HybridBridgeFusion(Fusion):
+    """Co-attention as in `hybrid`, fed by the encoders' upper layers (BridgeTower, arXiv:2206.08657, Sec. 3).
+
+    With N fusion layers over L unimodal ones, fusion layer 1 starts from unimodal layer L-N+1, and each further one
+    reads LayerNorm(previous fusion layer + W * next unimodal layer), up to the encoder's output. An encoder of fewer
+    layers is read from its first (one of 0 layers: its embeddings), and fusion layers beyond its last have no bridge.
+
+    Deviations: every bridge has a W of its own (the paper's share one a modality), whose bias stands for the type
+    embedding; a lower layer is normalised without weights before W (the authors' code puts those of the ViT through its
+    last LayerNorm; BERT's are normalised already).
+    """
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        assert config.text_hidden_size is not None  # filled in by MMBertConfig
+        assert config.image_hidden_size is not None  # filled in by MMBertModel, if need be
+        depth = range(config.fusion_layers)
+        self.text_bridges = Bridges(config, layers=config.text_layers, width=config.text_hidden_size)
+        self.image_bridges = Bridges(config, layers=config.image_layers, width=config.image_hidden_size)
+        self.reads_text_layers, self.reads_image_layers = self.text_bridges.lower, self.image_bridges.lower
+        self.text_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
+        self.image_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
+        self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
+        self.absent_image = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
+        self.pooler = Pooler(config, vectors=2)
+
+    def forward(self, text: Tokens, image: Tokens) -> Fused:
+        """See `Fusion`. An absent side contributes zero to the other stream; its pooled vector is learned."""
+        text_unimodal, image_unimodal = self.text_bridges.unimodal(text), self.image_bridges.unimodal(image)
+        for i, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
+            text = self.text_bridges(i, text_unimodal, previous=text)
+            image = self.image_bridges(i, image_unimodal, previous=image)
+            text, image = text_layer(text, context=image), image_layer(image, context=text)
+        pooled = self.pooler(text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first)
+        return Fused(text, image, pooled)
+
+
+class Bridges(nn.Module):
+    """The bridges of one stream, one for each fusion layer that finds a unimodal layer.
+
+    Args:
+        config: The model's configuration.
+        layers: Unimodal layers of the encoder.
+        width: Features of their states.
+    """
+
+    def __init__(self, config: MMBertConfig, *, layers: int, width: int):
+        super().__init__()
+        number = min(config.fusion_layers, max(layers, 1))
+        self.lower = tuple(range(layers - number + 1, layers))
+        """Unimodal layers, from 1, that are read besides the encoder's output."""
+        widths = [width] * len(self.lower) + [config.hidden_size] * min(number, 1)
+        self.eps = config.layer_norm_eps
+        self.projections = nn.ModuleList(nn.Linear(width, config.hidden_size) for width in widths)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=self.eps) for _ in widths)
+
+    def unimodal(self, tokens: Tokens) -> list[Tensor]:
+        """What the bridges read, from the bottom up: (B, L, width) each, at last the output (B, L, D)."""
+        if tokens.mask.shape[1] == 0:
+            return []  # an absent side has no lower layers either
+        return [*(F.layer_norm(x, x.shape[-1:], eps=self.eps) for x in tokens.intermediate), tokens.hidden_states]
+
+    def forward(self, number: int, unimodal: list[Tensor], *, previous: Tokens) -> Tokens:
+        """The input of fusion layer `number`, from 0: (B, L, D)."""
+        if number >= min(len(unimodal), len(self.norms)):
+            return previous
+        states = self.projections[number](unimodal[number])
+        if number > 0:  # the first starts from its unimodal layer alone
+            states = previous.hidden_states + states
+        return Tokens(self.norms[number](states), previous.mask)

@@ -1,0 +1,35 @@
+"""Late fusion: two towers whose pooled vectors meet at the end."""
+
+import torch
+from torch import nn
+
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.layers import Pooler
+from mmbert.model.tokens import Fused, Tokens
+
+
+class LateFusion(Fusion):
+    """Concatenates the two pooled vectors and runs a small MLP on them; tokens never meet.
+
+    So masked language modelling can't use the picture here, by construction. `fusion_layers` counts hidden layers of
+    the MLP before the pooler; with 0 of them and the contrastive objective this is a CLIP-like pair of towers
+    (arXiv:2103.00020).
+    """
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.absent_text = nn.Parameter(torch.randn(width) * config.initializer_range)
+        self.absent_image = nn.Parameter(torch.randn(width) * config.initializer_range)
+        self.mlp = nn.Sequential()
+        for _ in range(config.fusion_layers):
+            self.mlp.append(nn.Linear(2 * width, 2 * width))
+            self.mlp.append(nn.GELU())
+            self.mlp.append(nn.Dropout(config.hidden_dropout_prob))
+        self.pooler = Pooler(config, vectors=2)
+
+    def forward(self, text: Tokens, image: Tokens) -> Fused:
+        """See `Fusion`. An absent side's pooled vector is learned."""
+        vectors = [text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first]
+        return Fused(text, image, self.pooler(self.mlp(torch.cat(vectors, dim=-1))))

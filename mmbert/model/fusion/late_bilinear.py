@@ -1,0 +1,39 @@
+"""Late bilinear fusion: two towers whose pooled vectors are multiplied at the end."""
+
+import torch
+from torch import nn
+
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion.base import Fusion
+from mmbert.model.layers import Pooler
+from mmbert.model.tokens import Fused, Tokens
+
+
+class LateBilinearFusion(Fusion):
+    """Low-rank bilinear product of the two pooled vectors (MLB, arXiv:1610.04325, Eq. 5, with the biases of Sec. 3.1).
+
+    P^T (tanh(U^T x) * tanh(V^T y)) + b, product by elements; the rank is twice `hidden_size`, so that all behind it
+    is as wide as in `late`, and P is the pooler's matrix (a tanh follows, as in every strategy). As in `late` tokens
+    never meet, so masked language modelling can't use the picture, and `fusion_layers` counts hidden layers of an MLP
+    before the pooler; 0 is the paper's.
+    """
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        width, rank = config.hidden_size, 2 * config.hidden_size
+        self.absent_text = nn.Parameter(torch.randn(width) * config.initializer_range)
+        self.absent_image = nn.Parameter(torch.randn(width) * config.initializer_range)
+        self.text_factors = nn.Linear(width, rank)
+        self.image_factors = nn.Linear(width, rank)
+        self.mlp = nn.Sequential()
+        for _ in range(config.fusion_layers):
+            self.mlp.append(nn.Linear(rank, rank))
+            self.mlp.append(nn.GELU())
+            self.mlp.append(nn.Dropout(config.hidden_dropout_prob))
+        self.pooler = Pooler(config, vectors=2)
+
+    def forward(self, text: Tokens, image: Tokens) -> Fused:
+        """See `Fusion`. An absent side's pooled vector is learned."""
+        text_factors = torch.tanh(self.text_factors(text.or_learned(self.absent_text).first))  # (B, rank)
+        image_factors = torch.tanh(self.image_factors(image.or_learned(self.absent_image).first))
+        return Fused(text, image, self.pooler(self.mlp(text_factors * image_factors)))

@@ -1,0 +1,151 @@
+"""Transformer layers of the fusion part, post-LayerNorm as in BERT (arXiv:1810.04805), and the attention under them."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.tokens import Tokens
+
+
+def fused_attention_is_faster(device: torch.device) -> bool:
+    """The one place that chooses the attention path, for BERT, the ViT and the fusion layers alike.
+
+    Plain `softmax(q k^T) v` beats torch's fused kernel on a CPU at the lengths of this field (its backward is slow);
+    `benchmarks/attention.py` measures both.
+    """
+    return device.type != "cpu"
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention (arXiv:1706.03762, Eq. 1) in which an empty context contributes zero.
+
+    Args:
+        query: (B, H, L, D/H).
+        key: (B, H, S, D/H) of the context.
+        value: (B, H, S, D/H) of the context.
+        mask: (B, S) bool, True = a real token of the context.
+        dropout: Fraction of attention weights to drop.
+
+    Returns:
+        (B, H, L, D/H); exact zeros in rows whose context has no real token.
+    """
+    visible = mask[:, None, None, :]  # (B, 1, 1, S)
+    if fused_attention_is_faster(query.device) and mask.shape[1] > 0:
+        has_context = visible.any(dim=-1, keepdim=True)  # (B, 1, 1, 1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible | ~has_context, dropout_p=dropout)
+        return torch.where(has_context, out, 0.0)
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, L, S)
+    weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    weights = F.dropout(weights.masked_fill(~visible, 0.0), dropout)  # all-masked rows: zero, not uniform
+    return weights @ value
+
+
+class Attention(nn.Module):
+    """Multi-head attention with output projection, residual and LayerNorm: BERT's attention block."""
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor, context: Tokens) -> Tensor:
+        """`hidden_states` (B, L, D) look at `context` (B, S, D); an empty context adds zero to the residual."""
+        query, key, value = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L or S, D/H)
+            for linear, x in (
+                (self.query, hidden_states),
+                (self.key, context.hidden_states),
+                (self.value, context.hidden_states),
+            )
+        )
+        seen = attend(query, key, value, context.mask, dropout=self.attention_dropout if self.training else 0.0)
+        seen = self.output(seen.transpose(1, 2).flatten(2))  # (B, L, D)
+        # Without any context the output bias must not leak in either.
+        seen = torch.where(context.mask.any(dim=1)[:, None, None], seen, 0.0)
+        return self.norm(hidden_states + self.dropout(seen))
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward block with residual and LayerNorm."""
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        return self.norm(hidden_states + self.dropout(self.down(F.gelu(self.up(hidden_states)))))
+
+
+class FusionLayer(nn.Module):
+    """Base of the layers below: recomputes activations in the backward pass where `checkpointing` is set."""
+
+    checkpointing = False
+
+    def run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
+        """Runs `block(*args)`, keeping its activations only if they need not be recomputed."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(*args)
+
+
+class SelfAttentionLayer(FusionLayer):
+    """Self-attention, then feed-forward; equals transformers' `BertLayer`."""
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """(B, L, D) to (B, L, D); padding stays padding."""
+        return tokens._replace(hidden_states=self.run(self._block, tokens))
+
+    def _block(self, tokens: Tokens) -> Tensor:
+        return self.feed_forward(self.attention(tokens.hidden_states, tokens))
+
+
+class CrossAttentionLayer(FusionLayer):
+    """Self-attention, then attention to the other stream, then feed-forward (METER, arXiv:2111.02387)."""
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.cross_attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, tokens: Tokens, *, context: Tokens) -> Tokens:
+        """(B, L, D) and a context (B, S, D) to (B, L, D)."""
+        return tokens._replace(hidden_states=self.run(self._block, tokens, context))
+
+    def _block(self, tokens: Tokens, context: Tokens) -> Tensor:
+        hidden_states = self.attention(tokens.hidden_states, tokens)
+        return self.feed_forward(self.cross_attention(hidden_states, context))
+
+
+class Pooler(nn.Module):
+    """One or more pooled vectors to the joint vector: linear, then tanh, as BERT's pooler."""
+
+    def __init__(self, config: MMBertConfig, *, vectors: int = 1):
+        super().__init__()
+        self.dense = nn.Linear(vectors * config.hidden_size, config.hidden_size)
+
+    def forward(self, *vectors: Tensor) -> Tensor:
+        """(B, D) each to (B, D)."""
+        return torch.tanh(self.dense(torch.cat(vectors, dim=-1)))

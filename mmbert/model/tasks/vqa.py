@@ -1,0 +1,78 @@
+"""Visual question answering (VQAv2, arXiv:1612.00837): the answers that are common in training are the labels."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmbert.errors import UsageError
+from mmbert.metrics.vqa import normalize_answer, question_accuracy
+from mmbert.model.tasks.base import Labelled, Said, Task
+
+
+class VisualQuestionAnswering(Task):
+    """Scores every answer of the vocabulary by itself, against how many people gave it (arXiv:1708.02711).
+
+    An answer is in the vocabulary if it is the commonest one of at least `min_count` training questions; it is looked
+    up in the normal form of the official score, as it was counted. Questions that no entry answers stay in every score.
+    """
+
+    watched = ("accuracy",)
+
+    @classmethod
+    def labels_of(cls, examples: Sequence[Labelled], *, min_count: int) -> list[str]:
+        """The vocabulary, commonest first, then by the alphabet.
+
+        Raises:
+            UsageError: No answer is common enough.
+        """
+        counts: Counter[str] = Counter()
+        for example in examples:
+            if example.answers:
+                counts[normalize_answer(example.common or Counter(example.answers).most_common(1)[0][0])] += 1
+        common = [answer for answer, count in counts.items() if count >= min_count]
+        if not common:
+            top = ", ".join(f"{answer!r} {count} times" for answer, count in counts.most_common(3))
+            raise UsageError(f"data.min_answer_count={min_count}: no answer is that common; commonest are {top}.")
+        return sorted(common, key=lambda answer: (-counts[answer], answer))
+
+    @classmethod
+    def scores(cls, answers: Sequence[str], number: Mapping[str, int]) -> dict[int, float]:
+        """The official accuracy of each entry; of ten answers m equal ones give 0.3 m, at most 1."""
+        counts = Counter(normalize_answer(answer) for answer in answers)
+        total = len(answers)
+        found = {}
+        for answer, m in counts.items():
+            if answer in number:
+                score = (m * min(1.0, (m - 1) / 3) + (total - m) * min(1.0, m / 3)) / total
+                if score > 0:
+                    found[number[answer]] = score
+        return found
+
+    def row_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
+        """Binary cross-entropy, summed over the answers."""
+        return F.binary_cross_entropy_with_logits(logits, label_scores, reduction="none").sum(dim=-1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Sigmoid: the official accuracy that each answer may expect, by itself; they do not sum to 1."""
+        return logits.sigmoid()
+
+    def rights(self, labels: Sequence[int], examples: Sequence[Labelled]) -> list[float]:
+        """The official accuracy of each answer."""
+        return [
+            question_accuracy(self.labels[label], [{"answer": a, "answer_id": i} for i, a in enumerate(e.answers)])
+            for label, e in zip(labels, examples, strict=True)
+        ]
+
+    def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
+        """Official accuracy as a fraction, over all questions and by answer type."""
+        accuracies = self.rights(said.labels, examples)
+        by_type: dict[str, list[float]] = {}
+        for accuracy, example in zip(accuracies, examples, strict=True):
+            if example.kinds[1]:
+                by_type.setdefault(example.kinds[1], []).append(accuracy)
+        return {
+            "accuracy": sum(accuracies) / len(accuracies),
+            **{f"accuracy/{kind}": sum(values) / len(values) for kind, values in sorted(by_type.items())},
+        }

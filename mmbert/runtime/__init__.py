@@ -1,0 +1,1 @@
+"""What every run stands on: random numbers, processes, signals, memory, hardware, allowed imports."""

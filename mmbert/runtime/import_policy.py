@@ -1,0 +1,67 @@
+"""Which classes a configuration may name: a few of Lightning's, and what the user allows on the command line."""
+
+import importlib
+import inspect
+import sys
+
+from jsonargparse import set_parsing_settings
+
+from mmbert.runtime.allowed_imports import allow_import, allowed_imports
+
+OPTION = "--allow-import"
+FAMILIES = ("callbacks", "loggers", "profilers", "strategies", "plugins")
+"""Subpackages of `lightning.pytorch` whose public classes a configuration may name."""
+
+
+def close_imports(arguments: list[str]) -> list[str]:
+    """Lets values name nothing but Lightning's own classes and the modules after `--allow-import`.
+
+    A configuration from a stranger can otherwise start a process: whatever it names is imported and called. The option
+    is taken from the command line only; in a configuration it is unknown.
+
+    Args:
+        arguments: The command line.
+
+    Returns:
+        The command line without `--allow-import MODULE`.
+
+    Raises:
+        UsageError: The option without a module, or with something that is no dotted name.
+    """
+    rest = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        option, equals, value = argument.partition("=")
+        if option != OPTION:
+            rest.append(argument)
+            continue
+        allow_from_here(value if equals else next(remaining, ""))
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=[*lightning_classes(), *allowed_imports()],
+        instantiate_subclass_spec_in_any=False,
+    )
+    return rest
+
+
+def allow_from_here(module: str) -> None:
+    """Allows a module that lies where the user stands, or anywhere on the Python path.
+
+    Raises:
+        UsageError: Something that is no dotted name.
+    """
+    allow_import(module)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def lightning_classes() -> list[str]:
+    """Dotted names of the classes that a configuration may name."""
+    found = []
+    for family in FAMILIES:
+        package = importlib.import_module(f"lightning.pytorch.{family}")
+        for name in package.__all__:
+            cls = getattr(package, name)
+            if inspect.isclass(cls):
+                found += [f"{package.__name__}.{name}", f"{cls.__module__}.{cls.__qualname__}"]
+    return sorted(set(found))

@@ -1,0 +1,323 @@
+"""`mmbert.load`: single questions, lists of them, and what a model says where it was not trained for what is asked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_retrieval import tiny_model
+from tiny import SPECIAL, WORDS, randomize, tiny_config, tiny_examples, tiny_processor
+
+import mmbert
+from mmbert import LoadedModel
+from mmbert.cli.commands import run_command
+from mmbert.data.images import BadImageError
+from mmbert.data.queries import Asked, AskedBatches
+from mmbert.errors import UsageError
+from mmbert.model.modeling import MMBertForTask, MMBertModel, MMBertPreTrainedModel
+
+LABELS = ["red", "blue", "two", "yes"]
+QUESTIONS = ["a cat", "the small red dog runs in the big green street", "a", "two birds on the left", "playing"]
+"""Of different lengths."""
+MASKED = ["a [MASK] cat", "[MASK]", "the big [MASK] runs in the [MASK] street", "two"]
+ALL = {"mlm": 1.0, "itm": 1.0, "itc": {"embedding_size": 8}}
+
+
+def saved(folder: Path, model: MMBertPreTrainedModel) -> str:
+    randomize(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)  # so that the best answer depends on picture and text
+    model.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def task_model(task: str = "vqa", **settings: Any) -> MMBertForTask:
+    return MMBertForTask(tiny_config(task=task, **{"labels": LABELS, "objectives": {}, **settings}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saved models called pretrained, contrastive, vqa and decision, and five pictures."""
+    folder = tmp_path_factory.mktemp("inference")
+    saved(folder / "pretrained", tiny_model(objectives=ALL))
+    saved(folder / "contrastive", tiny_model("late", objectives={"itc": {"embedding_size": 8}}))
+    for task in ("vqa", "decision"):
+        saved(folder / task, task_model(task))
+    tiny_examples(folder, [("x",)] * 5, side=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> list[Path]:
+    return [folder / f"{i}.png" for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def vqa(folder: Path) -> LoadedModel:
+    return mmbert.load(folder / "vqa")
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder: Path) -> LoadedModel:
+    return mmbert.load(folder / "pretrained", device="cpu")
+
+
+def sources(picture: Path) -> list[Any]:
+    """One picture as everything that is taken."""
+    image = Image.open(picture)
+    return [picture, str(picture), picture.read_bytes(), image, np.asarray(image)]
+
+
+def test_all_kinds_of_pictures_give_the_same(vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]) -> None:
+    for ask in (
+        lambda image: vqa.answer(image, "a cat", top_k=4),
+        lambda image: pretrained.match(image, "a cat"),
+        lambda image: pretrained.fill_mask(image, "a [MASK]"),
+        lambda image: pretrained.embed(images=image).images.tolist(),  # pyright: ignore
+    ):
+        found = [ask(source) for source in sources(pictures[0])]
+        assert all(other == found[0] for other in found)
+        assert ask(pictures[1]) != found[0]
+
+
+@pytest.mark.parametrize("task", ["vqa", "decision"])
+@torch.no_grad()
+def test_answers_are_the_scores_of_the_head(task: str, folder: Path, pictures: list[Path]) -> None:
+    model = mmbert.load(folder / task)
+    assert isinstance(model.model, MMBertForTask)
+    inputs = model.processor(text="a red cat", images=pictures[0])
+    logits = model.model.task.head(model.model.mmbert(**inputs).pooled)[0]
+    by_hand = dict(zip(LABELS, (logits.sigmoid() if task == "vqa" else logits.softmax(0)).tolist(), strict=True))
+    found = model.answer(pictures[0], "a red cat", top_k=9)
+    assert {answer: pytest.approx(score, abs=1e-6) for answer, score in found} == by_hand, "9 of 4: all"
+    assert [a for a, _ in found] == sorted(by_hand, key=lambda a: -by_hand[a]), "best first"
+    assert model.answer(pictures[0], "a red cat", top_k=2) == found[:2]
+    assert model.answer(pictures[0], "a red cat") == found[:1]
+
+
+def test_lists_give_what_single_calls_give(
+    vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmbert.inference.loaded.BATCH_SIZE", 2)
+    crossed = [(pictures[i % 2], question) for i, question in enumerate(QUESTIONS)]  # reordered by picture on the way
+    for images, texts in (
+        ([p for p, _ in crossed], QUESTIONS),
+        (pictures, QUESTIONS),
+        (pictures[0], QUESTIONS),
+        (pictures, QUESTIONS[1]),
+    ):
+        single_images = images if isinstance(images, list) else [images] * 5
+        single_texts = texts if isinstance(texts, list) else [texts] * 5
+        found: list[Any] = vqa.answer(images, texts, top_k=4)  # pyright: ignore
+        for one, image, text in zip(found, single_images, single_texts, strict=True):
+            alone = vqa.answer(image, text, top_k=4)
+            assert [a for a, _ in one] == [a for a, _ in alone]
+            assert [s for _, s in one] == pytest.approx([s for _, s in alone], abs=1e-5)
+
+    filled = pretrained.fill_mask(pictures[:3], MASKED[:3], top_k=3)
+    assert [len(words) for words in filled] == [1, 1, 2]
+    for one, image, text in zip(filled, pictures, MASKED[:3], strict=False):
+        for words, alone in zip(one, pretrained.fill_mask(image, text, top_k=3), strict=True):
+            assert [w for w, _ in words] == [w for w, _ in alone]
+            assert [p for _, p in words] == pytest.approx([p for _, p in alone], abs=1e-5)
+
+    together = pretrained.match(pictures[0], [*QUESTIONS, QUESTIONS[0]])
+    assert together.scores[-1] == together.scores[0]
+    alone = [pretrained.match(pictures[0], question).scores[0] for question in QUESTIONS]
+    assert together.scores[:-1] == pytest.approx(alone, abs=1e-5)
+
+    vectors = pretrained.embed(images=pictures, texts=QUESTIONS)
+    for i in range(5):
+        alone = pretrained.embed(images=pictures[i], texts=QUESTIONS[i])
+        for batched, one in zip(vectors, alone, strict=True):
+            torch.testing.assert_close(batched[i : i + 1], one, atol=1e-5, rtol=0)
+
+
+def test_random_numbers_of_the_caller_stay_as_they_were(
+    vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]
+) -> None:
+    before = torch.get_rng_state()
+    vqa.answer(pictures, "a cat")
+    pretrained.match(pictures[0], "a cat")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nothing_asked_gives_nothing(vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]) -> None:
+    assert vqa.answer([], []) == vqa.answer(pictures[0], []) == vqa.answer([], "a cat") == []
+    found = pretrained.embed(texts=[], images=[])
+    assert found.texts is not None and found.texts.shape == (0, 8) and found.images is not None
+
+
+def test_each_picture_is_decoded_once_a_batch(pictures: list[Path]) -> None:
+    processor, decoded = tiny_processor(), []
+    processor.picture = lambda source: decoded.append(source) or torch.zeros(3, 16, 16)  # type: ignore
+    asked = [Asked(pictures[i % 2], question) for i, question in enumerate(QUESTIONS)]
+    batches = AskedBatches(processor, asked, processor.encode, 4)
+    found = [batches[i] for i in range(len(batches))]
+    assert [batch.positions for batch in found] == [[0, 2, 4, 1], [3]]
+    assert sorted(decoded) == [pictures[0], pictures[1], pictures[1]]
+    assert [len(batch.pictures) for batch in found] == [2, 1]  # pyright: ignore
+    assert found[0].picture_of[:3].unique().numel() == 1 and found[0].picture_of[3] != found[0].picture_of[0]
+
+
+@torch.no_grad()
+def test_matching_and_vectors_by_hand(pretrained: LoadedModel, folder: Path, pictures: list[Path]) -> None:
+    model: Any = pretrained.model
+    inputs = pretrained.processor(text=QUESTIONS, images=[pictures[0]] * 5)
+    scores = model.objectives["itm"].head(model.mmbert(**inputs).pooled).softmax(dim=-1)[:, 1]
+    found = pretrained.match(pictures[0], QUESTIONS)
+    assert found.kind == "probability" and found.scores == pytest.approx(scores.tolist(), abs=1e-5)
+
+    contrastive = mmbert.load(folder / "contrastive")
+    core, itc = contrastive.core, contrastive.model.objectives["itc"]  # pyright: ignore
+    image = itc.image_projection(core.encode_image(inputs["pixel_values"]).first)
+    text = itc.text_projection(core.encode_text(inputs["input_ids"], inputs["attention_mask"]).first)
+    cosines = torch.nn.functional.cosine_similarity(image, text)
+    found = contrastive.match(pictures[0], QUESTIONS)
+    assert found.kind == "cosine" and found.scores == pytest.approx(cosines.tolist(), abs=1e-5)
+    vectors = contrastive.embed(images=pictures[0], texts=QUESTIONS)
+    assert vectors.images is not None and vectors.texts is not None
+    assert vectors.images.shape == (1, 8) and not vectors.images.requires_grad
+    assert (vectors.texts @ vectors.images[0]).tolist() == pytest.approx(found.scores, abs=1e-5)
+    assert vectors.texts.norm(dim=-1).tolist() == pytest.approx([1.0] * 5)
+    assert contrastive.embed(texts="a cat").images is None and contrastive.embed(images=pictures[0]).texts is None
+
+
+@torch.no_grad()
+def test_masks_by_hand(pretrained: LoadedModel, pictures: list[Path]) -> None:
+    model: Any = pretrained.model
+    processor, text = pretrained.processor, "The big[MASK]runs, in the [MASK] street"
+    ids = processor.encode("the big cat runs, in the red street")
+    places = [ids.index(processor.tokenizer.convert_tokens_to_ids(word)) for word in ("cat", "red")]  # pyright: ignore
+    for place in places:
+        ids[place] = processor.mask_token_id
+    assert processor.encode_masked(text) == ids
+
+    seen = {}
+    for name, picture in (("picture", pictures[0]), ("alone", None)):
+        pixels = {} if picture is None else {"pixel_values": processor(images=picture)["pixel_values"]}
+        fused = model.mmbert(input_ids=torch.tensor([ids]), **pixels)
+        states = fused.text.hidden_states[0, places]
+        logits = model.objectives["mlm"].logits(states, model.mmbert.word_embeddings)
+        chances = logits[:, : len((*SPECIAL, *WORDS))].softmax(dim=-1)
+        found = pretrained.fill_mask(picture, text, top_k=100)
+        assert len(found) == 2
+        for words, row in zip(found, chances, strict=True):
+            expected = row.sort(descending=True)
+            assert [p for _, p in words] == pytest.approx(expected.values.tolist(), abs=1e-6)
+            assert [w for w, _ in words] == processor.tokenizer.convert_ids_to_tokens(expected.indices.tolist())
+        assert pretrained.fill_mask(picture, text) == [words[:5] for words in found]
+        seen[name] = found
+    assert seen["picture"] != seen["alone"], "the picture says something"
+
+
+def test_only_the_mask_is_special() -> None:
+    processor = tiny_processor()
+    ids = processor.encode_masked("a [SEP] [MASK] [PAD] [mask]")
+    special = {processor.tokenizer.sep_token_id, processor.pad_token_id, processor.mask_token_id}
+    assert [i for i in ids if i in special] == [processor.mask_token_id, processor.tokenizer.sep_token_id]
+    assert processor.mask_token_id not in processor.encode("a [MASK]")
+    cut = processor.encode_masked("a [MASK]" + " cat" * 40)
+    assert len(cut) == 16 and cut[-1] == processor.tokenizer.sep_token_id
+    assert processor.encode_masked("cat " * 13 + "[MASK]")[-2] == processor.mask_token_id, "the last that is read"
+    for text, said in (
+        ("a cat", "the text 'a cat' has no [MASK]"),
+        ("cat " * 14 + "[MASK]", "has 17 tokens, of which 16 are read: a [MASK] would be cut off"),
+        ("[MASK] \ud800", "no valid Unicode"),
+    ):
+        with pytest.raises(UsageError) as error:
+            processor.encode_masked(text)
+        assert said in str(error.value)
+
+
+def test_wrong_arguments_are_told(vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]) -> None:
+    def said(ask: Any) -> str:
+        with pytest.raises(UsageError) as error:
+            ask()
+        return str(error.value)
+
+    for top_k in (0, -1, 1.5, True):
+        assert said(lambda k=top_k: vqa.answer(pictures[0], "a", top_k=k)).startswith(f"top_k={top_k!r}: a whole")
+        assert "top_k" in said(lambda k=top_k: pretrained.fill_mask(None, "[MASK]", top_k=k))
+    assert "5 pictures and 2 texts: give as many of both" in said(lambda: vqa.answer(pictures, ["a", "b"]))
+    assert "5 pictures and 1 texts" in said(lambda: vqa.answer(pictures, ["a"])), "a list is no single one"
+    assert "7 is a int; expected a text" in said(lambda: vqa.answer(pictures[0], 7))  # pyright: ignore
+    assert "None is a NoneType" in said(lambda: pretrained.match(pictures[0], ["a", None]))  # pyright: ignore
+    assert "no text to match" in said(lambda: pretrained.match(pictures[0], []))
+    assert "nothing to embed" in said(lambda: pretrained.embed())
+    assert "has no [MASK]" in said(lambda: pretrained.fill_mask(pictures[0], MASKED))
+    with pytest.raises(BadImageError, match=r"absent\.png: no such file"):
+        vqa.answer("absent.png", "a cat")
+    with pytest.raises(BadImageError, match="an array of shape 3"):
+        pretrained.embed(images=np.zeros(3))
+
+
+def test_device_that_is_not_there_is_told(folder: Path) -> None:
+    for device in ("cuda:77", "gpu"):
+        with pytest.raises(UsageError, match=f"device='{device}': "):
+            mmbert.load(folder / "vqa", device=device)
+
+
+def test_model_says_what_it_was_trained_for(
+    folder: Path, vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path], tmp_path: Path
+) -> None:
+    def said(model: LoadedModel, name: str, *arguments: Any, **named: Any) -> str:
+        with pytest.raises(UsageError) as error:
+            getattr(model, name)(*arguments, **named)
+        return str(error.value)
+
+    assert said(pretrained, "answer", pictures[0], "a") == (
+        f"'{folder / 'pretrained'}' was pretrained with mlm, itm, itc; answering needs a model that was fine-tuned "
+        "with model.task=vqa or decision and one picture a text: see configs/finetune/."
+    )
+    trained = f"'{folder / 'vqa'}' was fine-tuned with model.task=vqa and one picture a text; "
+    assert said(vqa, "match", pictures[0], "a").startswith(trained + "matching needs a model that was pretrained with")
+    assert "embedding needs a model that was pretrained with the objective itc" in said(vqa, "embed", texts="a")
+    contrastive = mmbert.load(folder / "contrastive")
+    assert "was pretrained with itc; filling masks needs" in said(contrastive, "fill_mask", None, "[MASK]")
+    pairs = mmbert.load(saved(tmp_path / "pairs", task_model("decision", pictures=2)))
+    assert "model.task=decision and 2 pictures a text; answering" in said(pairs, "answer", pictures[0], "a")
+    bare = mmbert.load(saved(tmp_path / "bare", MMBertModel(tiny_config())))
+    assert "holds a MMBertModel, which has no heads; matching needs" in said(bare, "match", pictures[0], "a")
+
+
+def test_commands_print_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = str(folder / "0.png")
+
+    def printed(*arguments: str) -> list[str]:
+        run_command([*arguments])
+        return capsys.readouterr().out.splitlines()
+
+    answers = mmbert.load(folder / "vqa").answer(picture, "a red cat", top_k=4)
+    lines = [f"{score:.4f}  {answer}" for answer, score in answers]
+    assert printed("ask", str(folder / "vqa"), picture, "a red cat") == lines
+    assert printed("ask", str(folder / "vqa"), picture, "a red cat", "--top_k", "1", "--device", "cpu") == lines[:1]
+
+    texts = ["a cat", "the big dog", "two\nbirds"]
+    scores, kind = mmbert.load(folder / "pretrained").match(picture, texts)
+    found = printed("match", str(folder / "pretrained"), picture, *texts)
+    rows = sorted(zip(scores, ["a cat", "the big dog", "two\\nbirds"], strict=True), reverse=True)
+    assert found == [kind, *(f"{score:.4f}  {text}" for score, text in rows)]
+    assert printed("match", str(folder / "contrastive"), picture, "a cat")[0] == "cosine"
+
+
+def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = str(folder / "0.png")
+    for code, said, *arguments in (
+        (2, "answering needs a model that was fine-tuned", "ask", str(folder / "pretrained"), picture, "a"),
+        (2, "no mmbert model folder", "ask", str(folder), picture, "a"),
+        (2, "top_k=0: a whole number of 1 or more", "ask", str(folder / "vqa"), picture, "a", "--top_k", "0"),
+        (1, "absent.png: no such file", "ask", str(folder / "vqa"), "absent.png", "a"),
+        (2, "required: QUESTION", "ask", str(folder / "vqa"), picture),
+        (2, "required: TEXT", "match", str(folder / "pretrained"), picture),
+        (2, "matching needs a model", "match", str(folder / "vqa"), picture, "a"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_command([str(argument) for argument in arguments])
+        errors = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == code and len(errors) == 1 and said in errors[0], errors
