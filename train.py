@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from mmbert.__main__ import main
+from mmbert.cli.main import main
 
 ROOT = Path(__file__).parent
 QUICKSTART = ROOT / "configs/quickstart.yaml"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 from mmbert.training.checkpoints import RunCheckpoints
 from mmbert.training.module import TrainingModule
 from mmbert.training.trace import Trace

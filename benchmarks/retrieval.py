@@ -2,11 +2,11 @@
 
     python benchmarks/retrieval.py [--model RUN/model --annotations F --images DIR] [--k 32] [--plot FILE.png]
 
-With `--model` it ranks the test split of a Karpathy file (UCM: 210 pictures, 1,050 texts) with both, and prints seconds
-and R@1. Without it a random hybrid (6 + 6 + 2 layers, 384 wide) runs on as many random pictures and as many random
-texts as UCM has distinct ones, which gives times only. Then come the passes that 1,000 pictures with 5,000 texts need:
+With `--model` it ranks the test split of a Karpathy file (UCM: 210 images, 1,050 texts) with both, and prints seconds
+and R@1. Without it a random hybrid (6 + 6 + 2 layers, 384 wide) runs on as many random images and as many random
+texts as UCM has distinct ones, which gives times only. Then come the passes that 1,000 images with 5,000 texts need:
 of two_stage its shortlist is made, of itm they follow from the definition. `--plot` draws passes and seconds against
-the number of pictures, the seconds with a small random hybrid.
+the number of images, the seconds with a small random hybrid.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def random_hybrid(layers: int, **sizes: Any) -> MMBertForPreTraining:
 
 @torch.no_grad()
 def random_encoded(model: MMBertForPreTraining, num_images: int, num_texts: int) -> tuple[Encoded, Candidates, float]:
-    """Random pictures and texts of 8 to 19 tokens through the encoders, and the CPU seconds that took."""
+    """Random images and texts of 8 to 19 tokens through the encoders, and the CPU seconds that took."""
     generator = torch.Generator().manual_seed(0)
     side, contrast = model.config.image_size or 112, model.objectives["itc"]
     started = time.process_time()
@@ -110,7 +110,7 @@ def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k:
 
 
 def random_passes(num_images: int, k: int) -> int:
-    """The same for vectors of a common space of 256 in which a text is near its picture, as after training."""
+    """The same for vectors of a common space of 256 in which a text is near its image, as after training."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, 256, generator=generator)
     texts = images.repeat_interleave(TEXTS_EACH, dim=0) + torch.randn(num_images * TEXTS_EACH, 256, generator=generator)
@@ -124,7 +124,7 @@ def passes(num_images: int, k: int) -> None:
     encoders = num_images + texts
     exhaustive, two_stage = num_images * texts, random_passes(num_images, k)
     bound = k * encoders
-    print(f"{num_images:,} pictures x {texts:,} texts, k = {k}: passes")
+    print(f"{num_images:,} images x {texts:,} texts, k = {k}: passes")
     print(f"{'':>12}{'encoders':>12}{'fusion':>14}{'together':>14}")
     for name, fused in (("itm", exhaustive), ("two_stage", two_stage), ("its bound", bound)):
         print(f"{name:>12}{encoders:>12,}{fused:>14,}{encoders + fused:>14,}")
@@ -159,8 +159,8 @@ def plot(file: str, k: int, measured: Sequence[int]) -> None:
         right.plot(measured, seconds[name], color=color, marker=marker, markersize=4, label=label)
     left.plot(counted, [(k + 1) * e for e in encoders], color="C0", linestyle=":", label="N + M + k(N + M)")
     left.plot(counted, encoders, color="C7", linestyle="--", label="encoders alone: N + M")
-    left.set(title="passes", xlabel="pictures N, with M = 5N texts", xscale="log", yscale="log")
-    right.set(title="CPU seconds, 128-wide hybrid", xlabel="pictures N, with M = 5N texts")
+    left.set(title="passes", xlabel="images N, with M = 5N texts", xscale="log", yscale="log")
+    right.set(title="CPU seconds, 128-wide hybrid", xlabel="images N, with M = 5N texts")
     right.set_ylim(bottom=0)
     for axis in (left, right):
         axis.grid(alpha=0.3)
@@ -174,13 +174,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
     parser.add_argument("--model", help="folder of a saved model with itm and itc; random without it")
     parser.add_argument("--annotations", help="Karpathy file whose split test is ranked with --model")
-    parser.add_argument("--images", help="its pictures")
-    parser.add_argument("--num_images", type=int, default=210, help="random pictures")
+    parser.add_argument("--images", help="its images")
+    parser.add_argument("--num_images", type=int, default=210, help="random images")
     parser.add_argument("--num_texts", type=int, default=377, help="random texts, all different")
     parser.add_argument("--k", type=int, default=32, help="shortlist of two_stage")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--passes_only", action="store_true", help="leave the timed comparison out")
-    parser.add_argument("--plot", metavar="FILE", help="draw the cost against the number of pictures")
+    parser.add_argument("--plot", metavar="FILE", help="draw the cost against the number of images")
     parser.add_argument("--plot_images", type=int, nargs="+", default=[25, 50, 75, 100], help="N of the timed points")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -192,13 +192,13 @@ def main() -> None:
             test = read_examples("karpathy", options.annotations, options.images, only="test")["test"]
             candidates = Candidates.of(test)
             started = time.perf_counter()
-            encoded = encode(model, processor, candidates.pictures, candidates.texts)
+            encoded = encode(model, processor, candidates.images, candidates.texts)
             seconds = time.perf_counter() - started
         else:
             model = random_hybrid(6, **UCM)
             encoded, candidates, seconds = random_encoded(model, options.num_images, options.num_texts)
         print(
-            f"{encoded.image_passes:,} pictures x {len(candidates.texts):,} texts ({encoded.text_passes:,} distinct), "
+            f"{encoded.image_passes:,} images x {len(candidates.texts):,} texts ({encoded.text_passes:,} distinct), "
             f"k = {options.k}, encoded in {seconds:.1f} s; equal texts are right"
         )
         compare(model, encoded, candidates, seconds, options.k)

@@ -1,33 +1,83 @@
 """mmbert: a text-image BERT whose fusion strategy is one key."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from mmbert.data.processor import MMBertProcessor
-from mmbert.inference.loaded import LoadedModel, load
-from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion
-from mmbert.model.initialization import ModelOptions, build_model
-from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
-from mmbert.model.tokens import Fused, Tokens
-from mmbert.runtime.allowed_imports import allow_import
+if TYPE_CHECKING:
+    from mmbert.data.datamodule import LabelledDataModule, PairsDataModule
+    from mmbert.data.processor import MMBertProcessor
+    from mmbert.inference.loaded import LoadedModel, load
+    from mmbert.model.configuration import MMBertConfig
+    from mmbert.model.fusion.base import Fusion
+    from mmbert.model.initialization import ModelOptions, build_model
+    from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel
+    from mmbert.model.tokens import Fused, Tokens
+    from mmbert.runtime.allowed_imports import allow_import
+    from mmbert.training.fit import fit
+    from mmbert.training.module import TrainingModule
+    from mmbert.training.result import RunResult
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Fused": "model.tokens",
+    "Fusion": "model.fusion.base",
+    "LabelledDataModule": "data.datamodule",
+    "LoadedModel": "inference.loaded",
+    "MMBertConfig": "model.configuration",
+    "MMBertForPreTraining": "model.modeling",
+    "MMBertForTask": "model.modeling",
+    "MMBertModel": "model.modeling",
+    "MMBertProcessor": "data.processor",
+    "ModelOptions": "model.initialization",
+    "PairsDataModule": "data.datamodule",
+    "RunResult": "training.result",
+    "Tokens": "model.tokens",
+    "TrainingModule": "training.module",
+    "allow_import": "runtime.allowed_imports",
+    "build_model": "model.initialization",
+    "fit": "training.fit",
+    "load": "inference.loaded",
+}
+"""Public name -> its module, imported on first use (PEP 562): `import mmbert` alone imports neither torch nor
+transformers. `AutoModel` knows mmbert's classes once one of them was used, or after `mmbert.register()`."""
 
 __all__ = [
     "Fused",
     "Fusion",
+    "LabelledDataModule",
     "LoadedModel",
     "MMBertConfig",
     "MMBertForPreTraining",
+    "MMBertForTask",
     "MMBertModel",
     "MMBertProcessor",
     "ModelOptions",
+    "PairsDataModule",
+    "RunResult",
     "Tokens",
+    "TrainingModule",
     "allow_import",
     "build_model",
+    "fit",
     "load",
+    "register",
 ]
 
-AutoConfig.register("mmbert", MMBertConfig)
-AutoModel.register(MMBertConfig, MMBertModel)
-AutoModelForPreTraining.register(MMBertConfig, MMBertForPreTraining)
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mmbert' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mmbert.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]
+
+
+def register() -> None:
+    """Make transformers' `AutoConfig` and `AutoModel` load mmbert's folders; any use of a model does it too."""
+    importlib.import_module("mmbert.model.modeling")

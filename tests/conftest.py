@@ -49,8 +49,8 @@ def refused(offline_log: Path) -> Iterator[Callable[[], list[str]]]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with real pictures and captions beside the repository."""
+    """Folder with real images and captions beside the repository."""
     folder = Path(__file__).parents[1].parent / "shared"
     if not folder.is_dir():
-        pytest.skip("needs ../shared (real pictures), absent in a plain clone")
+        pytest.skip("needs ../shared (real images), absent in a plain clone")
     return folder

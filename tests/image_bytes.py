@@ -1,4 +1,4 @@
-"""Pictures as bytes, right and wrong, made in the test."""
+"""Images as bytes, right and wrong, made in the test."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ PHOTO = Image.fromarray(
     .clip(0, 255)
     .astype(np.uint8)
 )
-"""A smooth 48x40 picture: lossy formats keep it within a few levels."""
+"""A smooth 48x40 image: lossy formats keep it within a few levels."""
 
 
 def saved(image: Image.Image, format: str, **options: object) -> bytes:

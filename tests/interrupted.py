@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 from mmbert.training import run_folder
 from mmbert.training.module import TrainingModule
 

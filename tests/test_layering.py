@@ -65,7 +65,7 @@ def imports(tree: ast.AST, module: str) -> list[tuple[int, str]]:
 
 
 def test_layering_finds_imports() -> None:
-    code = "from mmbert.data.pairs import Pairs\nimport os\nif TYPE_CHECKING:\n    from mmbert.cli.parser import main\n"
+    code = "from mmbert.data.pairs import Pairs\nimport os\nif TYPE_CHECKING:\n    from mmbert.cli.main import main\n"
     code += "def f():\n    import mmbert.training.run_folder\n    from mmbert import errors\n"
     assert imports(ast.parse(code), "x") == [(1, "data.pairs"), (6, "training.run_folder"), (7, "errors")]
     assert level("model.fusion.early") == level("model") < level("data.readers.coco") == level("data.images")

@@ -1,4 +1,4 @@
-"""Models, batches and data small enough to try every claim on: width 32, one or two layers, 16 px pictures."""
+"""Models, batches and data small enough to try every claim on: width 32, one or two layers, 16 px images."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mmbert.data.examples import Example
-from mmbert.data.processor import MMBertProcessor, PictureSettings
+from mmbert.data.processor import ImageSettings, MMBertProcessor
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT, Tokens
 
@@ -51,7 +51,7 @@ BERT_NAMES = {
 
 
 def tiny_config(**overrides: Any) -> MMBertConfig:
-    """One layer each, 32 wide, a picture of 2 x 2 patches; the ViT is narrower, so there is a projection."""
+    """One layer each, 32 wide, an image of 2 x 2 patches; the ViT is narrower, so there is a projection."""
     settings: dict[str, Any] = {
         "fusion": "hybrid",
         "text_layers": 1,
@@ -91,7 +91,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
 def tiny_batch(
     size: int = 4, *, seed: int = 0, length: int = 8, image_size: int = 16, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """A batch with all keys of `mmbert.data.pairs.Collate`, pictures normalised, texts of different lengths."""
+    """A batch with all keys of `mmbert.data.pairs.Collate`, images normalised, texts of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     lengths = [length - i % (length - 3) for i in range(size)]
     input_ids = torch.randint(5, VOCAB, (size, length), generator=generator)
@@ -102,7 +102,7 @@ def tiny_batch(
         attention_mask[i, :n] = 1
         labels[i, 1] = input_ids[i, 1]
     masked = torch.where(labels == IGNORE_INDEX, input_ids, MASK)
-    pictures = torch.randn(size, 3, image_size, image_size, generator=generator, dtype=torch.float64)
+    images = torch.randn(size, 3, image_size, image_size, generator=generator, dtype=torch.float64)
     keys = torch.arange(size)
     return {
         "index": keys,
@@ -110,7 +110,7 @@ def tiny_batch(
         "attention_mask": attention_mask,
         "mlm_input_ids": masked,
         "mlm_labels": labels,
-        "pixel_values": pictures.to(dtype),
+        "pixel_values": images.to(dtype),
         "image_key": keys + 100,
         "text_key": keys + 200,
         "image_text_keys": torch.stack([keys + 200, torch.full_like(keys, NO_TEXT)], dim=1),
@@ -143,8 +143,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_processor(image_size: int = 16, max_text_length: int = 16) -> MMBertProcessor:
-    """Tokenizer and picture settings for `tiny_config`."""
-    settings = PictureSettings(image_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    """Tokenizer and image settings for `tiny_config`."""
+    settings = ImageSettings(image_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return MMBertProcessor(tiny_tokenizer(), settings, max_text_length=max_text_length)
 
 

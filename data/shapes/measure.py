@@ -51,7 +51,7 @@ def print_question_prior() -> None:
 
 
 def print_recall_ceiling(seed: int) -> None:
-    """Prints the text-to-image recall@1 of a model that finds all fitting pictures and guesses among them."""
+    """Prints the text-to-image recall@1 of a model that finds all fitting images and guesses among them."""
     for name in ("test_seen", "test_unseen"):
         indices = [int(Path(image["file_name"]).stem) - 1 for image in load(f"captions_{name}")["images"]]
         scenes = [sample_scene(seed, "test", index) for index in indices]

@@ -1,4 +1,4 @@
-"""Makes the embedded data set: pictures of colored shapes with captions, questions and foils.
+"""Makes the embedded data set: images of colored shapes with captions, questions and foils.
 
     python data/shapes/prepare.py
 
@@ -50,17 +50,17 @@ class Task(NamedTuple):
 
 
 def make_chunk(task: Task) -> list[Json]:
-    """Draws the pictures of a task to disk and returns one record a scene."""
+    """Draws the images of a task to disk and returns one record a scene."""
     return [make_scene(task, index) for index in range(task.start, task.stop)]
 
 
 def make_scene(task: Task, index: int) -> Json:
-    """Draws one picture to disk and returns all that is written about it."""
+    """Draws one image to disk and returns all that is written about it."""
     seed, split = task.seed, task.split
     scene = sample_scene(seed, split, index)
     file_name = f"{split}/{index + 1:06d}.png"
-    picture = draw_scene(scene, task.size, generator(seed, split, index, "drawing"))
-    picture.save(task.out / "images" / file_name, compress_level=1)
+    image = draw_scene(scene, task.size, generator(seed, split, index, "drawing"))
+    image.save(task.out / "images" / file_name, compress_level=1)
 
     captions = write_captions(scene, generator(seed, split, index, "captions"))
     foil = write_foil(scene, captions, generator(seed, split, index, "foil")) if split == "test" else None
@@ -188,12 +188,12 @@ def texts_of(records: list[Json]) -> Iterator[str]:
 
 def parse_arguments() -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(description="Makes a data set of pictures of colored shapes.")
+    parser = argparse.ArgumentParser(description="Makes a data set of images of colored shapes.")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
     parser.add_argument("--train", type=int, default=20000, help="number of training scenes")
     parser.add_argument("--val", type=int, default=1000, help="number of validation scenes")
     parser.add_argument("--test", type=int, default=2000, help="number of test scenes, half with held-out pairs")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other scenes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of processes")
     parser.add_argument("--force", action="store_true", help="make the set again even if it is complete")

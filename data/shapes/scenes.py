@@ -1,6 +1,6 @@
 """Scenes of one to four colored shapes: sampling them and drawing them.
 
-Coordinates are fractions of the picture's side, x to the right and y down: a scene is the same at any size.
+Coordinates are fractions of the image's side, x to the right and y down: a scene is the same at any size.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ OUTLINES = {
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One shape: its names, its center and its half extent, as fractions of the picture's side."""
+    """One shape: its names, its center and its half extent, as fractions of the image's side."""
 
     shape: str
     color: str
@@ -75,7 +75,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one picture shows."""
+    """What one image shows."""
 
     objects: tuple[Object, ...]
     background: str
@@ -136,13 +136,13 @@ def draw_scene(scene: Scene, size: int, rng: random.Random) -> Image.Image:
 
     Args:
         scene: What to draw.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
         rng: Draws the tint of the background and of each object, which no caption speaks about.
     """
     side = size * SUPERSAMPLING
     level = rng.randint(228, 246) if scene.background == "light" else rng.randint(18, 44)
-    picture = Image.new("RGB", (side, side), tuple(level + rng.randint(-6, 6) for _ in range(3)))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), tuple(level + rng.randint(-6, 6) for _ in range(3)))
+    pen = ImageDraw.Draw(image)
     for obj in scene.objects:
         fill = tuple(min(255, max(0, value + rng.randint(-12, 12))) for value in COLORS[obj.color])
         x, y, half = obj.x * side, obj.y * side, obj.half * side
@@ -150,4 +150,4 @@ def draw_scene(scene: Scene, size: int, rng: random.Random) -> Image.Image:
             pen.ellipse((x - half, y - half, x + half, y + half), fill=fill)
         else:
             pen.polygon([(x + u * half, y + v * half) for u, v in OUTLINES[obj.shape]], fill=fill)
-    return picture.reduce(SUPERSAMPLING)
+    return image.reduce(SUPERSAMPLING)

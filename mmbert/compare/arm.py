@@ -19,8 +19,6 @@ import torch
 import yaml
 from lightning.fabric.utilities import move_data_to_device
 
-from mmbert.cli.command_line import one_sentence_for_mistakes, set_up_logging
-from mmbert.cli.parser import PreparedRun, main
 from mmbert.compare.cost import milliseconds_per_pair
 from mmbert.compare.plan import PRETRAIN
 from mmbert.compare.rows import QUERIES, Row, finite
@@ -32,17 +30,20 @@ from mmbert.evaluation.encoding import encode
 from mmbert.evaluation.foils import OVERALL, foil_hits
 from mmbert.evaluation.retrieval import NEEDS, Candidates, choose_scorer, search
 from mmbert.inference.loading import load_folder
-from mmbert.metrics.outcomes import Items, read_items, write_items
+from mmbert.metrics.outcomes import ItemOutcomes, read_outcomes, write_outcomes
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.tasks import TASKS
-from mmbert.runtime.import_policy import allow_from_here
+from mmbert.runtime.files import atomic_write_text
+from mmbert.runtime.import_policy import allow_import_from_cwd
 from mmbert.runtime.signals import StopSignals
+from mmbert.runtime.terminal import report_user_errors, set_up_logging
 from mmbert.training import run_folder
-from mmbert.training.checkpoints import write_whole
 from mmbert.training.config_files import flat
+from mmbert.training.fit import TrainingRun
+from mmbert.training.options import parse_run, to_arguments
 
 Results = dict[str, float]
-Found = tuple[Results, dict[str, Items], dict[str, float]]
+Found = tuple[Results, dict[str, ItemOutcomes], dict[str, float]]
 """Results, their items, and costs."""
 
 
@@ -50,19 +51,22 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     """Trains and judges what `spec` says, and writes row.json and the items.
 
     Args:
-        spec: arm, strategy, seed, fraction; folder, items; stages (name -> command line of fit); retrieval, foils;
+        spec: arm, strategy, seed, fraction; folder, items; stages (name -> config, options); retrieval, foils;
             budget; threads; config (what makes the arm).
         seconds: Tells how long the arm has taken.
     """
     folder = Path(spec["folder"])
     for module in spec["allow_import"]:
-        allow_from_here(module)
-    for name, arguments in spec["stages"].items():
+        allow_import_from_cwd(module)
+    for name, stage in spec["stages"].items():
         if not (folder / name / "metrics.json").is_file():
-            main([*arguments, f"--name={name}", f"--trainer.default_root_dir={folder}", "--resume=auto"])
+            place = {"name": name, "trainer.default_root_dir": str(folder), "resume": "auto"}
+            options = {**stage["options"], "threads": spec["threads"], **place}
+            with StopSignals() as stop:
+                TrainingRun(parse_run(to_arguments(stage["config"], options)), stop=stop).fit()
     torch.set_num_threads(spec["threads"])
     results: Results = {}
-    items: dict[str, Items] = {}
+    items: dict[str, ItemOutcomes] = {}
     cost: dict[str, float] = {}
     for name in spec["stages"]:
         found, own = of_run(folder / name, name)
@@ -76,7 +80,7 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     if spec["retrieval"]["images"]:
         steps.append(lambda: ranked(model, processor, data, spec["retrieval"], folder / QUERIES))
     if spec["foils"]["files"]:
-        steps.append(lambda: told_apart(model, processor, spec["foils"]))
+        steps.append(lambda: evaluate_foils(model, processor, spec["foils"]))
     for step in steps:
         more, own, spent = step()
         results |= more
@@ -107,9 +111,9 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     target = Path(spec["items"])
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    write_items(temporary, items)
+    write_outcomes(temporary, items)
     os.replace(temporary, target)
-    write_whole(folder / "row.json", json.dumps(finite(row), sort_keys=True, allow_nan=False))
+    atomic_write_text(folder / "row.json", json.dumps(finite(row), sort_keys=True, allow_nan=False))
 
 
 SHOWN = ("itm_accuracy", "mlm_accuracy", "itm_loss", "mlm_loss", "to_image/R@1", "to_text/R@1", *(
@@ -137,18 +141,18 @@ COUNTS = ("images_without_text", "left_out", "retrieval_images", "ceiling")
 KINDS = ("blank", "shuffled", "no_text")
 
 
-def of_run(folder: Path, stage: str) -> tuple[Results, dict[str, Items]]:
+def of_run(folder: Path, stage: str) -> tuple[Results, dict[str, ItemOutcomes]]:
     """What a stage's run measured on its test splits, named `STAGE/result`, `STAGE/SPLIT/result` beyond "test"."""
     metrics = json.loads((folder / "metrics.json").read_text())
     results: Results = {}
-    items: dict[str, Items] = {}
+    items: dict[str, ItemOutcomes] = {}
     for key, value in metrics.items():
         split, _, name = key.partition("/")
         if split.startswith("test") and isinstance(value, int | float) and not name.endswith(COUNTS):
             results[_named(stage, split, name)] = float(value)
     for file in sorted(folder.glob("items_test*.npz")):
         split = file.stem.removeprefix("items_")
-        items |= {_named(stage, split, name): found for name, found in read_items(file).items()}
+        items |= {_named(stage, split, name): found for name, found in read_outcomes(file).items()}
     return results, items
 
 
@@ -167,7 +171,9 @@ class _Data:
     """The pretraining data of an arm, read again as its run read it."""
 
     def __init__(self, spec: Mapping[str, Any]):
-        run = PreparedRun([*spec["stages"][PRETRAIN]])
+        stage = spec["stages"][PRETRAIN]
+        options = parse_run(to_arguments(stage["config"], {**stage["options"], "threads": spec["threads"]}))
+        run = TrainingRun(options, dry=True)
         self.parts, self.device = run.parts, run.trainer.strategy.root_device
 
     def candidates(self, split: str, images: int, captions: int) -> Candidates:
@@ -185,14 +191,14 @@ class _Data:
 def ranked(
     model: MMBertForPreTraining, processor: MMBertProcessor, data: _Data, options: Mapping[str, Any], queries: Path
 ) -> Found:
-    """Ranks pictures and captions of a split, and writes picture and caption of each item to the file `queries`."""
+    """Ranks images and captions of a split, and writes image and caption of each item to the file `queries`."""
     candidates = data.candidates(options["split"], options["images"], options["captions"])
-    pictures = [str(candidates.pictures[i]) for i in candidates.image_of_text]
-    write_whole(queries, json.dumps([*zip(pictures, candidates.texts, strict=True)]) + "\n")
+    images = [str(candidates.images[i]) for i in candidates.image_of_text]
+    atomic_write_text(queries, json.dumps([*zip(images, candidates.texts, strict=True)]) + "\n")
     scorer = choose_scorer(model, options["scorer"])
     started = time.perf_counter()
     keep = "itm" in NEEDS[scorer]
-    encoded = encode(model, processor, candidates.pictures, candidates.texts, keep_tokens=keep)
+    encoded = encode(model, processor, candidates.images, candidates.texts, keep_tokens=keep)
     report, items = search(model, encoded, candidates, scorer, k=options["k"], equal_texts=options["equal_texts"])
     cost = {
         "search_seconds": time.perf_counter() - started,
@@ -205,17 +211,19 @@ def ranked(
     return results, {f"retrieval/{name}": found for name, found in items.items()}, cost
 
 
-def told_apart(model: MMBertForPreTraining, processor: MMBertProcessor, options: Mapping[str, Any]) -> Found:
-    """True captions against foils: overall and by category; with a blank picture and another one, overall."""
+def evaluate_foils(model: MMBertForPreTraining, processor: MMBertProcessor, options: Mapping[str, Any]) -> Found:
+    """True captions against foils: overall and by category; with a blank image and another one, overall."""
     foils = foils_of(options)
     hits = foil_hits(model, processor, foils)
-    number = {picture: i for i, picture in enumerate(dict.fromkeys(foil.picture for foil in foils))}
-    items: dict[str, Items] = {}
+    number = {image: i for i, image in enumerate(dict.fromkeys(foil.image for foil in foils))}
+    items: dict[str, ItemOutcomes] = {}
 
     def add(name: str, kind: str, chosen: list[int]) -> None:
         rows = [row for row in chosen if hits[kind][row] is not None]
         if rows:
-            items[name] = Items([float(bool(hits[kind][r])) for r in rows], [number[foils[r].picture] for r in rows])
+            items[name] = ItemOutcomes(
+                [float(bool(hits[kind][r])) for r in rows], [number[foils[r].image] for r in rows]
+            )
 
     everything = [*range(len(foils))]
     add(f"foils/{OVERALL}", "accuracy", everything)
@@ -248,7 +256,7 @@ class Watch:
     def _run(self) -> None:
         while True:
             time.sleep(0.5)
-            write_whole(self._file, str(self.seconds()))
+            atomic_write_text(self._file, str(self.seconds()))
 
 
 def end_with(parent: int) -> None:
@@ -273,7 +281,7 @@ def start(file: str, parent: int) -> None:
     spec = json.loads(Path(file).read_text())
     folder = Path(spec["folder"])
     set_up_logging()
-    with (folder / "lock").open("w") as lock, one_sentence_for_mistakes():
+    with (folder / "lock").open("w") as lock, report_user_errors():
         fcntl.flock(lock, fcntl.LOCK_EX)
         watch = Watch(folder / "seconds.txt")
         if not (folder / "row.json").is_file():

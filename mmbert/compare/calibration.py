@@ -16,19 +16,20 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from mmbert.cli.command_line import one_sentence_for_mistakes, set_up_logging
-from mmbert.cli.parser import PreparedRun
 from mmbert.compare.budget import Shape, match_parameters, share_out, told
 from mmbert.compare.cost import count_parameters, first_batches, flops_per_step, parameters, synchronize
-from mmbert.compare.plan import PRETRAIN, Comparison, comparison_from
-from mmbert.compare.specs import fit_arguments
+from mmbert.compare.plan import PRETRAIN, Comparison, Stage, comparison_from
 from mmbert.errors import UsageError
 from mmbert.evaluation.retrieval import choose_scorer
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import quiet_transformers
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.checkpoints import write_whole
+from mmbert.runtime.files import atomic_write_text
+from mmbert.runtime.import_policy import allow_import_from_cwd
+from mmbert.runtime.terminal import report_user_errors, set_up_logging
+from mmbert.training.fit import TrainingRun
 from mmbert.training.optim import build_optimizer
+from mmbert.training.options import parse_run, to_arguments
 
 COUNTED = 20
 """Training batches whose FLOPs are counted."""
@@ -106,10 +107,17 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
     return found
 
 
-def prepared(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> PreparedRun:
+def prepared(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> TrainingRun:
     """The parts of a strategy's pretraining."""
-    arguments = fit_arguments(comparison.pretrain, {**options, "seed_everything": comparison.seeds[0]})
-    return PreparedRun([*arguments, *(f"--allow-import={module}" for module in allow_import)])
+    return prepare_stage(comparison.pretrain, {**options, "seed_everything": comparison.seeds[0]}, allow_import)
+
+
+def prepare_stage(stage: Stage, options: Mapping[str, Any], allow_import: list[str]) -> TrainingRun:
+    """The parts of a training with more options on top of its own, built and not started."""
+    for module in allow_import:
+        allow_import_from_cwd(module)
+    arguments = to_arguments(stage.run, {**stage.options, **options})
+    return TrainingRun(parse_run(arguments), dry=True)
 
 
 def matched_options(comparison: Comparison, allow_import: list[str]) -> dict[str, dict[str, int]]:
@@ -147,14 +155,13 @@ def count(comparison: Comparison, options: Mapping[str, Any], allow_import: list
         for name, stage in comparison.stages.items():
             if name == PRETRAIN:
                 continue
-            arguments = fit_arguments(stage, {"model.pretrained": folder})
-            tuned = PreparedRun([*arguments, *(f"--allow-import={module}" for module in allow_import)])
+            tuned = prepare_stage(stage, {"model.pretrained": folder}, allow_import)
             found[name] = step_cost(tuned, comparison)
     model = run.parts.model
     return Counted(Shape(*_depth_and_width(model.config), parameters(model).total), found)
 
 
-def _check_retrieval(comparison: Comparison, run: PreparedRun) -> None:
+def _check_retrieval(comparison: Comparison, run: TrainingRun) -> None:
     """Refuses before the training what could not be ranked after it."""
     model, splits, asked = run.parts.model, run.parts.data.examples, comparison.retrieval
     if asked.images and isinstance(model, MMBertForPreTraining):
@@ -163,9 +170,13 @@ def _check_retrieval(comparison: Comparison, run: PreparedRun) -> None:
             raise UsageError(f"retrieval.split='{asked.split}'; the data has {', '.join(splits)}.")
 
 
-def _check_fractions(comparison: Comparison, run: PreparedRun) -> None:
+def _check_fractions(comparison: Comparison, run: TrainingRun) -> None:
     """Refuses a share of the training pairs that fills no batch."""
-    count, batch, share = len(run.parts.data.examples["train"]), run.options.data.batch_size, min(comparison.fractions)
+    count, batch, share = (
+        len(run.parts.data.examples["train"]),
+        run.options.sections.data.batch_size,
+        min(comparison.fractions),
+    )
     if round(share * count) < batch:
         raise UsageError(
             f"fractions={comparison.fractions}: {share:g} of {count:,} training pairs are {round(share * count):,}, "
@@ -173,17 +184,17 @@ def _check_fractions(comparison: Comparison, run: PreparedRun) -> None:
         )
 
 
-def step_cost(run: PreparedRun, comparison: Comparison) -> Step:
+def step_cost(run: TrainingRun, comparison: Comparison) -> Step:
     """Counts FLOPs of an optimizer step; times it only where times are to be equal."""
     model, data = run.parts.model, run.parts.data
     model.train()
-    accumulated = int(run.config["fit"].trainer.accumulate_grad_batches)
+    accumulated = int(run.options.config.trainer.accumulate_grad_batches)
     flops = flops_per_step(model, first_batches(data, COUNTED)) * accumulated
     if comparison.match != "time":
         return Step(flops, 0.0)
     device = run.trainer.strategy.root_device
     model.to(device)  # pyright: ignore[reportArgumentType]
-    optimizer, _ = build_optimizer(model, run.options.optim, TIMED + 2)
+    optimizer, _ = build_optimizer(model, run.options.sections.optim, TIMED + 2)
     seconds = []
     precision = str(run.trainer.precision)
     kind = torch.bfloat16 if precision.startswith("bf16") else torch.float16
@@ -205,12 +216,12 @@ def step_cost(run: PreparedRun, comparison: Comparison) -> Step:
 def start(out: Path) -> None:
     """Reads OUT/plan.json, writes OUT/budgets.json."""
     set_up_logging()
-    with one_sentence_for_mistakes():
+    with report_user_errors():
         plan, file = json.loads((out / "plan.json").read_text()), out / "budgets.json"
         stored = json.loads(file.read_text()) if file.is_file() else {}
         known = stored["strategies"] if stored.get("asked") == plan["asked"] else {}
         found = calibrate(comparison_from(plan["comparison"]), plan["allow_import"], known)
-        write_whole(file, json.dumps({"asked": plan["asked"], "strategies": {**known, **found}}, indent=2) + "\n")
+        atomic_write_text(file, json.dumps({"asked": plan["asked"], "strategies": {**known, **found}}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

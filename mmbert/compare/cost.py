@@ -49,7 +49,7 @@ def count_parameters(config: MMBertConfig, strategy: str, fusion_layers: int, in
     Raises:
         UsageError: There is no such model.
     """
-    keys = {key: getattr(config, key) for key in (*KEYS, "labels", "pictures")}
+    keys = {key: getattr(config, key) for key in (*KEYS, "labels", "num_images")}
     part = {"fusion": strategy, "fusion_layers": fusion_layers, "intermediate_size": intermediate_size}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return parameters(new_model(MMBertConfig(**{**keys, **part}))).total
@@ -98,7 +98,7 @@ def flops_per_step(model: HeadedModel, batches: Iterable[Batch]) -> float:
 
     Args:
         model: As it is trained, frozen where it is frozen, in training mode.
-        batches: One or more, pictures normalised; see `first_batches`.
+        batches: One or more, images normalised; see `first_batches`.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -113,13 +113,13 @@ def flops_per_step(model: HeadedModel, batches: Iterable[Batch]) -> float:
 
 
 def flops_per_pair(model: HeadedModel, batch: Batch) -> float:
-    """FLOPs of encoding, fusing and judging one text with its picture, mean over a batch (padding counts)."""
+    """FLOPs of encoding, fusing and judging one text with its image, mean over a batch (padding counts)."""
     with _unchanged(model), _evaluating(model):
         return count_flops(lambda: _judge(model, batch)) / len(batch["input_ids"])
 
 
 def milliseconds_per_pair(model: HeadedModel, batch: Batch, *, repeats: int = 10) -> float:
-    """Milliseconds of encoding, fusing and judging one text with its picture: median over `repeats` of a whole batch.
+    """Milliseconds of encoding, fusing and judging one text with its image: median over `repeats` of a whole batch.
 
     One more batch goes before them, unmeasured: first calls allocate and choose kernels.
     """
@@ -145,7 +145,7 @@ def _judge(model: HeadedModel, batch: Batch) -> Tensor:
     core = model.mmbert
     text = core.encode_text(batch["input_ids"], batch["attention_mask"])
     if isinstance(model, MMBertForTask):
-        image = core.encode_image(batch["pixel_values"]) if model.task.pictures else None
+        image = core.encode_image(batch["pixel_values"]) if model.task.images else None
         return model.task.logits(model.task.pooled(core, text, image))
     pooled = core.fuse(text, core.encode_image(batch["pixel_values"])).pooled
     itm: Any = model.objectives["itm"] if "itm" in model.objectives else None
@@ -182,7 +182,7 @@ def _evaluating(model: HeadedModel) -> Iterator[None]:
 
 
 def first_batches(data: SplitsDataModule, count: int) -> Iterator[Batch]:
-    """The first training batches of a run in their order, pictures normalised.
+    """The first training batches of a run in their order, images normalised.
 
     No loader is iterated: it would draw from torch's random state.
     """

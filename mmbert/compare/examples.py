@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.compare.plan import Arm, Comparison
-from mmbert.compare.rows import QUERIES, Row, read_all_items
+from mmbert.compare.rows import QUERIES, Row, read_all_outcomes
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError
@@ -30,7 +30,7 @@ def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: 
         shown, measure = _captions_shown(out / "arms" / next(iter(arms.values()))), "retrieval/text_to_image/R@1"
     else:
         return []
-    found = read_all_items(out, arms.values())
+    found = read_all_outcomes(out, arms.values())
     said = {name: found[arm][measure].values for name, arm in arms.items() if arm in found}
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for i, (kind, example) in enumerate(shown):
@@ -47,7 +47,7 @@ def _foils_shown(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
         (
             foil.category,
             {
-                "picture": str(foil.picture),
+                "image": str(foil.image),
                 "caption": foil.caption,
                 "foil": foil.foil,
                 "category": foil.category,
@@ -58,8 +58,8 @@ def _foils_shown(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
 
 
 def _captions_shown(arm: Path) -> list[tuple[str, dict[str, str]]]:
-    """Every caption that looked for its picture."""
+    """Every caption that looked for its image."""
     file = arm / QUERIES
     if not file.is_file():
         raise DataError(str(file), "no such file", "the folder of the arm, which holds its captions")
-    return [("", {"picture": picture, "caption": caption}) for picture, caption in json.loads(file.read_text())]
+    return [("", {"image": image, "caption": caption}) for image, caption in json.loads(file.read_text())]

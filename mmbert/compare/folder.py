@@ -8,7 +8,7 @@ from typing import Any
 
 from mmbert.compare.plan import Comparison, arms_of
 from mmbert.compare.rows import Row, read_rows
-from mmbert.compare.specs import Settings, arm_spec, asked_of, told_changes
+from mmbert.compare.specs import Settings, arm_spec, budget_inputs, describe_changes
 from mmbert.errors import DataError, UsageError
 
 
@@ -21,7 +21,7 @@ def rows_that_count(settings: Settings) -> dict[str, Row]:
     }
 
 
-def refuse_others(
+def check_same_comparison(
     comparison: Comparison, settings: Settings, rows: Mapping[str, Row], *, foils_moved: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Refuses a folder that holds another comparison.
@@ -38,8 +38,8 @@ def refuse_others(
     Raises:
         DataError: A row, or an arm that has not finished, is of another comparison.
     """
-    stored, asked = stored_budgets(settings.out), asked_of(comparison)
-    changes = told_changes(stored.get("asked", asked), asked)
+    stored, asked = stored_budgets(settings.out), budget_inputs(comparison)
+    changes = describe_changes(stored.get("asked", asked), asked)
     if changes and (rows or any(settings.out.glob("arms/*/arm.json"))):
         expected = "another --out for this one, or this folder removed"
         found = f"{'rows' if rows else 'arms'} of another comparison ({changes})"
@@ -53,13 +53,13 @@ def refuse_others(
         if foils_moved and arm.name in rows:
             spec["config"]["foils"] = rows[arm.name]["config"]["foils"]
         if arm.name in rows:
-            refuse_other(rows[arm.name], spec, settings.out)
+            check_same_arm(rows[arm.name], spec, settings.out)
         else:
-            refuse_other_folder(spec)
+            check_arm_folder(spec)
     return specs
 
 
-def refuse_other(row: Row, spec: Mapping[str, Any], out: Path) -> None:
+def check_same_arm(row: Row, spec: Mapping[str, Any], out: Path) -> None:
     """Raises where a finished row is of another comparison than the one that is asked for.
 
     Raises:
@@ -74,7 +74,7 @@ def refuse_other(row: Row, spec: Mapping[str, Any], out: Path) -> None:
         )
 
 
-def refuse_other_folder(spec: Mapping[str, Any]) -> None:
+def check_arm_folder(spec: Mapping[str, Any]) -> None:
     """Raises where an arm that has not finished was trained otherwise before; what judges it may have changed.
 
     Raises:
@@ -86,7 +86,7 @@ def refuse_other_folder(spec: Mapping[str, Any]) -> None:
     before = json.loads((folder / "arm.json").read_text())
     judged = ("retrieval", "foils")
     trained, now = ({k: v for k, v in found["config"].items() if k not in judged} for found in (before, spec))
-    told = told_changes(trained, json.loads(json.dumps(now)))
+    told = describe_changes(trained, json.loads(json.dumps(now)))
     if told:
         raise DataError(str(folder), f"an arm of another comparison ({told})", "another --out, or this folder removed")
     if changes_of(before, spec):
@@ -95,10 +95,10 @@ def refuse_other_folder(spec: Mapping[str, Any]) -> None:
 
 def changes_of(row: Row, spec: Mapping[str, Any]) -> str:
     """How the arm that a row tells of differs from an arm that is asked for; empty where it is the same one."""
-    return told_changes(row.get("config", {}), json.loads(json.dumps(spec["config"])))
+    return describe_changes(row.get("config", {}), json.loads(json.dumps(spec["config"])))
 
 
-def take_over(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
+def import_rows(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
     """The finished arms of another comparison that are also arms of this one, with their items.
 
     Raises:

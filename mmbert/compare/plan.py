@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mmbert.cli.command_line import explain
 from mmbert.compare.budget import RULES
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.runtime.import_policy import close_imports
-from mmbert.training.config_files import flat, with_bases
+from mmbert.runtime.import_policy import restrict_imports
+from mmbert.training.config_files import expand_bases, flat
+from mmbert.training.option_checks import explain_parser_error
 
 PRETRAIN = "pretrain"
 OURS = (
@@ -41,21 +41,21 @@ class Stage:
 
 @dataclass(kw_only=True)
 class Retrieval:
-    """How pictures and captions of a split of the pretraining data are ranked."""
+    """How images and captions of a split of the pretraining data are ranked."""
 
     split: str = "test"
-    """Split that is ranked, all captions of its pictures."""
+    """Split that is ranked, all captions of its images."""
     images: int = 0
-    """Pictures of the split, from its start, that are ranked. 0: nothing is ranked."""
+    """Images of the split, from its start, that are ranked. 0: nothing is ranked."""
     captions: int = 1
-    """Captions of each picture, at most."""
+    """Captions of each image, at most."""
     scorer: str = "itm"
-    """itm fuses every picture with every caption, which every strategy can; itc and two_stage need the contrastive
+    """itm fuses every image with every caption, which every strategy can; itc and two_stage need the contrastive
     objective."""
     k: int = 32
     """Shortlist of two_stage."""
     equal_texts: bool = False
-    """Count a caption as right for every picture that carries an equal one."""
+    """Count a caption as right for every image that carries an equal one."""
 
 
 @dataclass(kw_only=True)
@@ -65,7 +65,7 @@ class Foils:
     files: list[str] = field(default_factory=list)
     """The files. None: no foils."""
     images: str = ""
-    """Folder of their pictures."""
+    """Folder of their images."""
 
 
 @dataclass(kw_only=True)
@@ -142,21 +142,23 @@ class Comparison:
                 raise UsageError(
                     f"{where}.steps={stage.steps}: how many optimizer steps the reference takes, 1 or more."
                 )
-            _refuse_ours(f"{where}.options", stage.options, "model.fusion" if name == PRETRAIN else "model.pretrained")
+            _check_reserved(
+                f"{where}.options", stage.options, "model.fusion" if name == PRETRAIN else "model.pretrained"
+            )
         for name in self.names:
-            _refuse_ours(f"strategies.{name}", self.differences(name))
+            _check_reserved(f"strategies.{name}", self.differences(name))
         ranked = self.retrieval
         if ranked.images < 0 or ranked.captions < 1 or ranked.k < 1:
             raise UsageError(f"{ranked}: images from 0 (nothing is ranked), captions and k from 1.")
         if PRETRAIN in self.finetune:
             raise UsageError(f"finetune.{PRETRAIN}: this name is taken by the pretraining.")
         if self.foils.files and not self.foils.images:
-            raise UsageError("foils.images is missing: the folder of the foils' pictures.")
+            raise UsageError("foils.images is missing: the folder of the foils' images.")
         if self.foils.images and not self.foils.files:
             raise UsageError("foils.files is missing: the files of the foils.")
-        self._refuse_unknown_primary()
+        self._check_primary()
 
-    def _refuse_unknown_primary(self) -> None:
+    def _check_primary(self) -> None:
         """Refuses measures that nothing asked for gives; what a stage's own test gives is known when it has run."""
         judged = {"retrieval": self.retrieval.images > 0, "foils": bool(self.foils.files)}
         sources = [*self.stages, *(name for name, asked in judged.items() if asked)]
@@ -203,7 +205,7 @@ class Comparison:
         return (given or {}).get("seeds", self.seeds)
 
 
-def _refuse_ours(where: str, options: Mapping[str, Any], *more: str) -> None:
+def _check_reserved(where: str, options: Mapping[str, Any], *more: str) -> None:
     """Refuses options of `fit` that the comparison sets by itself, with the key that stands for them."""
     own = {"seed_everything": "seeds", "data.train_fraction": "fractions", "trainer.max_steps": "steps",
            "model.fusion": "strategies"}  # fmt: skip
@@ -250,9 +252,9 @@ def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
         UsageError: A key that is unknown, or a value of the wrong type.
         DataError: The file is no YAML mapping.
     """
-    close_imports([])  # a value may name no class
+    restrict_imports([])  # a value may name no class
     content: dict[str, Any] = {}
-    for path in with_bases(["--config", file])[1::2]:
+    for path in expand_bases(["--config", file])[1::2]:
         # Strategies are a list of what is compared: a file names all, in either form.
         _update(content, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}, whole=["strategies"])
     content.pop("base", None)
@@ -277,9 +279,9 @@ def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
     try:
         found = parser.instantiate_classes(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(f"{file}: {explain(str(error), [a.dest for a in parser._actions])}") from error
+        raise UsageError(f"{file}: {explain_parser_error(str(error), [a.dest for a in parser._actions])}") from error
     if content.get("retrieval") and "images" not in content["retrieval"]:
-        raise UsageError("retrieval.images is missing: how many pictures of the split are ranked.")
+        raise UsageError("retrieval.images is missing: how many images of the split are ranked.")
     comparison = Comparison(**{key: getattr(found, key) for key in content})
     comparison.check()
     return comparison

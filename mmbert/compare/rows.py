@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.errors import DataError
-from mmbert.metrics.outcomes import Items, read_items
-from mmbert.training.checkpoints import write_whole
+from mmbert.metrics.outcomes import ItemOutcomes, read_outcomes
+from mmbert.runtime.files import atomic_write_text
 
 Row = dict[str, Any]
 QUERIES = "queries.json"
-"""In an arm's folder: [picture, caption] of every item of retrieval/text_to_image/R@1."""
+"""In an arm's folder: [image, caption] of every item of retrieval/text_to_image/R@1."""
 TAIL = 1 << 16
 """Bytes at the end of a trace that hold its last lines."""
 NOISE = ("cost",)
@@ -41,7 +41,7 @@ def read_rows(out: Path) -> dict[str, Row]:
 def write_rows(out: Path, rows: Iterable[Row]) -> None:
     """Writes results.jsonl anew, whole or not at all."""
     lines = [json.dumps(finite(row), sort_keys=True, allow_nan=False) for row in rows]
-    write_whole(out / "results.jsonl", "".join(line + "\n" for line in lines))
+    atomic_write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
 
 
 def finite(value: Any) -> Any:
@@ -53,10 +53,10 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_all_items(out: Path, arms: Iterable[str]) -> dict[str, dict[str, Items]]:
+def read_all_outcomes(out: Path, arms: Iterable[str]) -> dict[str, dict[str, ItemOutcomes]]:
     """The items of each arm that has some."""
     files = {arm: out / "items" / f"{arm}.npz" for arm in arms}
-    return {arm: read_items(file) for arm, file in files.items() if file.is_file()}
+    return {arm: read_outcomes(file) for arm, file in files.items() if file.is_file()}
 
 
 def last_losses(trace: Path, count: int = 5) -> tuple[int, list[float]]:

@@ -19,21 +19,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mmbert.compare.budget import RULES
 from mmbert.compare.examples import examples
 from mmbert.compare.folder import (
+    check_same_comparison,
+    import_rows,
     primary_before,
-    refuse_others,
     rows_that_count,
     stored_budgets,
-    take_over,
 )
 from mmbert.compare.plan import Comparison, arms_of
 from mmbert.compare.rows import Row, last_losses, write_rows
-from mmbert.compare.specs import Settings, asked_of, told_changes
+from mmbert.compare.specs import Settings, budget_inputs, describe_changes
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError, did_you_mean
 from mmbert.evaluation.foils import OVERALL
+from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.signals import EXIT_CODES
-from mmbert.training.checkpoints import write_whole
 from mmbert.training.run_folder import versions
 
 log = logging.getLogger("mmbert")
@@ -65,12 +65,12 @@ def run_comparison(comparison: Comparison, settings: Settings) -> dict[str, Row]
         settings.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--out {settings.out}: it or what it is in is a file; name a folder.") from None
-    with only_one(settings.out):
+    with single_process_lock(settings.out):
         return _run(comparison, settings)
 
 
 @contextmanager
-def only_one(out: Path) -> Iterator[None]:
+def single_process_lock(out: Path) -> Iterator[None]:
     """Refuses a second process on the same folder."""
     with (out / ".lock").open("w") as lock:
         try:
@@ -82,17 +82,17 @@ def only_one(out: Path) -> Iterator[None]:
 
 def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     out = settings.out
-    _refuse_unknown_category(comparison)
+    _check_foil_categories(comparison)
     rows = rows_that_count(settings)
-    refuse_others(comparison, settings, rows)  # before anything is written
+    check_same_comparison(comparison, settings, rows)  # before anything is written
     budgets = _budgets(comparison, settings, rows)
     for name in comparison.names:
         log.info("%s: %s", name, budgets[name]["told"])
-    specs = refuse_others(comparison, settings, rows)
+    specs = check_same_comparison(comparison, settings, rows)
     arms = arms_of(comparison)
     missing = [spec for name, spec in specs.items() if name not in rows]
     if settings.rows_from is not None and missing:
-        taken = take_over(settings.rows_from, missing)
+        taken = import_rows(settings.rows_from, missing)
         log.info("%d of %d missing arms are those of %s", len(taken), len(missing), settings.rows_from)
         rows |= taken
         write_rows(out, rows.values())
@@ -108,11 +108,11 @@ def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     for row in _trained(left, rows, settings, {name: budgets[specs[name]["strategy"]]["weights"] for name in specs}):
         rows[row["arm"]] = row
         write_rows(out, [rows[name] for name in [*order, *(n for n in rows if n not in order)] if name in rows])
-    tell_report(comparison, settings, rows)
+    log_report(comparison, settings, rows)
     return {name: rows[name] for name in order}
 
 
-def _refuse_unknown_category(comparison: Comparison) -> None:
+def _check_foil_categories(comparison: Comparison) -> None:
     """Refuses a wrong path of foils, or a category that they lack, which would be found after hours of training."""
     foils = comparison.foils
     if foils.files:
@@ -124,7 +124,7 @@ def _refuse_unknown_category(comparison: Comparison) -> None:
                 raise UsageError(f"primary: '{measure}' is no category; allowed are {', '.join(known)}.{hint}")
 
 
-def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
+def log_report(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
     """Writes what the report says beside the rows: comparison.json and examples.json."""
     reference = comparison.reference or comparison.names[0]
     before = primary_before(comparison, settings.out, rows)
@@ -142,13 +142,13 @@ def tell_report(comparison: Comparison, settings: Settings, rows: Mapping[str, R
         "dataset": comparison.about,
         "command": settings.command,
     }
-    write_whole(settings.out / "comparison.json", json.dumps(about, indent=2) + "\n")
+    atomic_write_text(settings.out / "comparison.json", json.dumps(about, indent=2) + "\n")
     try:
         found = examples(comparison, settings.out, rows)
     except DataError as error:  # the foils have moved since: the report can do without them
         log.warning("no new examples: %s", error)
         return
-    write_whole(settings.out / "examples.json", json.dumps(found, indent=2) + "\n")
+    atomic_write_text(settings.out / "examples.json", json.dumps(found, indent=2) + "\n")
 
 
 def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> Calibration:
@@ -158,8 +158,8 @@ def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]
         DataError: Something is wrong with the data.
         UsageError: A strategy can't be built.
     """
-    asked, stored = asked_of(comparison), stored_budgets(settings.out)
-    changes = told_changes(stored.get("asked", asked), asked)
+    asked, stored = budget_inputs(comparison), stored_budgets(settings.out)
+    changes = describe_changes(stored.get("asked", asked), asked)
     differences = {name: json.loads(json.dumps(comparison.differences(name))) for name in comparison.names}
     known = {name: found["differences"] for name, found in stored.get("strategies", {}).items()}
     plan = {
@@ -170,7 +170,7 @@ def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]
         "command": settings.command,
         "primary_before": primary_before(comparison, settings.out, rows),
     }
-    write_whole(settings.out / "plan.json", json.dumps(plan, indent=2) + "\n")
+    atomic_write_text(settings.out / "plan.json", json.dumps(plan, indent=2) + "\n")
     if changes or any(known.get(name) != own for name, own in differences.items()):
         log.info("counting what a step of each strategy costs")
         command = [sys.executable, "-m", "mmbert.compare.calibration", str(settings.out)]
@@ -239,7 +239,7 @@ def _bar() -> Progress:
 def _started(spec: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
     folder = Path(spec["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "arm.json", json.dumps(spec, indent=2) + "\n")
+    atomic_write_text(folder / "arm.json", json.dumps(spec, indent=2) + "\n")
     with (folder / "log.txt").open("ab") as file:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "mmbert.compare.arm", str(folder / "arm.json"), str(os.getpid())],

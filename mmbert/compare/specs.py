@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmbert.compare.plan import PRETRAIN, Arm, Comparison, Stage
-from mmbert.training.config_files import written_options
+from mmbert.compare.plan import PRETRAIN, Arm, Comparison
+from mmbert.training.config_files import explicit_options
+from mmbert.training.options import to_arguments
 
 
 class Settings(NamedTuple):
@@ -38,14 +39,11 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
             options |= {"model.pretrained": str(folder / PRETRAIN / "model")}
         length = {"trainer.max_steps": budget["stages"][name], "trainer.max_epochs": -1}
         quiet = {"trainer.enable_progress_bar": False}
-        stages[name] = [
-            *fit_arguments(stage, {**options, **length, **quiet}),
-            *(f"--allow-import={module}" for module in settings.allow_import),
-        ]
+        stages[name] = {"config": stage.run, "options": {**stage.options, **options, **length, **quiet}}
     config = {
         f"{name}.{key}": value
-        for name, arguments in stages.items()
-        for key, value in written_options([a for a in arguments if not a.startswith("--allow-import")]).items()
+        for name, stage in stages.items()
+        for key, value in explicit_options(to_arguments(stage["config"], stage["options"])).items()
         if key not in ("model.pretrained", "name")
     }
     judged = {k: v for k, v in asdict(comparison).items() if k in ("retrieval", "foils")}
@@ -54,7 +52,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         **arm._asdict(),
         "folder": str(folder),
         "items": str(settings.out / "items" / f"{arm.name}.npz"),
-        "stages": {name: [*arguments, f"--threads={comparison.threads}"] for name, arguments in stages.items()},
+        "stages": stages,
         **judged,
         "budget": budget["budget"],
         "threads": comparison.threads,
@@ -64,26 +62,19 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
     }
 
 
-def asked_of(comparison: Comparison) -> dict[str, Any]:
+def budget_inputs(comparison: Comparison) -> dict[str, Any]:
     """What every budget follows from, flat."""
     content = asdict(comparison)
     rule = {key: content[key] for key in ("match", "threads")}
     stages = {
         f"{name}.{key}": value
         for name, stage in comparison.stages.items()
-        for key, value in {"steps": stage.steps, **written_options(fit_arguments(stage, {}))}.items()
+        for key, value in {"steps": stage.steps, **explicit_options(to_arguments(stage.run, stage.options))}.items()
     }
     return json.loads(json.dumps({**rule, "reference": comparison.reference or comparison.names[0], **stages}))
 
 
-def fit_arguments(stage: Stage, options: Mapping[str, Any]) -> list[str]:
-    """The command line of `fit` for a stage, with more options on top of its own."""
-    merged = {**stage.options, **options}
-    given = {key: value if isinstance(value, str) else json.dumps(value) for key, value in merged.items()}
-    return ["fit", "--config", stage.run, *(f"--{key}={value}" for key, value in given.items())]
-
-
-def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two flat configurations, the first five keys; empty where nothing does."""
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:5])

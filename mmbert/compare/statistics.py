@@ -1,21 +1,21 @@
-"""Which differences between strategies would come again with other seeds and other test pictures.
+"""Which differences between strategies would come again with other seeds and other test images.
 
 A score varies for two reasons: another seed trains another model, and another test set asks other things. A t-test over
 seeds forgets the second, a bootstrap over items the first; both then call equal strategies different far too often.
 Here items are shared by all runs (paired) and seeds belong to one run of one strategy, a relative of the readers and
 cases in radiology: Obuchowski & Rockette (1995, doi:10.1080/03610919508813243) with the degrees of freedom of Hillis
-(2007, doi:10.1002/sim.2532), for unequal spreads as Welch has it. With `noise` = what a seed does to single pictures:
+(2007, doi:10.1002/sim.2532), for unequal spreads as Welch has it. With `noise` = what a seed does to single images:
 
     variance of a difference of means = seeds of a + seeds of b + max(items - noise, 0)
 
-Seeds: the variance of the runs' means by the number of runs, at least its noise. Items: the variance over pictures of
+Seeds: the variance of the runs' means by the number of runs, at least its noise. Items: the variance over images of
 the difference averaged over seeds, which holds the noise that the seeds' part already counts; hence the subtraction
 (two-way clustering, Cameron, Gelbach & Miller 2011, doi:10.1198/jbes.2010.07136). A difference has to stand up to the
 seeds' part alone and the items' part alone as well: with hits the items' part grows with the difference found and has
 many degrees of freedom, so that adding it would let three runs that agree by chance look certain. All parts are in
-closed form, with items of one picture kept together, so that the same rows give the same p-value everywhere.
+closed form, with items of one image kept together, so that the same rows give the same p-value everywhere.
 
-Legend: R runs (one a seed) of a strategy, I items, C pictures.
+Legend: R runs (one a seed) of a strategy, I items, C images.
 """
 
 import itertools
@@ -46,8 +46,8 @@ BLOCK_ELEMENTS = 1 << 22
 class Interval(NamedTuple):
     """What a strategy scores; all fractions.
 
-    `low` to `high` is meant for other seeds and other pictures of the same kind; with one seed (`seeds` is 1) for other
-    pictures only, and `spread` is then NaN.
+    `low` to `high` is meant for other seeds and other images of the same kind; with one seed (`seeds` is 1) for other
+    images only, and `spread` is then NaN.
     """
 
     mean: float
@@ -55,14 +55,14 @@ class Interval(NamedTuple):
     high: float
     spread: float  # standard deviation of the runs' means
     seeds: int
-    over_items: bool = True  # whether it allows for other pictures; else for other seeds alone
+    over_items: bool = True  # whether it allows for other images; else for other seeds alone
 
 
 class Verdict(NamedTuple):
     """What can be said of strategies `a` and `b` on one measure; numbers are fractions, `difference` is a minus b.
 
-    `low` to `high` covers seeds and pictures. `p` and `p_holm` are NaN where no test is possible: one seed, or items of
-    one picture. `item_low` to `item_high` is the paired bootstrap over pictures for these very runs; NaN if not asked
+    `low` to `high` covers seeds and images. `p` and `p_holm` are NaN where no test is possible: one seed, or items of
+    one image. `item_low` to `item_high` is the paired bootstrap over images for these very runs; NaN if not asked
     for.
     """
 
@@ -86,11 +86,11 @@ class _Variance(NamedTuple):
     freedom: float  # degrees of freedom of the estimate
 
 
-class _Pictures(NamedTuple):
-    """The runs of one strategy, summed over the items of each picture."""
+class _Images(NamedTuple):
+    """The runs of one strategy, summed over the items of each image."""
 
     sums: np.ndarray  # (R, C)
-    counts: np.ndarray  # (C,) items of each picture
+    counts: np.ndarray  # (C,) items of each image
 
     @property
     def runs(self) -> int:
@@ -106,11 +106,11 @@ def interval(items: Sequence[np.ndarray], clusters: np.ndarray, *, level: float 
     """Mean of a strategy over seeds and items, with an interval that allows for both.
 
     Where nothing varies, for instance all items right in all runs, the interval is the one for no exception among C
-    pictures (Clopper-Pearson). With items of one picture only it is all of 0 to 1.
+    images (Clopper-Pearson). With items of one image only it is all of 0 to 1.
 
     Args:
         items: one (I,) array of values 0 to 1 for each seed.
-        clusters: (I,) whole numbers; items of one picture have the same.
+        clusters: (I,) whole numbers; items of one image have the same.
         level: how sure, between 0 and 1.
 
     Raises:
@@ -152,7 +152,7 @@ def difference_between_items(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of a strategy on some items less its mean on others that are about other pictures.
+    """Mean of a strategy on some items less its mean on others that are about other images.
 
     Run r of `first` and of `second` is the same model, so that seeds pair; the items are two independent samples. The
     interval has the parts of the module's docstring, here seeds of the runs' differences, and items and noise of both
@@ -168,9 +168,9 @@ def difference_between_items(
              for items, clusters in ((first, first_clusters), (second, second_clusters))]  # fmt: skip
     gaps = parts[0].scores - parts[1].scores
     spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else nan
-    pictures = min(len(part.counts) for part in parts)
-    variances = _variances_between(parts, gaps) if pictures > 1 else []
-    low, high = _bounds(float(gaps.mean()), variances, pictures, level, lowest=-1.0)
+    images = min(len(part.counts) for part in parts)
+    variances = _variances_between(parts, gaps) if images > 1 else []
+    low, high = _bounds(float(gaps.mean()), variances, images, level, lowest=-1.0)
     return Interval(float(gaps.mean()), low, high, spread, len(gaps))
 
 
@@ -190,10 +190,10 @@ def compare_pairs(
     Args:
         items: for each strategy one (I,) array of values 0 to 1 a seed, items in the same order everywhere. Strategies
             may have different numbers of seeds.
-        clusters: (I,) whole numbers; items of one picture have the same.
+        clusters: (I,) whole numbers; items of one image have the same.
         measure: the name that goes into the verdicts.
         level: how sure, between 0 and 1.
-        resamples: of the paired bootstrap over pictures; 0 leaves it out.
+        resamples: of the paired bootstrap over images; 0 leaves it out.
         seed: of the bootstrap.
 
     Returns:
@@ -228,10 +228,10 @@ def compare_all(
 
     Args:
         items: measure -> strategy -> one (I,) array a seed, as for `compare_pairs`.
-        clusters: measure -> (I,) picture numbers.
+        clusters: measure -> (I,) image numbers.
         primary: names of measures; those that were not measured are ignored.
         level: how sure, between 0 and 1.
-        resamples: of the paired bootstrap over pictures; 0 leaves it out.
+        resamples: of the paired bootstrap over images; 0 leaves it out.
         seed: of the bootstrap.
 
     Returns:
@@ -245,7 +245,7 @@ def compare_all(
     verdicts: list[Verdict] = []
     for measure, strategies in items.items():
         if measure not in clusters:
-            raise ValueError(f"measure {measure!r} has items but no clusters; expected the picture number of each item")
+            raise ValueError(f"measure {measure!r} has items but no clusters; expected the image number of each item")
         verdicts += _test_pairs(strategies, clusters[measure], measure, level, resamples, seed)
     for family in (True, False):
         members = [i for i, verdict in enumerate(verdicts) if (verdict.measure in chosen) == family]
@@ -327,21 +327,21 @@ def _is_shown(verdict: Verdict, p_holm: float) -> bool:
     return isnan(verdict.item_low) or not verdict.item_low <= 0 <= verdict.item_high
 
 
-def _variances(strategies: Sequence[_Pictures], contrast: np.ndarray) -> list[_Variance]:
+def _variances(strategies: Sequence[_Images], contrast: np.ndarray) -> list[_Variance]:
     """Variances of a mean or a difference of means, each to be stood up to: of both parts, seeds, scores, items.
 
     Args:
         strategies: one or two.
-        contrast: (C,) the mean or difference over seeds, summed over each picture's items.
+        contrast: (C,) the mean or difference over seeds, summed over each image's items.
 
     Returns:
-        Items alone where a strategy has one run; nothing where pictures can't tell, as there is only one.
+        Items alone where a strategy has one run; nothing where images can't tell, as there is only one.
     """
     counts = strategies[0].counts
-    pictures = len(counts)
-    if pictures < 2:
+    images = len(counts)
+    if images < 2:
         return []
-    items = _Variance(float(_item_variance(contrast, counts)), pictures - 1)
+    items = _Variance(float(_item_variance(contrast, counts)), images - 1)
     if any(strategy.runs < 2 for strategy in strategies):
         return [items]
     scores: list[_Variance] = []
@@ -352,17 +352,17 @@ def _variances(strategies: Sequence[_Pictures], contrast: np.ndarray) -> list[_V
         apart = strategy.sums - strategy.sums.mean(axis=0)
         alone = float(_item_variance(apart, counts).sum()) / (runs * (runs - 1))
         scores.append(_Variance(float(strategy.scores.var(ddof=1)) / runs, runs - 1))
-        # Seeds that agree by chance vary at least as much as single pictures do between them.
+        # Seeds that agree by chance vary at least as much as single images do between them.
         seeds.append(_Variance(max(scores[-1].variance, alone), runs - 1))
-        noise.append(_Variance(-alone, (runs - 1) * (pictures - 1)))
+        noise.append(_Variance(-alone, (runs - 1) * (images - 1)))
     # Where items tell no more than the noise in the seeds, the seeds' part stands for both.
     both = [*seeds, items, *noise] if items.variance + sum(part.variance for part in noise) > 0 else seeds
     # Plain scores too: raising the steadier strategy's part adds degrees of freedom.
     return [_total(both, seeds), _total(seeds, seeds), _total(scores, seeds), items]
 
 
-def _variances_between(samples: Sequence[_Pictures], gaps: np.ndarray) -> list[_Variance]:
-    """As `_variances`, of the difference (R,) `gaps` of the same runs on two samples of pictures."""
+def _variances_between(samples: Sequence[_Images], gaps: np.ndarray) -> list[_Variance]:
+    """As `_variances`, of the difference (R,) `gaps` of the same runs on two samples of images."""
     runs = len(gaps)
     items: list[_Variance] = []
     noise: list[_Variance] = []
@@ -395,15 +395,15 @@ def _total(parts: Sequence[_Variance], seeds: Sequence[_Variance]) -> _Variance:
 
 
 def _item_variance(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Variance of a mean over items when pictures are drawn: (..., C) sums over each picture's items -> (...)."""
-    pictures, total = len(counts), counts.sum()
-    # A picture with more items than others moves the mean by what its items differ from it, not by their number.
+    """Variance of a mean over items when images are drawn: (..., C) sums over each image's items -> (...)."""
+    images, total = len(counts), counts.sum()
+    # An image with more items than others moves the mean by what its items differ from it, not by their number.
     apart = sums - sums.sum(axis=-1, keepdims=True) / total * counts
-    return pictures / (pictures - 1) * (apart**2).sum(axis=-1) / total**2
+    return images / (images - 1) * (apart**2).sum(axis=-1) / total**2
 
 
 def _bounds(
-    mean: float, variances: Sequence[_Variance], pictures: int, level: float, *, lowest: float
+    mean: float, variances: Sequence[_Variance], images: int, level: float, *, lowest: float
 ) -> tuple[float, float]:
     """The interval around `mean`, which can only be `lowest` to 1."""
     if not variances:
@@ -411,13 +411,13 @@ def _bounds(
     reaches = [stdtrit(part.freedom, 0.5 + level / 2) * sqrt(part.variance) for part in variances]
     reach = float(max(reaches))
     if reach**2 <= ROUNDING:
-        # No picture differs from the rest; up to this share of all pictures still might, by as much as is possible.
-        share = 1 - (0.5 - level / 2) ** (1 / pictures)
+        # No image differs from the rest; up to this share of all images still might, by as much as is possible.
+        share = 1 - (0.5 - level / 2) ** (1 / images)
         return (1 - share) * mean + share * lowest, (1 - share) * mean + share
     return max(mean - reach, lowest), min(mean + reach, 1.0)
 
 
-def _p_value(gap: float, variances: Sequence[_Variance], first: _Pictures, second: _Pictures) -> float:
+def _p_value(gap: float, variances: Sequence[_Variance], first: _Images, second: _Images) -> float:
     """Two-sided p-value of a difference; NaN where no test is possible."""
     if not variances or first.runs < 2 or second.runs < 2:
         return nan
@@ -425,13 +425,13 @@ def _p_value(gap: float, variances: Sequence[_Variance], first: _Pictures, secon
         return 1.0
     varied = [part for part in variances if part.variance > ROUNDING]
     if not varied:
-        # Nothing varies but the strategy: what an exact test over seeds and one over pictures can say at best.
+        # Nothing varies but the strategy: what an exact test over seeds and one over images can say at best.
         return min(1.0, max(2 / comb(first.runs + second.runs, first.runs), 2.0 ** (1 - len(first.counts))))
     return float(max(2 * stdtr(part.freedom, -abs(gap) / sqrt(part.variance)) for part in varied))
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over items of pictures drawn with replacement, the same draws for all rows: (N, C) -> (resamples, N)."""
+    """Means over items of images drawn with replacement, the same draws for all rows: (N, C) -> (resamples, N)."""
     rows = max(1, BLOCK_ELEMENTS // len(counts))
     means = []
     for block, start in enumerate(range(0, resamples, rows)):
@@ -441,19 +441,19 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed:
 
 
 @lru_cache(maxsize=1)
-def _draws(pictures: int, rows: int, seed: int, block: int) -> np.ndarray:
-    """(rows, pictures) how often each picture is drawn in each resample."""
-    generator = numpy_generator(seed, "bootstrap over pictures", block)
-    return generator.multinomial(pictures, np.full(pictures, 1 / pictures), size=rows).astype(float)
+def _draws(images: int, rows: int, seed: int, block: int) -> np.ndarray:
+    """(rows, images) how often each image is drawn in each resample."""
+    generator = numpy_generator(seed, "bootstrap over images", block)
+    return generator.multinomial(images, np.full(images, 1 / images), size=rows).astype(float)
 
 
-def _runs(items: Mapping[str, Sequence[np.ndarray]], clusters: np.ndarray) -> dict[str, _Pictures]:
-    """Checks the runs of all strategies and sums them over the items of each picture."""
+def _runs(items: Mapping[str, Sequence[np.ndarray]], clusters: np.ndarray) -> dict[str, _Images]:
+    """Checks the runs of all strategies and sums them over the items of each image."""
     clusters = np.asarray(clusters)
     if clusters.ndim != 1 or not len(clusters) or clusters.dtype.kind not in "iu":
         raise ValueError(
             f"clusters has shape {clusters.shape} and type {clusters.dtype}; expected (items,) whole numbers, the "
-            f"picture of each item, at least one"
+            f"image of each item, at least one"
         )
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(clusters[order]) != 0])
@@ -473,7 +473,7 @@ def _runs(items: Mapping[str, Sequence[np.ndarray]], clusters: np.ndarray) -> di
             if wrong.any():
                 place = int(wrong.argmax())
                 raise ValueError(f"{strategy}, run {number}, has {run[place]} at item {place}; expected values 0 to 1")
-        found[strategy] = _Pictures(np.add.reduceat(np.stack(values)[:, order], starts, axis=1), counts)
+        found[strategy] = _Images(np.add.reduceat(np.stack(values)[:, order], starts, axis=1), counts)
     return found
 
 

@@ -1,1 +1,1 @@
-"""From files to batches: annotation readers, picture loading, collating."""
+"""From files to batches: annotation readers, image loading, collating."""

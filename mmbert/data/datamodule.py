@@ -35,7 +35,7 @@ class SplitsDataModule(L.LightningDataModule):
     Args:
         options: Where the data is.
         examples: split -> what a reader found.
-        processor: Tokenizer and picture settings.
+        processor: Tokenizer and image settings.
         seed: The run's seed.
 
     Raises:
@@ -57,7 +57,7 @@ class SplitsDataModule(L.LightningDataModule):
         if not examples.get("train"):
             raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
         self.train_pairs = self._samples(examples["train"], Augmentation(options.crop, options.flip))
-        self._refuse_oversized_batch()
+        self._check_batch_size()
         self.val_pairs = self._samples(self._some(examples["val"], "val")) if examples.get("val") else None
         self.test_splits = sorted(name for name in examples if name.startswith("test"))
         self.test_pairs = {name: self._samples(self._tested(examples[name])) for name in self.test_splits}
@@ -82,10 +82,10 @@ class SplitsDataModule(L.LightningDataModule):
 
     @property
     def skip_bad(self) -> bool:
-        """Whether pictures that can't be read are left out."""
+        """Whether images that can't be read are left out."""
         return self.options.on_bad_sample == "skip"
 
-    def _refuse_oversized_batch(self) -> None:
+    def _check_batch_size(self) -> None:
         if self.steps_per_epoch() == 0:
             pairs, processes = len(self.train_pairs), world_size()
             raise UsageError(
@@ -102,10 +102,10 @@ class SplitsDataModule(L.LightningDataModule):
         val = {} if self.val_pairs is None else {"val": len(self.val_pairs)}
         return {"train": len(self.train_pairs), **val, **{k: len(v) for k, v in self.test_pairs.items()}}
 
-    def cut_share(self, *, at_most: int = 1000) -> float:
+    def truncated_fraction(self, *, at_most: int = 1000) -> float:
         """Fraction of training texts that `max_text_length` cuts, from a fixed sample."""
         chosen = permutation(self.seed, "cut captions", 0, len(self.train_pairs))[:at_most]
-        return self.processor.cut_share(self.shown_texts(chosen.tolist()))
+        return self.processor.truncated_fraction(self.shown_texts(chosen.tolist()))
 
     def train_dataloader(self) -> DataLoader:
         """Batches in the order of (seed, epoch).
@@ -114,7 +114,7 @@ class SplitsDataModule(L.LightningDataModule):
             UsageError: Fewer pairs than fill one batch of all processes.
         """
         options, pairs = self.options, self.train_pairs
-        self._refuse_oversized_batch()
+        self._check_batch_size()
         batches = TrainBatches(
             pairs.text_lengths,
             len(pairs),
@@ -159,10 +159,10 @@ class SplitsDataModule(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Normalises the pictures where the model is: bytes travel, floats don't."""
+        """Normalises the images where the model is: bytes travel, floats don't."""
         for key in ("pixel_values", "wrong_pixel_values"):
             if key in batch:
-                batch[key] = self.processor.pictures.normalize(batch[key])
+                batch[key] = self.processor.image_settings.normalize(batch[key])
         return batch
 
 
@@ -213,14 +213,14 @@ class PairsDataModule(SplitsDataModule):
 
 
 class LabelledDataModule(SplitsDataModule):
-    """Labelled texts with their pictures, for the task that has these labels.
+    """Labelled texts with their images, for the task that has these labels.
 
     Args:
         options: Where the data is.
         examples: What `read_task_data` gave.
         labels: What the task chooses from.
         task: A name in `mmbert.model.tasks.TASKS`.
-        processor: Tokenizer and picture settings.
+        processor: Tokenizer and image settings.
         seed: The run's seed.
     """
 
@@ -269,7 +269,7 @@ def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[Labe
     """Reads a task's examples, and the labels that their training split gives.
 
     Raises:
-        DataError: Something is wrong with the files, or an example has no answer or another number of pictures.
+        DataError: Something is wrong with the files, or an example has no answer or another number of images.
         UsageError: Options that can't be meant.
     """
     check_options(options, task=task)
@@ -279,13 +279,13 @@ def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[Labe
     )  # fmt: skip
     if not examples.get("train"):
         raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
-    pictures = len(examples["train"][0].images)
+    images = len(examples["train"][0].images)
     for listed in examples.values():
         for example in listed:
             if not example.answers:
                 raise DataError(example.place, "no answer", "one: `mmbert predict` is for examples without")
-            if len(example.images) != pictures:
-                raise DataError(example.place, f"{len(example.images)} pictures", f"{pictures}, as the first example")
+            if len(example.images) != images:
+                raise DataError(example.place, f"{len(example.images)} images", f"{images}, as the first example")
     return examples, task_class(task).labels_of(examples["train"], min_count=options.min_answer_count)
 
 

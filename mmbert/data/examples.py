@@ -27,12 +27,12 @@ def read_examples(
     problems: Problems | None = None,
     **keys: Any,
 ) -> dict[str, list[Example]]:
-    """Read all annotations of a data set; every picture file is checked to exist inside its folder.
+    """Read all annotations of a data set; every image file is checked to exist inside its folder.
 
     Args:
         format: a name in `mmbert.data.readers.FORMATS`.
         annotations: one file, or {split: file}.
-        images: folder of the pictures, or {split: folder} to go with {split: file}.
+        images: folder of the images, or {split: folder} to go with {split: file}.
         problems: collects what is wrong; give one to set how many problems are listed (10 otherwise) or to
             look at the notes.
         **keys: options of the format's reader, such as `caption_key`.
@@ -72,7 +72,7 @@ def gather_examples(
         The examples in the order of the files.
 
     Raises:
-        DataError: the folder of the pictures does not exist.
+        DataError: the folder of the images does not exist.
         UsageError: the format or a key is unknown, or keys contradict each other.
     """
     if format not in FORMATS:
@@ -91,13 +91,13 @@ def gather_examples(
         with problems:
             examples = reader(file, folder, problems, split=split, **keys)
             if not examples and not problems.total:
-                problems.add(str(file), "no examples", "at least one picture with a caption")
+                problems.add(str(file), "no examples", "at least one image with a caption")
             for example in examples:
                 first = owner.setdefault(example.image, example)
                 # A test set may be cut in parts that are reported apart; training or choosing on it is another thing.
                 if first.split != example.split and {first.split, example.split} & {"train", "val"}:
-                    kind = f"pictures in {example.split} and another split"
-                    found = f"the picture of {first.place} again, now in {example.split}"
+                    kind = f"images in {example.split} and another split"
+                    found = f"the image of {first.place} again, now in {example.split}"
                     problems.note(kind, example.place, found, f"it in {first.split} only")
             gathered += examples
     return gathered
@@ -106,7 +106,7 @@ def gather_examples(
 def _files(
     annotations: PathLike | Mapping[str, PathLike], images: PathLike | Mapping[str, PathLike] | ImageFolder
 ) -> list[tuple[str | None, Path, ImageFolder]]:
-    """List (split or None, annotation file, picture folder)."""
+    """List (split or None, annotation file, image folder)."""
     if not isinstance(annotations, Mapping):
         if isinstance(images, Mapping):
             raise UsageError("images gives a folder per split; expected one folder, since annotations is one file")

@@ -1,4 +1,4 @@
-"""Look at the first bytes of a file: what is it, if not a picture? For error messages only."""
+"""Look at the first bytes of a file: what is it, if not an image? For error messages only."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ BINARY_STARTS = (
     (b"\xff\x0a", "JPEG XL"),
     (b"8BPS", "Photoshop"),
 )
-PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 
 
-def guess_content(content: bytes, formats: Sequence[str]) -> str:
-    """Say why `content` is no picture, as the reason of a `BadImageError`.
+def sniff_file_type(content: bytes, formats: Sequence[str]) -> str:
+    """Say why `content` is no image, as the reason of a `BadImageError`.
 
     Args:
         content: the whole file; only its start is looked at.
@@ -31,8 +31,8 @@ def guess_content(content: bytes, formats: Sequence[str]) -> str:
     accepted = f"expected {', '.join(formats)}"
     if not content:
         return f"not an image (the file is empty); {accepted}"
-    if content.startswith(PICTURE_STARTS):
-        return f"truncated or damaged: the start of a picture, but a header that cannot be read; {accepted}"
+    if content.startswith(IMAGE_STARTS):
+        return f"truncated or damaged: the start of an image, but a header that cannot be read; {accepted}"
     if content[4:8] == b"ftyp":
         brand = content[8:12].decode("ascii", "replace").strip()
         kind = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIC", "mif1": "HEIF", "heix": "HEIC"}.get(brand)

@@ -1,4 +1,4 @@
-"""What an annotation file does not say about itself: its format, its keys, the folder of its pictures."""
+"""What an annotation file does not say about itself: its format, its keys, the folder of its images."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmbert.data.readers.base import ImageFolder, NoPictureError, Problems, json_type
+from mmbert.data.readers.base import ImageFolder, NoImageError, Problems, json_type
 from mmbert.data.readers.strict import iter_json_lines, load_json, read_text
 from mmbert.data.readers.table import csv_header
 from mmbert.errors import DataError, quote
@@ -17,9 +17,9 @@ log = logging.getLogger("mmbert")
 
 IMAGE_KEYS = (
     "image", "image_path", "image_file", "filename", "file_name", "filepath", "file", "img", "img_path", "path",
-    "picture", "photo",
+    "image", "photo",
 )  # fmt: skip
-"""Usual names of the field with the picture's path; the first that a file has is taken, in any case of letters."""
+"""Usual names of the field with the image's path; the first that a file has is taken, in any case of letters."""
 CAPTION_KEYS = ("caption", "captions", "text", "sentence", "sentences", "alt", "alt_text", "description", "title")
 """Usual names of the field with the caption, as above."""
 
@@ -28,11 +28,11 @@ LOOKED_AT = 100
 """Records that the keys are looked for in."""
 KINDS = (
     "an object with 'images' and 'annotations' (coco) or with 'images' that have 'sentences' (karpathy), one object "
-    "with picture and caption per line (jsonl), or a name in .csv or .tsv; --format says which it is"
+    "with image and caption per line (jsonl), or a name in .csv or .tsv; --format says which it is"
 )
 
 
-def guess_format(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """Tell the format from the suffix, or else from the content.
 
     Returns:
@@ -83,7 +83,7 @@ def _dicts(records: Iterable[Any]) -> list[dict[str, Any]]:
     return [record for record in islice(records, LOOKED_AT) if isinstance(record, dict)]
 
 
-def guess_keys(path: Path, format: str, given: dict[str, Any]) -> dict[str, Any]:
+def detect_keys(path: Path, format: str, given: dict[str, Any]) -> dict[str, Any]:
     """Find the keys of a jsonl or csv file that are not given, among the usual names.
 
     Args:
@@ -132,8 +132,8 @@ def _first(known: Iterable[str], names: Iterable[str]) -> str | None:
     return next((spelled[name] for name in known if name in spelled), None)
 
 
-class GuessedFolder(ImageFolder):
-    """The folder of the pictures where none is given, settled by the first picture that is found.
+class DetectedFolder(ImageFolder):
+    """The folder of the images where none is given, settled by the first image that is found.
 
     Looked into, in this order: the folder of the annotation file, `images` in it, `images` beside it.
 
@@ -153,20 +153,20 @@ class GuessedFolder(ImageFolder):
         """Return what `ImageFolder.find` does.
 
         Raises:
-            NoPictureError: there is no such file, in none of the folders as long as none is settled.
+            NoImageError: there is no such file, in none of the folders as long as none is settled.
             DataError: as in `ImageFolder.find`.
         """
         if self._settled is not None:
             return self._settled.find(name, place)
-        missing: list[NoPictureError] = []
+        missing: list[NoImageError] = []
         for folder in self._candidates:
             try:
                 found = folder.find(name, place)
-            except NoPictureError as error:
+            except NoImageError as error:
                 missing.append(error)
             else:
                 self._settled, self.root = folder, folder.root
-                log.info("pictures in %s", folder.root)
+                log.info("images in %s", folder.root)
                 return found
         self._missed += 1
         if self._missed == 1:
@@ -174,18 +174,18 @@ class GuessedFolder(ImageFolder):
         for error in missing:
             if "There is" in error.expected:  # a file of other case or suffix
                 raise error
-        raise NoPictureError(place, f"no picture file {quote(name)}", f"it in {self._where()}; or give --images DIR")
+        raise NoImageError(place, f"no image file {quote(name)}", f"it in {self._where()}; or give --images DIR")
 
     def raise_if_unsettled(self) -> None:
-        """Say once that no folder has the pictures, rather than for each of them.
+        """Say once that no folder has the images, rather than for each of them.
 
         Raises:
-            NoPictureError: at least two pictures were looked for, and none was found.
+            NoImageError: at least two images were looked for, and none was found.
         """
         if self._settled is None and self._missed > 1:
             name, place = self._first
-            found = f"no picture file {quote(name)}, nor any other of {self._missed:,}"
-            raise NoPictureError(place, found, f"them in {self._where()}; or give --images DIR")
+            found = f"no image file {quote(name)}, nor any other of {self._missed:,}"
+            raise NoImageError(place, found, f"them in {self._where()}; or give --images DIR")
 
     def _where(self) -> str:
         return " or ".join(folder.root for folder in self._candidates)

@@ -1,4 +1,4 @@
-"""Load a picture from anything a user may have, as upright 8-bit RGB, or say in one line why not."""
+"""Load an image from anything a user may have, as upright 8-bit RGB, or say in one line why not."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  # isort: skip
 from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # isort: skip
 
-from mmbert.data.file_types import gif_metadata_bytes, guess_content
+from mmbert.data.file_types import gif_metadata_bytes, sniff_file_type
 from mmbert.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -30,14 +30,14 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what turns the picture upright."""
+"""EXIF orientation -> what turns the image upright."""
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """What `load_image` takes."""
 
 
 class BadImageError(DataError):
-    """A picture cannot be used.
+    """An image cannot be used.
 
     Args:
         path: the file, or "<bytes>", "<PIL image>", "<array>".
@@ -55,7 +55,7 @@ class BadImageError(DataError):
 def load_image(
     source: ImageSource, *, max_pixels: int = MAX_PIXELS, background: tuple[int, int, int] = (255, 255, 255)
 ) -> Image.Image:
-    """Load one picture as 8-bit RGB.
+    """Load one image as 8-bit RGB.
 
     EXIF orientation is applied, transparent parts show `background`, 16-bit grey keeps its high byte,
     floating-point values in [0, 1] are scaled to 0-255, animations and multi-page files give their first
@@ -68,7 +68,7 @@ def load_image(
         background: RGB colour behind transparent parts.
 
     Raises:
-        BadImageError: it is no regular file, no picture in one of `FORMATS`, too large, truncated, or of a
+        BadImageError: it is no regular file, no image in one of `FORMATS`, too large, truncated, or of a
             kind of pixel with no sure meaning as RGB.
         TypeError: `source` is something else.
     """
@@ -89,7 +89,7 @@ def load_image(
 
 
 def read_content(path: str | os.PathLike[str]) -> bytes:
-    """Read a picture file whole, for `load_image` to decode.
+    """Read an image file whole, for `load_image` to decode.
 
     Raises:
         BadImageError: it is no regular file, larger than `MAX_FILE_BYTES`, or cannot be read.
@@ -101,7 +101,7 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
 
 
 class _Unusable(ValueError):
-    """Why a picture is refused; `load_image` adds the name."""
+    """Why an image is refused; `load_image` adds the name."""
 
 
 def _from_file(path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
@@ -139,11 +139,11 @@ def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise _Unusable(guess_content(content, FORMATS)) from None
+        raise _Unusable(sniff_file_type(content, FORMATS)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _Unusable(f"too large: {error} (at most {max_pixels:,} pixels are read)") from None
     except Exception as error:
-        # The decoders raise nearly anything on damaged data; whatever it is, the picture is at fault.
+        # The decoders raise nearly anything on damaged data; whatever it is, the image is at fault.
         raise _Unusable(f"truncated or damaged ({_short(error)})") from error
     with image:
         if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
@@ -160,14 +160,14 @@ def _from_pillow(image: Image.Image, max_pixels: int, background: tuple[int, int
         raise _Unusable(f"no pixels ({width}x{height})")
     try:
         image.load()
-    except Exception as error:  # as above: the picture is at fault
-        raise _Unusable(f"truncated or damaged {image.format or 'picture'} ({_short(error)})") from error
+    except Exception as error:  # as above: the image is at fault
+        raise _Unusable(f"truncated or damaged {image.format or 'image'} ({_short(error)})") from error
     rgb = _to_rgb(image, background)
     turn = UPRIGHT.get(_orientation(image))
     rgb = rgb.transpose(turn) if turn is not None else rgb
     if rgb is image or isinstance(rgb, ImageFile.ImageFile):
         rgb = rgb.copy()  # never the caller's own image, and no open file
-    rgb.info = {}  # or a later exif_transpose would turn the picture once more
+    rgb.info = {}  # or a later exif_transpose would turn the image once more
     return rgb
 
 
@@ -194,7 +194,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     """Convert a loaded image of any mode."""
     mode = image.mode
     if mode.startswith("I;16"):
-        # convert("RGB") would clip at 255 and give a white picture.
+        # convert("RGB") would clip at 255 and give a white image.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if mode == "F":
         return Image.fromarray(_scale_unit(np.asarray(image))).convert("RGB")
@@ -204,7 +204,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
         if mode in ("La", "RGBa"):
             image, mode = image.convert(mode[:-1] + "A"), mode[:-1] + "A"
         if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-            # Without the test, a large picture would be held three times.
+            # Without the test, a large image would be held three times.
             rgba = image if mode == "RGBA" else image.convert("RGBA")
             alpha = rgba.getchannel("A")
             if alpha.getextrema() != (255, 255):

@@ -18,7 +18,7 @@ log = logging.getLogger("mmbert")
 __all__ = ["LABELLED_FORMATS", "LabelledExample", "read_labelled"]
 
 TABLES: dict[str, Any] = {"jsonl": read_labelled_jsonl, "nlvr": read_nlvr, "nlvr2": read_nlvr2}
-"""Formats of one file with everything but the pictures; a reader is (path, images, problems, *, split, its keys)."""
+"""Formats of one file with everything but the images; a reader is (path, images, problems, *, split, its keys)."""
 LABELLED_FORMATS = ("vqav2", "easy_vqa", *TABLES)
 
 Files = str | Mapping[str, str]
@@ -33,9 +33,10 @@ def read_labelled(
         format: A name in `LABELLED_FORMATS`.
         annotations: One file that tells the splits itself, or {split: file}; for easy_vqa the data folder of the
             package, or "" for the installed one.
-        images: Folder of the pictures, or {split: folder}; "" where the texts have none.
+        images: Folder of the images, or {split: folder}; "" where the texts have none.
         questions: vqav2's question files, {split: file}.
-        image_names: How an image_id becomes a file name, for all or {split: template or file}; see `picture_namer`.
+        image_names: How an image_id becomes a file name, for all or {split: template or file}; see
+            `image_name_formatter`.
         **keys: Options of the format's reader.
 
     Returns:
@@ -69,7 +70,7 @@ def read_labelled(
     splits: dict[str, list[LabelledExample]] = {}
     for example in examples:
         splits.setdefault(example.split, []).append(example)
-    _tell_shared_pictures(splits)
+    _tell_shared_images(splits)
     return splits
 
 
@@ -77,7 +78,7 @@ def _read_vqav2(annotations: Files, images: Files, questions: Files, image_names
     if not isinstance(annotations, Mapping) or not isinstance(questions, Mapping) or not image_names:
         raise UsageError(
             "vqav2 needs data.questions and data.annotations as {split: file}, and data.image_names, "
-            "a template such as COCO_val2014_{:012d}.jpg or a COCO file that names the pictures."
+            "a template such as COCO_val2014_{:012d}.jpg or a COCO file that names the images."
         )
     if set(questions) != set(annotations):
         raise UsageError(f"data.questions has {sorted(questions)}, data.annotations {sorted(annotations)}.")
@@ -111,8 +112,8 @@ def _of(value: Files, split: str | None, name: str) -> str:
     return value[split]
 
 
-def _tell_shared_pictures(splits: dict[str, list[LabelledExample]]) -> None:
-    """Warns where a picture of train or val is in another split too: the numbers may be too good."""
+def _tell_shared_images(splits: dict[str, list[LabelledExample]]) -> None:
+    """Warns where an image of train or val is in another split too: the numbers may be too good."""
     owner: dict[Path, LabelledExample] = {}
     for name in ("train", "val"):
         for example in splits.get(name, ()):
@@ -128,6 +129,6 @@ def _tell_shared_pictures(splits: dict[str, list[LabelledExample]]) -> None:
     if shared:
         example, first = shared[0]
         log.warning(
-            "%s examples have a picture that is in train or val and another split too (first: %s, as in %s)",
+            "%s examples have an image that is in train or val and another split too (first: %s, as in %s)",
             f"{len(shared):,}", example.place, first.place,
         )  # fmt: skip

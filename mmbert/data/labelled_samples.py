@@ -15,26 +15,26 @@ from mmbert.runtime.randomness import permutation
 
 
 class LabelledSample(NamedTuple):
-    """One labelled text with its pictures, ready to be collated."""
+    """One labelled text with its images, ready to be collated."""
 
     index: int
     input_ids: list[int]
-    pictures: tuple[Tensor, ...]  # (3, S, S) uint8 each
-    wrong_pictures: tuple[Tensor, ...]  # of another example, evaluation only; none if there is no other
+    images: tuple[Tensor, ...]  # (3, S, S) uint8 each
+    wrong_images: tuple[Tensor, ...]  # of another example, evaluation only; none if there is no other
     scores: Mapping[int, float]  # label -> how right it is, 0 to 1
     asked: int = -1  # position that was asked for; another than `index` where this sample stands in for it
     skipped: Skipped = ()
 
 
 class LabelledSamples(Samples):
-    """Labelled texts with their pictures.
+    """Labelled texts with their images.
 
-    For evaluation (without augmentation) each sample also has the pictures of another one, see `other_pictures`.
+    For evaluation (without augmentation) each sample also has the images of another one, see `shuffled_images`.
 
     Args:
         examples: What a reader found.
         scores: One mapping for each example: label -> how right it is, from 0 to 1.
-        processor: Tokenizer and picture settings.
+        processor: Tokenizer and image settings.
         seed: The run's seed.
         augmentation: See `Samples`.
         skip_bad: See `Samples`.
@@ -54,7 +54,7 @@ class LabelledSamples(Samples):
     ):
         super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_bad=skip_bad)
         self.scores = scores
-        self.wrong = None if augmentation is not None else other_pictures(examples, seed)
+        self.wrong = None if augmentation is not None else shuffled_images(examples, seed)
 
     def text_lengths(self, epoch: int) -> np.ndarray:
         """(N,) characters of the texts; the same in every epoch."""
@@ -62,16 +62,16 @@ class LabelledSamples(Samples):
 
     def _sample(self, epoch: int, i: int) -> LabelledSample:
         example = self.examples[i]
-        pictures = tuple(self._picture(epoch, i, image, example.text) for image in example.images)
-        wrong = () if self.wrong is None else self._wrong_pictures(i)
-        return LabelledSample(i, self.processor.encode(example.text), pictures, wrong, self.scores[i])
+        images = tuple(self._pixel_values(epoch, i, image, example.text) for image in example.images)
+        wrong = () if self.wrong is None else self._wrong_pixel_values(i)
+        return LabelledSample(i, self.processor.encode(example.text), images, wrong, self.scores[i])
 
-    def _wrong_pictures(self, i: int) -> tuple[Tensor, ...]:
+    def _wrong_pixel_values(self, i: int) -> tuple[Tensor, ...]:
         assert self.wrong is not None
         if self.wrong[i] == i:
             return ()
         try:
-            return tuple(self.processor.picture(image) for image in self.examples[self.wrong[i]].images)
+            return tuple(self.processor.pixel_values(image) for image in self.examples[self.wrong[i]].images)
         except BadImageError:
             if not self.skip_bad:
                 raise
@@ -81,17 +81,17 @@ class LabelledSamples(Samples):
         return LabelledSample(i, [], (), (), {})
 
 
-def other_pictures(examples: Sequence[LabelledExample], seed: int) -> np.ndarray:
-    """Gives every example one with other pictures: all examples of a picture get the same other one.
+def shuffled_images(examples: Sequence[LabelledExample], seed: int) -> np.ndarray:
+    """Gives every example one with other images: all examples of an image get the same other one.
 
     Returns:
-        (N,) int64 positions; its own where all have the same pictures, or none.
+        (N,) int64 positions; its own where all have the same images, or none.
     """
     first: dict[Any, int] = {}
     for i, example in enumerate(examples):
         first.setdefault(example.images, i)
     keys = list(first)
-    cycle = permutation(seed, "wrong picture", 0, len(keys))
+    cycle = permutation(seed, "wrong image", 0, len(keys))
     follows = {keys[a]: first[keys[b]] for a, b in zip(cycle, np.roll(cycle, -1), strict=True)}
     return np.array([follows[e.images] if len(keys) > 1 else i for i, e in enumerate(examples)], dtype=np.int64)
 
@@ -100,8 +100,8 @@ class CollateLabelled:
     """Samples to the batch that `MMBertForTask` and its evaluation take.
 
     Keys: `index` and `asked` (B,) int64; `input_ids`, `attention_mask` (B, T) int64; `label_scores` (B, labels) float;
-    where texts have N pictures each `pixel_values` (B * N, 3, S, S) uint8, those of a text in a row, and in evaluation
-    `wrong_pixel_values` of the same shape with `has_wrong` (B,) bool. Samples without pictures that should have some
+    where texts have N images each `pixel_values` (B * N, 3, S, S) uint8, those of a text in a row, and in evaluation
+    `wrong_pixel_values` of the same shape with `has_wrong` (B,) bool. Samples without images that should have some
     are left out; `skipped` and `skipped_why` as in `Collate`.
     """
 
@@ -126,9 +126,9 @@ class CollateLabelled:
             "attention_mask": attention_mask,
             "label_scores": scores,
         }
-        if samples[0].pictures:
-            batch["pixel_values"] = torch.stack([p for s in samples for p in s.pictures])
-            batch["has_wrong"] = torch.tensor([bool(s.wrong_pictures) for s in samples])
+        if samples[0].images:
+            batch["pixel_values"] = torch.stack([p for s in samples for p in s.images])
+            batch["has_wrong"] = torch.tensor([bool(s.wrong_images) for s in samples])
             if batch["has_wrong"].any():
-                batch["wrong_pixel_values"] = torch.stack([p for s in samples for p in s.wrong_pictures or s.pictures])
+                batch["wrong_pixel_values"] = torch.stack([p for s in samples for p in s.wrong_images or s.images])
         return batch | told(skipped)

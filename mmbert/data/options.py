@@ -17,9 +17,9 @@ class DataOptions:
     """One file that tells the splits itself, or a file for each: {train: ..., val: ..., test: ...}. Every split whose
     name starts with "test" is tested and reported under its own name."""
     images: str | dict[str, str] = ""
-    """Folder that the annotations' picture paths start from, or one for each split."""
+    """Folder that the annotations' image paths start from, or one for each split."""
     image_key: str | list[str] | None = "image"
-    """Field of a JSONL or CSV record with the picture's path; for a task fields, where a text has several pictures, or
+    """Field of a JSONL or CSV record with the image's path; for a task fields, where a text has several images, or
     null, where it has none."""
     caption_key: str | list[str] = "caption"
     """Field or fields with the caption (a string or a list of strings); every text that is not empty counts."""
@@ -49,27 +49,27 @@ class DataOptions:
     whole_word: bool = False
     """Mask all pieces of a word together."""
     crop: float = 1.0
-    """Smallest fraction of a training picture's area that a random crop keeps; 1 = no crop."""
+    """Smallest fraction of a training image's area that a random crop keeps; 1 = no crop."""
     flip: bool = False
-    """Mirror half of the training pictures, never one whose caption says left or right."""
+    """Mirror half of the training images, never one whose caption says left or right."""
     batch_size: int = 64
     """Training pairs a step and process."""
     eval_batch_size: int = 128
     """Pairs a step in validation and test; changes no result."""
     num_workers: int = 1
-    """Processes that decode pictures; changes no result."""
+    """Processes that decode images; changes no result."""
     length_pool: int = 50
     """Batches whose texts are sorted by length together; 1 = no grouping."""
     on_bad_sample: str = "stop"
-    """What a picture that can't be read does: stop ends the run with its name; skip puts another sample in its place,
+    """What an image that can't be read does: stop ends the run with its name; skip puts another sample in its place,
     counts it in metrics.json, and ends the run above `max_bad_fraction`."""
     max_bad_fraction: float = 0.01
     """Fraction of a split's pairs that may be skipped."""
     train_fraction: float = 1.0
-    """Fraction of the training pictures or examples that is used: a sample that follows from the seed, the same for
+    """Fraction of the training images or examples that is used: a sample that follows from the seed, the same for
     every model, and part of every larger one."""
     eval_seed: int | None = None
-    """Seed of the masks, wrong pictures and samples of validation and test. None: the run's. Runs with the same one
+    """Seed of the masks, wrong images and samples of validation and test. None: the run's. Runs with the same one
     answer the same test items."""
     val_size: int | None = 1000
     """At most so many images, with their first caption, or examples of a task validate, a fixed sample; None = all."""
@@ -107,8 +107,8 @@ def check_options(options: DataOptions, *, task: str | None = None) -> None:
         if not is_used(split):
             near = did_you_mean(split, ("val", "train", "test"))
             raise UsageError(f"data.annotations.{split}: allowed are train, val, and names that begin with test.{near}")
-    _refuse_missing(options, task)
-    _refuse_foreign(options, task)
+    _check_required(options, task)
+    _check_foreign(options, task)
 
 
 def is_used(split: str) -> bool:
@@ -116,14 +116,14 @@ def is_used(split: str) -> bool:
     return split in ("train", "val") or split.startswith("test")
 
 
-def _refuse_missing(options: DataOptions, task: str | None) -> None:
+def _check_required(options: DataOptions, task: str | None) -> None:
     needed = {"annotations": "", "images": ""}
     if task is not None:
-        needed["images"] = "; texts without pictures say data.image_key: null"
+        needed["images"] = "; texts without images say data.image_key: null"
         if options.image_key is None:
             needed.pop("images")
             if options.images:
-                raise UsageError("data.image_key=null is for texts without pictures; leave data.images out.")
+                raise UsageError("data.image_key=null is for texts without images; leave data.images out.")
     if options.format == "easy_vqa":
         needed.clear()
     for name, hint in needed.items():
@@ -131,17 +131,17 @@ def _refuse_missing(options: DataOptions, task: str | None) -> None:
             raise UsageError(f"data.{name} is missing: say where the data is, see configs/ for examples{hint}.")
 
 
-def _refuse_foreign(options: DataOptions, task: str | None) -> None:
+def _check_foreign(options: DataOptions, task: str | None) -> None:
     foreign = ("text_key", "label_key", "id_key", "questions", "image_names") if task is None else ("caption_key",)
     for name in foreign:
-        if is_asked(options, name):
+        if is_set(options, name):
             use = "a task, which model.task names" if task is None else f"pretraining, not for model.task={task}"
             raise UsageError(f"data.{name} is for {use}; leave it out.")
     if task is None and not isinstance(options.image_key, str):
-        raise UsageError(f"data.image_key={options.image_key!r}: pretraining takes one picture a record, so one field.")
+        raise UsageError(f"data.image_key={options.image_key!r}: pretraining takes one image a record, so one field.")
 
 
-def is_asked(options: DataOptions, name: str) -> bool:
+def is_set(options: DataOptions, name: str) -> bool:
     """Whether an option is another than where nothing is said."""
     return getattr(options, name) != getattr(DataOptions, name)
 
@@ -151,4 +151,4 @@ def reader_options(options: DataOptions, task: str | None = None) -> dict[str, A
     names = ["image_key", "split_key", "split_values"]
     names += ["caption_key"] if task is None else ["text_key", "label_key", "id_key"]
     tables = ("jsonl", "csv")
-    return {name: getattr(options, name) for name in names if options.format in tables or is_asked(options, name)}
+    return {name: getattr(options, name) for name in names if options.format in tables or is_set(options, name)}

@@ -16,7 +16,7 @@ from mmbert.data.samples import Augmentation, Samples, Skipped, told
 from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 from mmbert.runtime.randomness import mix, numpy_generator, permutation
 
-NO_PICTURE = torch.zeros(0, dtype=torch.uint8)
+NO_IMAGE = torch.zeros(0, dtype=torch.uint8)
 
 
 class Sample(NamedTuple):
@@ -26,8 +26,8 @@ class Sample(NamedTuple):
     input_ids: list[int]
     mlm_input_ids: list[int]
     mlm_labels: list[int]
-    picture: Tensor  # (3, S, S) uint8
-    wrong_picture: Tensor | None  # (3, S, S) uint8, evaluation only
+    image: Tensor  # (3, S, S) uint8
+    wrong_pixel_values: Tensor | None  # (3, S, S) uint8, evaluation only
     image_key: int
     text_key: int
     image_text_keys: tuple[int, ...]
@@ -45,11 +45,11 @@ class Pairs(Samples):
     """Image-caption pairs of one split.
 
     For evaluation (without augmentation) each image shows its first caption, the same masks in every epoch, and a wrong
-    picture (see `wrong_pictures`).
+    image (see `wrong_images`).
 
     Args:
         examples: What a reader found.
-        processor: Tokenizer and picture settings.
+        processor: Tokenizer and image settings.
         masking: The MLM rule.
         seed: The run's seed.
         augmentation: See `Samples`.
@@ -73,7 +73,7 @@ class Pairs(Samples):
         self.captions_each = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [text_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
-        self.wrong = None if augmentation is not None else wrong_pictures(self.text_keys, self.image_keys, seed)
+        self.wrong = None if augmentation is not None else wrong_images(self.text_keys, self.image_keys, seed)
 
     def image_sample(self, size: int) -> frozenset[int]:
         """At most `size` positions, of different images, each with its first caption: a fixed random sample."""
@@ -94,7 +94,7 @@ class Pairs(Samples):
         return np.array([len(e.captions[i]) for e, i in zip(self.examples, shown, strict=True)])
 
     def _left_out(self, i: int) -> Sample:
-        return Sample(i, [], [], [], NO_PICTURE, None, 0, 0, ())
+        return Sample(i, [], [], [], NO_IMAGE, None, 0, 0, ())
 
     def _sample(self, epoch: int, i: int) -> Sample:
         example = self.examples[i]
@@ -105,28 +105,28 @@ class Pairs(Samples):
         pieces = self.processor.tokenizer.convert_ids_to_tokens(ids)
         continues = [str(piece).startswith("##") for piece in pieces]
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
-        picture = self._picture(epoch, i, example.image, caption)
-        wrong = None if self.wrong is None else self._wrong_picture(i, picture)
+        image = self._pixel_values(epoch, i, example.image, caption)
+        wrong = None if self.wrong is None else self._wrong_pixel_values(i, image)
         return Sample(
             i,
             ids,
             masked,
             labels,
-            picture,
+            image,
             wrong,
             self.image_keys[i],
             self.text_keys[i][number],
             self.text_keys[i],
         )
 
-    def _wrong_picture(self, i: int, own: Tensor) -> Tensor:
+    def _wrong_pixel_values(self, i: int, own: Tensor) -> Tensor:
         assert self.wrong is not None
         try:
-            return self.processor.picture(self.examples[self.wrong[i]].image)
+            return self.processor.pixel_values(self.examples[self.wrong[i]].image)
         except BadImageError:
             if not self.skip_bad:
                 raise
-            return own  # what the evaluation takes for "there is no wrong picture"
+            return own  # what the evaluation takes for "there is no wrong image"
 
     def _caption_number(self, epoch: int, i: int) -> int:
         if self.augmentation is None:
@@ -134,11 +134,11 @@ class Pairs(Samples):
         return (int(mix(self.seed, "caption", i)) + epoch) % (1 << 64) % int(self.captions_each[i])
 
 
-def wrong_pictures(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int], seed: int) -> np.ndarray:
-    """Gives every example the picture of another one that does not carry its first caption.
+def wrong_images(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int], seed: int) -> np.ndarray:
+    """Gives every example the image of another one that does not carry its first caption.
 
-    Each picture serves as the wrong one for exactly one text, unless equal captions are so many that one describes
-    half of the pictures; then some serve twice. An example without any valid picture keeps its own number and is left
+    Each image serves as the wrong one for exactly one text, unless equal captions are so many that one describes
+    half of the images; then some serve twice. An example without any valid image keeps its own number and is left
     out of ITM by the evaluation.
 
     Returns:
@@ -150,7 +150,7 @@ def wrong_pictures(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[in
     def valid(text: int, image: int) -> bool:
         return image_keys[text] != image_keys[image] and text_keys[text][0] not in carried[image]
 
-    cycle = permutation(seed, "wrong picture", 0, count)
+    cycle = permutation(seed, "wrong image", 0, count)
     wrong = np.empty(count, dtype=np.int64)
     wrong[cycle] = np.roll(cycle, -1)
     rng = numpy_generator(seed, "repair")
@@ -169,7 +169,7 @@ class Collate:
 
     Keys: `index` and `asked` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
     `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`,
-    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes. Samples without pictures are left out. Where some were
+    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes. Samples without images are left out. Where some were
     skipped there are also `skipped` (S,) int64 positions and `skipped_why`, a list of S texts.
     """
 
@@ -190,12 +190,12 @@ class Collate:
             "attention_mask": attention_mask,
             "mlm_input_ids": pad([s.mlm_input_ids for s in samples], self.pad_token_id)[0],
             "mlm_labels": pad([s.mlm_labels for s in samples], IGNORE_INDEX)[0],
-            "pixel_values": torch.stack([s.picture for s in samples]),
+            "pixel_values": torch.stack([s.image for s in samples]),
             "image_key": torch.tensor([s.image_key for s in samples]),
             "text_key": torch.tensor([s.text_key for s in samples]),
             "image_text_keys": pad([s.image_text_keys for s in samples], NO_TEXT)[0],
         }
-        wrong = [s.wrong_picture for s in samples if s.wrong_picture is not None]
+        wrong = [s.wrong_pixel_values for s in samples if s.wrong_pixel_values is not None]
         if wrong:
             batch["wrong_pixel_values"] = torch.stack(wrong)
         return batch | told(skipped)

@@ -1,4 +1,4 @@
-"""`MMBertProcessor`: texts to token ids and pictures to pixel values, with everything a shared model folder needs."""
+"""`MMBertProcessor`: texts to token ids and images to pixel values, with everything a shared model folder needs."""
 
 import json
 from collections.abc import Sequence
@@ -16,51 +16,51 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mmbert.data.images import ImageSource, load_image
 from mmbert.errors import UsageError, quote
 
-SETTINGS_FILE = "picture_settings.json"
+SETTINGS_FILE = "image_settings.json"
 
 
 @dataclass(frozen=True)
-class PictureSettings:
-    """How a picture becomes numbers: what timm states for the encoder."""
+class ImageSettings:
+    """How an image becomes numbers: what timm states for the encoder."""
 
     image_size: int
-    """Side of the square that the whole picture is resized to, in pixels."""
+    """Side of the square that the whole image is resized to, in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
 
     @classmethod
-    def of_timm(cls, pretrained_cfg: dict[str, Any], image_size: int) -> "PictureSettings":
+    def of_timm(cls, pretrained_cfg: dict[str, Any], image_size: int) -> "ImageSettings":
         """Reads timm's statement about a model; see `timm.data.resolve_data_config`."""
         facts = resolve_data_config(pretrained_cfg=pretrained_cfg)
         return cls(image_size, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"])
 
-    def resize(self, picture: Tensor) -> Tensor:
+    def resize(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 to (3, S, S) uint8. The aspect ratio is not kept: captions speak of the edges too."""
         side = self.image_size
-        if picture.shape[-2:] == (side, side):
-            return picture
+        if image.shape[-2:] == (side, side):
+            return image
         return transforms.resize(
-            picture, [side, side], interpolation=InterpolationMode(self.interpolation), antialias=True
+            image, [side, side], interpolation=InterpolationMode(self.interpolation), antialias=True
         )
 
-    def normalize(self, pictures: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 to float, with the encoder's mean and standard deviation."""
-        return transforms.normalize(transforms.to_dtype(pictures, torch.float32, scale=True), [*self.mean], [*self.std])
+        return transforms.normalize(transforms.to_dtype(images, torch.float32, scale=True), [*self.mean], [*self.std])
 
 
 class MMBertProcessor:
-    """Tokenizer and picture settings of one model.
+    """Tokenizer and image settings of one model.
 
     `processor(text=..., images=...)` gives what the models take: `input_ids`, `attention_mask`, `pixel_values`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pictures: PictureSettings, *, max_text_length: int = 64):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_settings: ImageSettings, *, max_text_length: int = 64):
         """Bundles the parts.
 
         Args:
             tokenizer: A BERT-like tokenizer with [CLS], [SEP], [MASK] and [PAD].
-            pictures: How pictures are resized and normalised.
+            image_settings: How images are resized and normalised.
             max_text_length: Longer texts are cut, in tokens incl. [CLS] and [SEP].
 
         Raises:
@@ -69,7 +69,7 @@ class MMBertProcessor:
         lacking = [n for n in ("cls_token", "sep_token", "mask_token", "pad_token") if getattr(tokenizer, n) is None]
         if lacking:
             raise UsageError(f"tokenizer '{tokenizer.name_or_path}' has no {', '.join(lacking)}; mmbert needs BERT's.")
-        self.tokenizer, self.pictures, self.max_text_length = tokenizer, pictures, max_text_length
+        self.tokenizer, self.image_settings, self.max_text_length = tokenizer, image_settings, max_text_length
 
     def __call__(
         self,
@@ -78,19 +78,19 @@ class MMBertProcessor:
         images: ImageSource | Sequence[ImageSource] | None = None,
         return_tensors: str = "pt",
     ) -> dict[str, Tensor]:
-        """Prepares texts, pictures or both.
+        """Prepares texts, images or both.
 
         Args:
             text: One text or several.
-            images: One picture or several: path, bytes, PIL image or array.
+            images: One image or several: path, bytes, PIL image or array.
             return_tensors: Only "pt".
 
         Returns:
-            `input_ids` and `attention_mask` (B, T) int64 for texts; `pixel_values` (B, 3, S, S) float for pictures.
+            `input_ids` and `attention_mask` (B, T) int64 for texts; `pixel_values` (B, 3, S, S) float for images.
 
         Raises:
             UsageError: Another kind of tensors than "pt".
-            BadImageError: A picture that can't be read.
+            BadImageError: An image that can't be read.
         """
         if return_tensors != "pt":
             raise UsageError(f"return_tensors='{return_tensors}'; only 'pt' is there.")
@@ -100,7 +100,7 @@ class MMBertProcessor:
             out["input_ids"], out["attention_mask"] = pad(rows, self.pad_token_id)
         if images is not None:
             several: Any = images if isinstance(images, list | tuple) else [images]
-            out["pixel_values"] = self.pictures.normalize(torch.stack([self.picture(p) for p in several]))
+            out["pixel_values"] = self.image_settings.normalize(torch.stack([self.pixel_values(p) for p in several]))
         return out
 
     @property
@@ -150,28 +150,28 @@ class MMBertProcessor:
         except TypeError as error:
             raise UsageError(f"the text {quote(text)} is no valid Unicode: {error}") from error
 
-    def cut_share(self, texts: Sequence[str]) -> float:
+    def truncated_fraction(self, texts: Sequence[str]) -> float:
         """Fraction of texts that `encode` cuts."""
         if not texts:
             return 0.0
         rows = self.tokenizer([*texts], split_special_tokens=True, verbose=False)["input_ids"]
         return sum(len(row) > self.max_text_length for row in rows) / len(rows)  # pyright: ignore
 
-    def picture(self, source: ImageSource) -> Tensor:
+    def pixel_values(self, source: ImageSource) -> Tensor:
         """(3, S, S) uint8, resized but not normalised."""
-        return self.pictures.resize(self.load(source))
+        return self.image_settings.resize(self.load(source))
 
     @staticmethod
     def load(source: ImageSource) -> Tensor:
-        """(3, H, W) uint8 in the picture's own size."""
+        """(3, H, W) uint8 in the image's own size."""
         return transforms.pil_to_tensor(load_image(source))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files and `picture_settings.json`."""
+        """Writes the tokenizer's files and `image_settings.json`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        settings = {**asdict(self.pictures), "max_text_length": self.max_text_length}
+        settings = {**asdict(self.image_settings), "max_text_length": self.max_text_length}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
@@ -187,7 +187,7 @@ class MMBertProcessor:
         settings = json.loads(file.read_text())
         length = settings.pop("max_text_length")
         settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
-        return cls(load_tokenizer(str(folder)), PictureSettings(**settings), max_text_length=length)
+        return cls(load_tokenizer(str(folder)), ImageSettings(**settings), max_text_length=length)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""What every data set of pictures and texts shares: pictures that can't be read, and augmentation."""
+"""What every data set of images and texts shares: images that can't be read, and augmentation."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from mmbert.data.sampling import Index
 from mmbert.errors import DataError
 from mmbert.runtime.randomness import mix, numpy_generator
 
-STAND_INS = 100  # tries to find a picture that can be read
+STAND_INS = 100  # tries to find an image that can be read
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 Skipped = tuple[tuple[int, str], ...]
@@ -25,12 +25,12 @@ Skipped = tuple[tuple[int, str], ...]
 
 
 class Augmentation(NamedTuple):
-    """Random changes to training pictures."""
+    """Random changes to training images."""
 
     crop: float = 1.0
     """Smallest fraction of the area that a random crop keeps; 1 = no crop."""
     flip: bool = False
-    """Mirrors half of the pictures, never one whose text says left or right."""
+    """Mirrors half of the images, never one whose text says left or right."""
 
 
 class Samples(Dataset):
@@ -38,10 +38,10 @@ class Samples(Dataset):
 
     Args:
         examples: What a reader found.
-        processor: Tokenizer and picture settings.
+        processor: Tokenizer and image settings.
         seed: The run's seed.
-        augmentation: Changes to the pictures; None for evaluation.
-        skip_bad: Pictures that can't be read are left out rather than raised: in training another sample, a function of
+        augmentation: Changes to the images; None for evaluation.
+        skip_bad: Images that can't be read are left out rather than raised: in training another sample, a function of
             (seed, epoch, sample), takes the place; in evaluation it is left out. `skipped` of the sample tells.
     """
 
@@ -65,10 +65,10 @@ class Samples(Dataset):
         raise NotImplementedError
 
     def __getitem__(self, index: Index | int) -> Any:
-        """One sample; with `skip_bad` maybe another one, or in evaluation one without pictures.
+        """One sample; with `skip_bad` maybe another one, or in evaluation one without images.
 
         Raises:
-            BadImageError: A picture that can't be read, unless `skip_bad`; or hardly any that can.
+            BadImageError: An image that can't be read, unless `skip_bad`; or hardly any that can.
         """
         epoch, first = index if isinstance(index, tuple) else (0, index)
         skipped: list[tuple[int, str]] = []
@@ -95,27 +95,27 @@ class Samples(Dataset):
         raise NotImplementedError
 
     def _left_out(self, i: int) -> Any:
-        """What stands for a sample of an evaluation whose picture can't be read."""
+        """What stands for a sample of an evaluation whose image can't be read."""
         raise NotImplementedError
 
-    def _picture(self, epoch: int, i: int, image: Path, text: str) -> Tensor:
-        """(3, S, S) uint8, the picture with this epoch's random changes, if there are any."""
-        settings, augmentation = self.processor.pictures, self.augmentation
+    def _pixel_values(self, epoch: int, i: int, file: Path, text: str) -> Tensor:
+        """(3, S, S) uint8, the image with this epoch's random changes, if there are any."""
+        settings, augmentation = self.processor.image_settings, self.augmentation
         if augmentation in (None, Augmentation()):
-            return self.processor.picture(image)
+            return self.processor.pixel_values(file)
         assert augmentation is not None
         rng = numpy_generator(self.seed, "augment", epoch, i)
-        picture = self.processor.load(image)
+        image = self.processor.load(file)
         if augmentation.crop < 1:
-            height, width = picture.shape[-2:]
+            height, width = image.shape[-2:]
             side = rng.uniform(augmentation.crop, 1) ** 0.5
             h, w = max(1, round(height * side)), max(1, round(width * side))
             top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            picture = picture[:, top : top + h, left : left + w]
-        picture = settings.resize(picture)
+            image = image[:, top : top + h, left : left + w]
+        image = settings.resize(image)
         if augmentation.flip and rng.random() < 0.5 and not SIDES.search(text):
-            picture = transforms.horizontal_flip(picture)
-        return picture
+            image = transforms.horizontal_flip(image)
+        return image
 
 
 def told(skipped: Sequence[tuple[int, str]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures and texts, each encoded once and kept; matching scores of pairs of them, which encode nothing again."""
+"""Images and texts, each encoded once and kept; matching scores of pairs of them, which encode nothing again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mmbert.data.images import ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.tokens import Tokens
-from mmbert.runtime.distributed import in_turn, own_share, share_out
+from mmbert.runtime.distributed import gather_in_order, shard_jobs, share_out
 from mmbert.runtime.signals import StopSignals
 
 PAIRS_AT_ONCE = 128
@@ -22,7 +22,7 @@ PAIRS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Encoded:
-    """N pictures and M texts after their encoders, on the CPU.
+    """N images and M texts after their encoders, on the CPU.
 
     Texts that are the same for the model are encoded and scored once, so their scores are equal to the bit.
     """
@@ -38,12 +38,12 @@ class Encoded:
     text_of: Tensor
     """(M,) int64, the distinct text of each text."""
     image_passes: int
-    """Pictures encoded."""
+    """Images encoded."""
     text_passes: int
     """Texts encoded."""
 
     def part(self, images: slice, texts: Tensor) -> "Encoded":
-        """Some of the pictures, and of the texts by their numbers (K,); nothing large is copied."""
+        """Some of the images, and of the texts by their numbers (K,); nothing large is copied."""
         distinct, text_of = self.text_of[texts].unique(return_inverse=True)
         return Encoded(
             None if self.images is None else self.images[images],
@@ -56,63 +56,63 @@ class Encoded:
         )
 
 
-class _Pictures(Dataset[Tensor]):
-    def __init__(self, processor: MMBertProcessor, pictures: Sequence[ImageSource]):
-        self.processor, self.pictures = processor, pictures
+class _Images(Dataset[Tensor]):
+    def __init__(self, processor: MMBertProcessor, images: Sequence[ImageSource]):
+        self.processor, self.images = processor, images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.processor.picture(self.pictures[index])
+        return self.processor.pixel_values(self.images[index])
 
 
 @torch.no_grad()
 def encode(
     model: MMBertForPreTraining,
     processor: MMBertProcessor,
-    pictures: Sequence[ImageSource],
+    images: Sequence[ImageSource],
     texts: Sequence[str],
     *,
     batch_size: int = 64,
     num_workers: int = 0,
     keep_tokens: bool = True,
 ) -> Encoded:
-    """Encodes every picture once and every distinct text once, shared out over the processes.
+    """Encodes every image once and every distinct text once, shared out over the processes.
 
     Args:
         model: In evaluation mode.
         processor: The model's.
-        pictures: What `load_image` takes; at least one.
+        images: What `load_image` takes; at least one.
         texts: At least one.
-        batch_size: Pictures, or texts, encoded in one call.
-        num_workers: Processes that decode pictures.
+        batch_size: Images, or texts, encoded in one call.
+        num_workers: Processes that decode images.
         keep_tokens: Keep what fusion needs, not only the contrastive vectors.
 
     Raises:
-        BadImageError: A picture that can't be read.
+        BadImageError: An image that can't be read.
     """
     device = model.mmbert.word_embeddings.device
     contrast: Any = model.objectives["itc"] if "itc" in model.objectives else None
 
-    batches = _batches(range(len(pictures)), batch_size)
+    batches = _batches(range(len(images)), batch_size)
     loader = DataLoader(
-        _Pictures(processor, pictures),
-        batch_sampler=own_share(batches),
+        _Images(processor, images),
+        batch_sampler=shard_jobs(batches),
         num_workers=num_workers,
         worker_init_fn=StopSignals.for_loader(),
         generator=torch.Generator(),  # or encoding would advance the caller's random numbers
     )
 
-    def encode_pictures(pixels: Tensor) -> dict[str, Tensor]:
-        tokens = model.mmbert.encode_image(processor.pictures.normalize(pixels.to(device)))
+    def encode_images(pixels: Tensor) -> dict[str, Tensor]:
+        tokens = model.mmbert.encode_image(processor.image_settings.normalize(pixels.to(device)))
         kept = {"tokens": pack(tokens).cpu()} if keep_tokens else {}
         return kept if contrast is None else {**kept, "vectors": contrast.embed_image(tokens).cpu()}
 
-    images: dict[str, Tensor] = {}
-    for rows, found in zip(batches, in_turn(map(encode_pictures, loader), len(batches)), strict=True):
+    of_image: dict[str, Tensor] = {}
+    for rows, found in zip(batches, gather_in_order(map(encode_images, loader), len(batches)), strict=True):
         for name, value in found.items():  # written in place: joining a list at the end would need twice the memory
-            images.setdefault(name, value.new_empty(len(pictures), *value.shape[1:]))[rows] = value
+            of_image.setdefault(name, value.new_empty(len(images), *value.shape[1:]))[rows] = value
 
     numbers: dict[tuple[int, ...], int] = {}
     text_of = torch.tensor([numbers.setdefault(tuple(processor.encode(text)), len(numbers)) for text in texts])
@@ -135,12 +135,12 @@ def encode(
                 whole[i] = value
 
     return Encoded(
-        images.get("tokens"),
+        of_image.get("tokens"),
         of_text.get("tokens", []),
-        images.get("vectors"),
+        of_image.get("vectors"),
         torch.stack(of_text["vectors"]) if contrast is not None else None,
         text_of,
-        image_passes=len(pictures),
+        image_passes=len(images),
         text_passes=len(ids),
     )
 
@@ -170,7 +170,7 @@ def pair_scores(
         model: With the objective itm, in evaluation mode.
         images: (N, P, W) packed tokens.
         texts: (T, W) packed tokens each, without padding.
-        pairs: (K, 2) int64, picture and text.
+        pairs: (K, 2) int64, image and text.
 
     Returns:
         (K,) log-odds that a pair belongs together, on the CPU.

@@ -30,8 +30,8 @@ def score_foils(
     """Share of records whose true caption scores above the foil; `foil_hits` has arguments and errors.
 
     Returns:
-        Category -> `count`, `accuracy`, `blank` (the same with a picture of one color) and `shuffled` (with another
-        picture of the same file; None where the file has one picture). Last comes `OVERALL`, over all records.
+        Category -> `count`, `accuracy`, `blank` (the same with an image of one color) and `shuffled` (with another
+        image of the same file; None where the file has one image). Last comes `OVERALL`, over all records.
     """
     hits = foil_hits(model, processor, foils, scorer=scorer, seed=seed, batch_size=batch_size, num_workers=num_workers)
 
@@ -58,46 +58,46 @@ def foil_hits(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> dict[str, list[bool | None]]:
-    """Whether each record's true caption scores above the foil, with the right picture and without it.
+    """Whether each record's true caption scores above the foil, with the right image and without it.
 
     Args:
         model: In evaluation mode.
         processor: The model's.
         foils: At least one record.
         scorer: "itm", "itc", or "auto": itm where the model has it.
-        seed: Of the wrong pictures.
-        batch_size: Pictures, or texts, encoded in one call.
-        num_workers: Processes that decode pictures.
+        seed: Of the wrong images.
+        batch_size: Images, or texts, encoded in one call.
+        num_workers: Processes that decode images.
 
     Returns:
-        `accuracy`, `blank` and `shuffled`, in the order of the records; None where there is no other picture.
+        `accuracy`, `blank` and `shuffled`, in the order of the records; None where there is no other image.
 
     Raises:
         UsageError: The model can't score like that.
     """
     scorer = choose_foil_scorer(model, scorer)
-    pictures = list(dict.fromkeys(foil.picture for foil in foils))
-    number = {picture: i for i, picture in enumerate(pictures)}
+    images = list(dict.fromkeys(foil.image for foil in foils))
+    number = {image: i for i, image in enumerate(images)}
     texts = [text for foil in foils for text in (foil.caption, foil.foil)]
     encoded = encode(
         model,
         processor,
-        [*pictures, _blank(processor)],
+        [*images, _blank(processor)],
         texts,
         batch_size=batch_size,
         num_workers=num_workers,
         keep_tokens=scorer == "itm",
     )
-    own = [number[foil.picture] for foil in foils]
-    other = other_pictures(foils, seed)
+    own = [number[foil.image] for foil in foils]
+    other = shuffled_images(foils, seed)
     shown = {
         "accuracy": torch.tensor(own),
-        "blank": torch.full((len(foils),), len(pictures)),
+        "blank": torch.full((len(foils),), len(images)),
         "shuffled": torch.tensor([i if o is None else number[o] for i, o in zip(own, other, strict=True)]),
     }
     captions = encoded.text_of.view(-1, 2)  # (K, 2): true, false
     pairs = torch.stack(
-        [torch.stack([images[:, None].expand(-1, 2), captions], dim=-1) for images in shown.values()]
+        [torch.stack([rows[:, None].expand(-1, 2), captions], dim=-1) for rows in shown.values()]
     )  # (3, K, 2, 2)
     distinct, where = pairs.view(-1, 2).unique(dim=0, return_inverse=True)  # equal texts must give equal scores
     scores = _scores(model, encoded, distinct, scorer)[where].view(len(shown), len(foils), 2)
@@ -121,31 +121,31 @@ def choose_foil_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:
     return name
 
 
-def other_pictures(foils: Sequence[Foil], seed: int) -> list[Any]:
-    """For each record another picture of its file, the same for records of one picture; None if there is no other."""
+def shuffled_images(foils: Sequence[Foil], seed: int) -> list[Any]:
+    """For each record another image of its file, the same for records of one image; None if there is no other."""
     other: dict[tuple[str, Any], Any] = {}
     by_file: dict[str, dict[Any, None]] = {}
     for foil in foils:
-        by_file.setdefault(foil.file, {})[foil.picture] = None
+        by_file.setdefault(foil.file, {})[foil.image] = None
     for file, found in by_file.items():
-        pictures = list(found)
-        order = permutation(seed, "foils", 0, len(pictures)).tolist()
+        images = list(found)
+        order = permutation(seed, "foils", 0, len(images)).tolist()
         for i, at in enumerate(order):  # each takes the next one of a shuffled circle, so never itself
             after = order[(i + 1) % len(order)]
-            other[file, pictures[at]] = None if at == after else pictures[after]
-    return [other[foil.file, foil.picture] for foil in foils]
+            other[file, images[at]] = None if at == after else images[after]
+    return [other[foil.file, foil.image] for foil in foils]
 
 
 def _blank(processor: MMBertProcessor) -> Any:
-    """A picture of the mean color, which is 0 after normalisation but for rounding to 8 bits."""
-    side = processor.pictures.image_size
-    red, green, blue = (round(255 * value) for value in processor.pictures.mean)
+    """An image of the mean color, which is 0 after normalisation but for rounding to 8 bits."""
+    side = processor.image_settings.image_size
+    red, green, blue = (round(255 * value) for value in processor.image_settings.mean)
     return Image.new("RGB", (side, side), (red, green, blue))
 
 
 @torch.no_grad()
 def _scores(model: MMBertForPreTraining, encoded: Encoded, pairs: Tensor, scorer: str) -> Tensor:
-    """(K,) scores of (K, 2) pairs of picture and distinct text."""
+    """(K,) scores of (K, 2) pairs of image and distinct text."""
     if scorer == "itm":
         assert encoded.images is not None
         return pair_scores(model, encoded.images, encoded.texts, pairs)

@@ -1,4 +1,4 @@
-"""What a pretrained model can do: masked words with the right and a wrong picture, matching, retrieval.
+"""What a pretrained model can do: masked words with the right and a wrong image, matching, retrieval.
 
 Results are kept per pair and put in the order of the data set before they are summed, so they do not depend on batch
 size, order or number of processes.
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import pack, pair_scores
-from mmbert.metrics.outcomes import Items
+from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.metrics.ranking import auroc
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.base import no_autocast
 from mmbert.model.tokens import IGNORE_INDEX, Tokens
-from mmbert.runtime.distributed import everywhere
+from mmbert.runtime.distributed import all_gather_list
 
 SCORERS = ("auto", "itc", "itm")
 
@@ -52,7 +52,7 @@ class EvaluationOptions:
             if getattr(self, name) < 0:
                 raise UsageError(f"evaluation.{name}={getattr(self, name)}: 1 or more, or 0 to rank nothing.")
 
-    def refuse_lacking(self, objectives: Collection[str]) -> None:
+    def validate_objectives(self, objectives: Collection[str]) -> None:
         """Refuses a scorer that a model with these objectives lacks.
 
         Raises:
@@ -88,12 +88,12 @@ class PairResult(NamedTuple):
     index: int
     masked: int
     right_hits: int
-    wrong_hits: int | None  # None: no picture is a valid wrong one
+    wrong_hits: int | None  # None: no image is a valid wrong one
     mlm_loss: float
     mlm_loss_wrong: float
     right_score: float
     wrong_score: float | None
-    image_key: int  # the same for all captions of a picture
+    image_key: int  # the same for all captions of an image
 
 
 class Encoded(NamedTuple):
@@ -132,7 +132,7 @@ class PairEvaluation:
 
     @torch.no_grad()
     def step(self, batch: dict[str, Tensor]) -> None:
-        """Evaluates one batch that holds `wrong_pixel_values`; a row is without a wrong picture where the two agree."""
+        """Evaluates one batch that holds `wrong_pixel_values`; a row is without a wrong image where the two agree."""
         if len(batch["index"]) == 0:
             return
         model = self.model.mmbert
@@ -202,8 +202,8 @@ class PairEvaluation:
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
         """The flat results of the split; fractions, nats for losses."""
-        results = sorted({r.index: r for r in everywhere(self.results)}.values())
-        encoded = sorted({e.index: e for e in everywhere(self.encoded)}.values(), key=lambda e: e.index)
+        results = sorted({r.index: r for r in all_gather_list(self.results)}.values())
+        encoded = sorted({e.index: e for e in all_gather_list(self.encoded)}.values(), key=lambda e: e.index)
         out: dict[str, float] = {}
         masked = sum(r.masked for r in results)
         if masked:
@@ -228,15 +228,15 @@ class PairEvaluation:
             out |= self._retrieval(encoded)
         return out
 
-    def items(self) -> dict[str, Items]:
+    def items(self) -> dict[str, ItemOutcomes]:
         """What became of each pair (`itm_accuracy`) or masked word (`mlm_...`), under the result that is their mean."""
-        results = sorted({r.index: r for r in everywhere(self.results)}.values())
+        results = sorted({r.index: r for r in all_gather_list(self.results)}.values())
         both = [r for r in results if r.wrong_score is not None]
         number = {key: i for i, key in enumerate(dict.fromkeys(r.image_key for r in results))}
         out = {}
         if "itm" in self.model.objectives and both:
             right = [((r.right_score > 0) + (r.wrong_score <= 0)) / 2 for r in both]  # pyright: ignore
-            out["itm_accuracy"] = Items(right, [number[r.image_key] for r in both])
+            out["itm_accuracy"] = ItemOutcomes(right, [number[r.image_key] for r in both])
         if "mlm" in self.model.objectives:
             # Which word of a pair was hit is not kept: statistics draw pairs, not words.
             for name, rows, hits in (
@@ -244,7 +244,7 @@ class PairEvaluation:
                 ("mlm_accuracy_shuffled", both, [r.wrong_hits or 0 for r in both]),
             ):
                 words = [float(i < hit) for r, hit in zip(rows, hits, strict=True) for i in range(r.masked)]
-                out[name] = Items(words, [number[r.image_key] for r in rows for _ in range(r.masked)])
+                out[name] = ItemOutcomes(words, [number[r.image_key] for r in rows for _ in range(r.masked)])
         return {name: found for name, found in out.items() if found.values}
 
     def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:

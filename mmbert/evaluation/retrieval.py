@@ -1,4 +1,4 @@
-"""Image-text retrieval: three ways to score pictures with texts, from cheap to exact, on outputs encoded once."""
+"""Image-text retrieval: three ways to score images with texts, from cheap to exact, on outputs encoded once."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from mmbert.data.images import ImageSource
 from mmbert.data.pairs import text_key
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import Encoded, pair_scores
-from mmbert.metrics.outcomes import Items
+from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.memory import peak_memory, reset_peak_memory
@@ -25,16 +25,16 @@ TEXTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Candidates:
-    """N different pictures and M texts to rank against each other."""
+    """N different images and M texts to rank against each other."""
 
-    pictures: Sequence[ImageSource]
+    images: Sequence[ImageSource]
     texts: Sequence[str]
     image_of_text: Sequence[int]
-    """(M,) number of the picture that each text belongs to."""
+    """(M,) number of the image that each text belongs to."""
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "Candidates":
-        """All pictures of a split, each with all its captions."""
+        """All images of a split, each with all its captions."""
         return cls(
             [example.image for example in examples],
             [caption for example in examples for caption in example.captions],
@@ -45,7 +45,7 @@ class Candidates:
 class Scored(NamedTuple):
     """What a scorer gives."""
 
-    scores: Tensor  # (N, U) pictures and distinct texts, higher = better match
+    scores: Tensor  # (N, U) images and distinct texts, higher = better match
     fusion_passes: int
 
 
@@ -59,13 +59,13 @@ def contrastive(model: MMBertForPreTraining, encoded: Encoded, k: int) -> Scored
 
 
 def exhaustive(model: MMBertForPreTraining, encoded: Encoded, k: int) -> Scored:
-    """Matching score of every picture with every text: N x U fusions (ViLT, arXiv:2102.03334)."""
+    """Matching score of every image with every text: N x U fusions (ViLT, arXiv:2102.03334)."""
     assert encoded.images is not None
     return _fused(model, encoded, torch.ones(len(encoded.images), len(encoded.texts), dtype=torch.bool))
 
 
 def two_stage(model: MMBertForPreTraining, encoded: Encoded, k: int) -> Scored:
-    """Matching score of the k texts nearest to each picture and the k pictures nearest to each text.
+    """Matching score of the k texts nearest to each image and the k images nearest to each text.
 
     As ALBEF (arXiv:2107.07651, Sec. 5), but a pair that either side chose is fused once and counts in both
     directions: at most k(N + U) fusions. A pair that nobody chose ranks below all that were, by contrastive score. So
@@ -145,7 +145,7 @@ def search(
     k: int = 32,
     folds: int = 1,
     equal_texts: bool = False,
-) -> tuple[dict[str, Any], dict[str, Items]]:
+) -> tuple[dict[str, Any], dict[str, ItemOutcomes]]:
     """Ranks all candidates with one scorer, and tells of each query whether it found a right partner first.
 
     Args:
@@ -153,9 +153,9 @@ def search(
         encoded: The candidates, from `encode`.
         candidates: What is ranked.
         scorer: A name in `SCORERS` that the model can do.
-        k: Shortlist of two_stage, in texts a picture and in pictures a text.
-        folds: Consecutive parts of the pictures that are ranked by themselves; 5 of COCO's 5,000 is its 1k protocol.
-        equal_texts: Count a text as right for every picture that carries an equal one (case and spaces aside).
+        k: Shortlist of two_stage, in texts an image and in images a text.
+        folds: Consecutive parts of the images that are ranked by themselves; 5 of COCO's 5,000 is its 1k protocol.
+        equal_texts: Count a text as right for every image that carries an equal one (case and spaces aside).
 
     Returns:
         What `retrieve` returns; and `image_to_text/R@1` and `text_to_image/R@1` of every query.
@@ -163,11 +163,11 @@ def search(
     Raises:
         UsageError: k or folds out of range.
     """
-    num_images = len(candidates.pictures)
+    num_images = len(candidates.images)
     if k < 1:
         raise UsageError(f"k={k}: a shortlist has 1 candidate or more.")
     if not 1 <= folds <= num_images:
-        raise UsageError(f"folds={folds}: from 1 to the {num_images} pictures.")
+        raise UsageError(f"folds={folds}: from 1 to the {num_images} images.")
     started = time.perf_counter()
     reset_peak_memory()
     owner = torch.tensor(candidates.image_of_text)
@@ -188,11 +188,11 @@ def search(
         fusion_passes += scored.fusion_passes
         by_image, by_text = ranks(scores, own, relevant=relevant)
         asked = (by_image, range(first, last)), (by_text, owner[texts].tolist())
-        for (hits, about), (query_ranks, pictures) in zip(items.values(), asked, strict=True):
-            for rank, picture in zip(query_ranks.tolist(), pictures, strict=True):
-                if rank:  # 0: a picture without a text asks nothing
+        for (hits, about), (query_ranks, images) in zip(items.values(), asked, strict=True):
+            for rank, image in zip(query_ranks.tolist(), images, strict=True):
+                if rank:  # 0: an image without a text asks nothing
                     hits.append(float(rank == 1))
-                    about.append(picture)
+                    about.append(image)
     report = {
         "scorer": scorer,
         "k": k if scorer == "two_stage" else 0,
@@ -206,7 +206,7 @@ def search(
         "scoring_seconds": time.perf_counter() - started,
         "peak_memory": peak_memory(),
     }
-    return report, {name: Items(*found) for name, found in items.items()}
+    return report, {name: ItemOutcomes(*found) for name, found in items.items()}
 
 
 def _fused(model: MMBertForPreTraining, encoded: Encoded, chosen: Tensor) -> Scored:

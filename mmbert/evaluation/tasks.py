@@ -1,4 +1,4 @@
-"""What a fine-tuned model can do, beside what it would do with no picture, a wrong one, no text, or without any model.
+"""What a fine-tuned model can do, beside what it would do with no image, a wrong one, no text, or without any model.
 
 Results are kept per example and put in the order of the data set before they are summed, as in `pairs.py`.
 """
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mmbert.data.labelled_samples import LabelledSamples
-from mmbert.metrics.outcomes import Items
+from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.model.modeling import MMBertForTask
 from mmbert.model.objectives.base import no_autocast
-from mmbert.model.tasks import Priors, Said
+from mmbert.model.tasks import Predictions, Priors
 from mmbert.model.tokens import Tokens
-from mmbert.runtime.distributed import everywhere
+from mmbert.runtime.distributed import all_gather_list
 
 
 class LabelledResult(NamedTuple):
@@ -25,8 +25,8 @@ class LabelledResult(NamedTuple):
     loss: float
     label: int
     probability: float  # of label 1
-    blank: int  # label with a grey picture
-    shuffled: int | None  # label with another example's pictures; None: there are no others
+    blank: int  # label with a grey image
+    shuffled: int | None  # label with another example's images; None: there are no others
     no_text: int  # label with an empty text
 
 
@@ -47,15 +47,15 @@ class TaskEvaluation:
 
     @torch.no_grad()
     def step(self, batch: dict[str, Any]) -> None:
-        """Evaluates one batch: with the true pictures, blank ones, those of other examples, and without the texts."""
+        """Evaluates one batch: with the true images, blank ones, those of other examples, and without the texts."""
         if len(batch["index"]) == 0:
             return
         model, task = self.model.mmbert, self.model.task
         text = model.encode_text(batch["input_ids"], batch["attention_mask"])
-        image = model.encode_image(batch["pixel_values"]) if task.pictures else None
+        image = model.encode_image(batch["pixel_values"]) if task.num_images else None
         logits = task.logits(task.pooled(model, text, image))
         with no_autocast(logits):
-            losses = task.row_losses(logits, batch["label_scores"].to(logits.dtype)).tolist()
+            losses = task.example_losses(logits, batch["label_scores"].to(logits.dtype)).tolist()
         labels, chances = (
             logits.argmax(dim=-1).tolist(),
             logits.double().softmax(dim=-1)[:, min(1, logits.shape[1] - 1)],
@@ -75,7 +75,7 @@ class TaskEvaluation:
         return task.logits(task.pooled(self.model.mmbert, text, image)).argmax(dim=-1).tolist()
 
     def _blank(self, pixel_values: Tensor) -> Tokens:
-        """Encodes one picture in the mean color of the encoder's pictures, and gives it to every row."""
+        """Encodes one image in the mean color of the encoder's images, and gives it to every row."""
         one = self.model.mmbert.encode_image(torch.zeros_like(pixel_values[:1]))
         return one.rows(torch.zeros(len(pixel_values), dtype=torch.int64, device=pixel_values.device))
 
@@ -87,7 +87,7 @@ class TaskEvaluation:
 
     def in_order(self) -> list[LabelledResult]:
         """The results of all processes, each example once, in the order of the data set."""
-        return sorted({r.index: r for r in everywhere(self.results)}.values())
+        return sorted({r.index: r for r in all_gather_list(self.results)}.values())
 
     def metrics(self) -> dict[str, float]:
         """The flat results of the split, `vqa_accuracy` and so on; fractions, nats for the loss."""
@@ -96,23 +96,23 @@ class TaskEvaluation:
             return {}
         task, name = self.model.task, self.model.config.task
         examples = [self.samples.examples[r.index] for r in results]
-        found = task.metrics(Said([r.label for r in results], [r.probability for r in results]), examples)
+        found = task.metrics(Predictions([r.label for r in results], [r.probability for r in results]), examples)
         out = {"loss": sum(r.loss for r in results) / len(results), **found}
         items = self._rights(results)
         out |= {key: sum(rights) / len(rights) for key, (rights, _) in items.items() if key != "accuracy"}
         priors = {"majority": [self.priors.majority] * len(results), "text": [self.priors.of(e.text) for e in examples]}
         for kind, labels in priors.items():
-            out[f"prior_{kind}"] = task.metrics(Said(labels, []), examples)["accuracy"]
+            out[f"prior_{kind}"] = task.metrics(Predictions(labels, []), examples)["accuracy"]
         best = [self.samples.scores[r.index] for r in results]
         ceiling = [max(scores, key=lambda label, s=scores: s[label]) if scores else 0 for scores in best]
-        out["ceiling"] = task.metrics(Said(ceiling, []), examples)["accuracy"]
+        out["ceiling"] = task.metrics(Predictions(ceiling, []), examples)["accuracy"]
         return {f"{name}_{key}": value for key, value in out.items()}
 
     def _rights(self, results: list[LabelledResult]) -> dict[str, tuple[list[float], list[LabelledResult]]]:
         """Kind of input -> how right each answer was, and the results that have one."""
         task = self.model.task
         kinds = {"accuracy": "label"}
-        if task.pictures:
+        if task.num_images:
             kinds |= {f"accuracy_{kind}": kind for kind in ("blank", "shuffled", "no_text")}
         out = {}
         for name, kind in kinds.items():
@@ -122,13 +122,13 @@ class TaskEvaluation:
                 out[name] = (task.rights(labels, [self.samples.examples[r.index] for r in rows]), rows)
         return out
 
-    def items(self) -> dict[str, Items]:
+    def items(self) -> dict[str, ItemOutcomes]:
         """How right the model was on each example, under the name of the result that is their mean."""
-        pictures: dict[Any, int] = {}
+        images: dict[Any, int] = {}
         examples = self.samples.examples
         return {
-            f"{self.model.config.task}_{name}": Items(
-                rights, [pictures.setdefault(examples[r.index].images or r.index, len(pictures)) for r in rows]
+            f"{self.model.config.task}_{name}": ItemOutcomes(
+                rights, [images.setdefault(examples[r.index].images or r.index, len(images)) for r in rows]
             )
             for name, (rights, rows) in self._rights(self.in_order()).items()
         }

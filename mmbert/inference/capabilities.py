@@ -10,7 +10,7 @@ from mmbert.model.tasks import TASKS, Task
 
 
 def task_of(model: MMBertPreTrainedModel, name: str, *tasks: str) -> Task:
-    """The head of a model that was fine-tuned for a task with one picture a text.
+    """The head of a model that was fine-tuned for a task with one image a text.
 
     Args:
         model: Any model.
@@ -21,11 +21,11 @@ def task_of(model: MMBertPreTrainedModel, name: str, *tasks: str) -> Task:
         UsageError: It was trained for something else.
     """
     tasks = tasks or tuple(TASKS)
-    if isinstance(model, MMBertForTask) and model.task.pictures == 1 and model.config.task in tasks:
+    if isinstance(model, MMBertForTask) and model.task.num_images == 1 and model.config.task in tasks:
         return model.task
     raise UsageError(
         f"{_trained(model, name)}; answering needs a model that was fine-tuned with model.task={' or '.join(tasks)} "
-        "and one picture a text: see configs/finetune/."
+        "and one image a text: see configs/finetune/."
     )
 
 
@@ -56,6 +56,6 @@ def _trained(model: MMBertPreTrainedModel, name: str) -> str:
     if isinstance(model, MMBertForPreTraining):
         return f"'{name}' was pretrained with {', '.join(model.objectives)}"
     if isinstance(model, MMBertForTask):
-        count = {0: "no picture", 1: "one picture"}.get(model.task.pictures, f"{model.task.pictures} pictures")
+        count = {0: "no image", 1: "one image"}.get(model.task.num_images, f"{model.task.num_images} images")
         return f"'{name}' was fine-tuned with model.task={model.config.task} and {count} a text"
     return f"'{name}' holds a {type(model).__name__}, which has no heads"

@@ -1,4 +1,4 @@
-"""A saved model that is asked about single pictures and texts, or lists of them."""
+"""A saved model that is asked about single images and texts, or lists of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from mmbert.data.images import ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
-from mmbert.data.queries import Asked, AskedBatches, listed, pair_up
+from mmbert.data.queries import Query, QueryBatches, listed, pair_up
 from mmbert.errors import DataError, UsageError
 from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.inference.capabilities import objectives_of, task_of
@@ -21,7 +21,7 @@ from mmbert.runtime import allowed_imports
 from mmbert.runtime.signals import StopSignals
 
 BATCH_SIZE = 64
-"""Pictures or texts in one call of the model: bounds its memory, changes no result."""
+"""Images or texts in one call of the model: bounds its memory, changes no result."""
 
 
 class Answer(NamedTuple):
@@ -39,7 +39,7 @@ class Word(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """How well each text fits the picture, in the order of the texts."""
+    """How well each text fits the image, in the order of the texts."""
 
     scores: list[float]
     kind: Literal["probability", "cosine"]  # of the matching objective itm; of the contrastive vectors of itc
@@ -80,7 +80,7 @@ def load(
 class LoadedModel:
     """A model with its processor; `load` makes it. Which calls it answers depends on what it was trained for.
 
-    Pictures are paths, file contents, Pillow images or arrays, see `load_image`. Where a list is given the result is a
+    Images are paths, file contents, Pillow images or arrays, see `load_image`. Where a list is given the result is a
     list, and holds what single calls give (to 1e-5, since sums round otherwise).
 
     Args:
@@ -110,20 +110,20 @@ class LoadedModel:
         question: str | Sequence[str],
         top_k: int = 1,
     ) -> list[Answer] | list[list[Answer]]:
-        """Answers a question about a picture.
+        """Answers a question about an image.
 
         Args:
-            image: A picture, or several: as many as questions, or for one question.
-            question: A question or statement, or several: as many as pictures, or about one picture. The tokens that
+            image: An image, or several: as many as questions, or for one question.
+            question: A question or statement, or several: as many as images, or about one image. The tokens that
                 `processor.max_text_length` leaves over are not read.
             top_k: Answers wanted; a model with fewer labels gives all.
 
         Returns:
-            The answers, best first; a list of such lists where a list of pictures or questions was given.
+            The answers, best first; a list of such lists where a list of images or questions was given.
 
         Raises:
-            UsageError: The model was not fine-tuned for a task with one picture, or lists do not fit together.
-            BadImageError: A picture that can't be read.
+            UsageError: The model was not fine-tuned for a task with one image, or lists do not fit together.
+            BadImageError: An image that can't be read.
         """
         asked, single = pair_up(image, question)
         found = dict(row for rows in self.answers(asked, top_k=top_k) for row in rows)
@@ -131,15 +131,15 @@ class LoadedModel:
 
     @torch.no_grad()
     def answers(
-        self, asked: Sequence[Asked], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int = 0
+        self, asked: Sequence[Query], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int = 0
     ) -> Iterator[list[tuple[int, list[Answer]]]]:
-        """Answers many questions, a batch at a time, those about one picture together; see `answer`.
+        """Answers many questions, a batch at a time, those about one image together; see `answer`.
 
         Args:
-            asked: Questions with their pictures.
+            asked: Questions with their images.
             top_k: Answers to each.
             batch_size: Questions in one call of the model.
-            num_workers: Processes that decode pictures.
+            num_workers: Processes that decode images.
 
         Yields:
             For each question of a batch its position in `asked`, and the answers, best first.
@@ -152,24 +152,24 @@ class LoadedModel:
             yield [(i, [Answer(task.labels[n], p) for n, p in best]) for i, best in zip(rows, found, strict=True)]
 
     def match(self, image: ImageSource, texts: str | Sequence[str]) -> Matches:
-        """Tells how well texts fit a picture, which is encoded once.
+        """Tells how well texts fit an image, which is encoded once.
 
         Args:
-            image: The picture.
+            image: The image.
             texts: One text or several.
 
         Returns:
-            With the objective itm the probability that text and picture belong together, each by itself; a model that
+            With the objective itm the probability that text and image belong together, each by itself; a model that
             has only itc gives the cosine of their vectors. `kind` says which.
 
         Raises:
             UsageError: The model has neither, or there is no text.
-            BadImageError: The picture can't be read.
+            BadImageError: The image can't be read.
         """
         objectives = objectives_of(self.model, self.name, "matching", "itm", "itc")
         texts = listed(texts)
         if not texts:
-            raise UsageError("no text to match with the picture; give at least one.")
+            raise UsageError("no text to match with the image; give at least one.")
         assert isinstance(self.model, MMBertForPreTraining)
         fuses = "itm" in objectives
         encoded = encode(self.model, self.processor, [image], texts, batch_size=BATCH_SIZE, keep_tokens=fuses)
@@ -189,11 +189,11 @@ class LoadedModel:
         images: ImageSource | Sequence[ImageSource] | None = None,
         texts: str | Sequence[str] | None = None,
     ) -> Embeddings:
-        """Gives the contrastive vectors of pictures, texts or both; one of a kind is a list of one.
+        """Gives the contrastive vectors of images, texts or both; one of a kind is a list of one.
 
         Raises:
             UsageError: The model was not pretrained with itc, or nothing was given.
-            BadImageError: A picture that can't be read.
+            BadImageError: An image that can't be read.
         """
         contrast = objectives_of(self.model, self.name, "embedding", "itc")["itc"]
         if images is None and texts is None:
@@ -222,10 +222,10 @@ class LoadedModel:
         text: str | Sequence[str],
         top_k: int = 5,
     ) -> list[list[Word]] | list[list[list[Word]]]:
-        """Guesses the words behind each [MASK] of a text about a picture.
+        """Guesses the words behind each [MASK] of a text about an image.
 
         Args:
-            image: The picture, or several as in `answer`; None: the text alone, which shows what the picture adds.
+            image: The image, or several as in `answer`; None: the text alone, which shows what the image adds.
             text: A text with one [MASK] or more, or several such texts.
             top_k: Words wanted for each mask.
 
@@ -234,7 +234,7 @@ class LoadedModel:
 
         Raises:
             UsageError: The model was not pretrained with mlm, or a text has no [MASK] within `max_text_length`.
-            BadImageError: A picture that can't be read.
+            BadImageError: An image that can't be read.
         """
         head = objectives_of(self.model, self.name, "filling masks", "mlm")["mlm"]
         _check_top_k(top_k)
@@ -257,16 +257,16 @@ class LoadedModel:
         return self.core.encode_text(ids.to(self.device), mask.to(self.device))
 
     def _encode_images(self, sources: Iterable[ImageSource]) -> Tokens:
-        pixels = torch.stack([self.processor.picture(source) for source in sources])
-        return self.core.encode_image(self.processor.pictures.normalize(pixels.to(self.device)))
+        pixels = torch.stack([self.processor.pixel_values(source) for source in sources])
+        return self.core.encode_image(self.processor.image_settings.normalize(pixels.to(self.device)))
 
     @torch.no_grad()
     def _fused(
-        self, asked: Sequence[Asked], encode: Callable[[str], list[int]], batch_size: int, num_workers: int
+        self, asked: Sequence[Query], encode: Callable[[str], list[int]], batch_size: int, num_workers: int
     ) -> Iterator[tuple[list[int], Tensor, Fused]]:
         """Positions in `asked`, (B, T) token ids and the fused pairs of each batch."""
         loader = DataLoader(
-            AskedBatches(self.processor, asked, encode, batch_size),
+            QueryBatches(self.processor, asked, encode, batch_size),
             batch_size=None,
             num_workers=num_workers,
             worker_init_fn=StopSignals.for_loader(),
@@ -277,11 +277,11 @@ class LoadedModel:
                 raise batch
             ids = batch.input_ids.to(self.device)
             text = self.core.encode_text(ids, batch.attention_mask.to(self.device))
-            if batch.pictures is None:
+            if batch.images is None:
                 image = Tokens.absent(len(ids), text.hidden_states.shape[-1], like=text.hidden_states)
             else:
-                pixels = self.processor.pictures.normalize(batch.pictures.to(self.device))
-                image = self.core.encode_image(pixels).rows(batch.picture_of.to(self.device))
+                pixels = self.processor.image_settings.normalize(batch.images.to(self.device))
+                image = self.core.encode_image(pixels).rows(batch.image_of.to(self.device))
             yield batch.positions, ids, self.core.fuse(text, image)
 
 

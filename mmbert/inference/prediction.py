@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmbert.data.queries import Asked
+from mmbert.data.queries import Query
 from mmbert.data.readers.labelled import LabelledExample
 from mmbert.data.readers.vqa import read_results
 from mmbert.errors import UsageError
@@ -27,19 +27,19 @@ def predict_vqa(
 
     Args:
         model: Fine-tuned with model.task=vqa.
-        examples: What `read_vqav2` found: one picture each.
+        examples: What `read_vqav2` found: one image each.
         out: The file.
         batch_size: Questions in one call of the model.
-        num_workers: Processes that decode pictures.
+        num_workers: Processes that decode images.
 
     Raises:
         UsageError: The model was trained for something else, or `out` can't be a file.
-        DataError: A picture that can't be read, with its record.
+        DataError: An image that can't be read, with its record.
     """
     task_of(model.model, model.name, "vqa")
     if out.is_dir() or not out.parent.is_dir():  # said before the work, not after it
         raise UsageError(f"--out {out}: {'is a folder' if out.is_dir() else 'its folder does not exist'}; give a file.")
-    asked = [Asked(example.image, example.text, example.place) for example in examples]
+    asked = [Query(example.image, example.text, example.place) for example in examples]
     answers: dict[int, str] = {}
     with _progress() as progress:
         bar = progress.add_task("questions", total=len(asked))

@@ -7,27 +7,25 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Items(NamedTuple):
+class ItemOutcomes(NamedTuple):
     """What became of each item of a test split, in its order; the mean of the values is the result of that name."""
 
     values: Sequence[float]  # (N,) hits, or scores up to 1
-    pictures: Sequence[
-        int
-    ]  # (N,) number of the picture that an item is about; items of one picture depend on each other
+    images: Sequence[int]  # (N,) number of the image that an item is about; items of one image depend on each other
 
 
-def write_items(file: Path, items: Mapping[str, Items]) -> None:
-    """Writes `NAME` (N,) float64 and `NAME:picture` (N,) int32 of every result to a compressed .npz."""
+def write_outcomes(file: Path, items: Mapping[str, ItemOutcomes]) -> None:
+    """Writes `NAME` (N,) float64 and `NAME:image` (N,) int32 of every result to a compressed .npz."""
     arrays: dict[str, np.ndarray] = {}
     for name, found in items.items():
         arrays[name] = np.asarray(found.values, dtype=np.float64)
-        arrays[f"{name}:picture"] = np.asarray(found.pictures, dtype=np.int32)
+        arrays[f"{name}:image"] = np.asarray(found.images, dtype=np.int32)
     with file.open("wb") as target:
         np.savez_compressed(target, allow_pickle=False, **arrays)
 
 
-def read_items(file: Path) -> dict[str, Items]:
-    """What `write_items` wrote."""
+def read_outcomes(file: Path) -> dict[str, ItemOutcomes]:
+    """What `write_outcomes` wrote."""
     with np.load(file, allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if not name.endswith(":picture")]
-        return {name: Items(arrays[name], arrays[f"{name}:picture"]) for name in names}
+        names = [name for name in arrays.files if not name.endswith(":image")]
+        return {name: ItemOutcomes(arrays[name], arrays[f"{name}:image"]) for name in names}

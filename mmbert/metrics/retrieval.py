@@ -58,7 +58,7 @@ def ranks(
     """Rank of each query's best right partner, 1 = first.
 
     Image to text: the best rank over all texts of the image counts, as in the field's tables for five
-    captions a picture. Text to image: every text is a query of its own. Ties are pessimistic: a wrong
+    captions an image. Text to image: every text is a query of its own. Ties are pessimistic: a wrong
     candidate with an equal score ranks before a right one, so a constant score earns nothing.
 
     Args:

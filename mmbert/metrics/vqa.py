@@ -42,7 +42,7 @@ _TABLE = """
 CONTRACTIONS: dict[str, str] = {short: full for short, _, full in (pair.partition(":") for pair in _TABLE.split())}
 
 
-class Answered(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """One question with what people and the model answered."""
 
     question_id: int
@@ -111,7 +111,7 @@ def question_accuracy(prediction: str, answers: Sequence[Mapping[str, Any]], *, 
     return total / len(texts)
 
 
-def vqa_accuracy(questions: Iterable[Answered], *, mode: str = "official") -> dict[str, Any]:
+def vqa_accuracy(questions: Iterable[AnsweredQuestion], *, mode: str = "official") -> dict[str, Any]:
     """Scores a split.
 
     Returns:

@@ -47,7 +47,7 @@ class Architecture:
     image_model: str = "vit_small_patch16_224"
     """Any ViT of timm, by its timm name; the keys below override its defaults."""
     image_size: int = 224
-    """Side of the square picture, in pixels; the patch size divides it."""
+    """Side of the square image, in pixels; the patch size divides it."""
     patch_size: int | None = None
     """Side of a patch, in pixels. None: what `image_model` says."""
     image_hidden_size: int | None = None
@@ -66,8 +66,8 @@ class Architecture:
 
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "itm": 1.0, "itc": 1.0})
     """Pretraining objectives with their weights, `{"mlm": 1.0}`, or with options, `{"itm": {"weight": 1.0,
-    "negatives": "hard"}}`; names in `mmbert.model.objectives.OBJECTIVES`. A weight weighs; 0 leaves the objective out. A
-    YAML file replaces those of the files it builds on; `--model.objectives.itm.negatives=hard` changes that alone."""
+    "negatives": "hard"}}`; names in `mmbert.model.objectives.OBJECTIVES`. 0 leaves the objective out. A YAML
+    file replaces those of the files it builds on; `--model.objectives.itm.negatives=hard` changes that alone."""
     task: str | None = None
     """Fine-tunes for a task, with its head in place of the objectives': a name in `mmbert.model.tasks.TASKS` (vqa,
     decision). None: pretraining."""
@@ -119,8 +119,8 @@ class MMBertConfig(Architecture, PreTrainedConfig):
 
     labels: list[str] = field(default_factory=list)
     """What the task chooses from, in the order of the head's outputs; taken from the training data."""
-    pictures: int = 1
-    """Pictures of each text of the task: two for NLVR2, 0 for text alone."""
+    num_images: int = 1
+    """Images of each text of the task: two for NLVR2, 0 for text alone."""
     num_hidden_layers: int = 0  # for tools that ask every config; filled from `fusion_layers`
 
     def __post_init__(self, **kwargs: Any) -> None:

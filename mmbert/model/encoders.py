@@ -119,7 +119,7 @@ class ImageEncoder(Encoder):
     """Any ViT of timm with `image_layers` layers; its prefix tokens (class, registers) come first.
 
     A ViT without class token gets the mean of its patches as first token, so that `Tokens.first` always stands for the
-    whole picture.
+    whole image.
     """
 
     def __init__(self, config: MMBertConfig):
@@ -146,14 +146,14 @@ class ImageEncoder(Encoder):
             parameter.requires_grad_(not frozen)
 
     def forward(self, pixel_values: Tensor, *, layers: Sequence[int] = ()) -> Tokens:
-        """Encodes (B, 3, S, S) normalised pictures to (B, P, width) tokens, all real.
+        """Encodes (B, 3, S, S) normalised images to (B, P, width) tokens, all real.
 
         Args:
             pixel_values: (B, 3, S, S) float.
             layers: Layers, from 1, whose outputs are wanted in `Tokens.intermediate`.
 
         Raises:
-            UsageError: Pictures of another shape than (B, 3, `image_size`, `image_size`).
+            UsageError: Images of another shape than (B, 3, `image_size`, `image_size`).
         """
         side = self.vit.patch_embed.img_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, *side):

@@ -27,7 +27,7 @@ class ModelOptions(Architecture):
     """What a model is, and where its first weights come from."""
 
     pretrained: str | None = None
-    """Folder of a saved mmbert (RUN/model) to start from: it gives the architecture, the tokenizer, how pictures are
+    """Folder of a saved mmbert (RUN/model) to start from: it gives the architecture, the tokenizer, how images are
     prepared, and every weight that has the same name here; other heads start fresh. None: see the two keys below."""
     text_pretrained: str | None = None
     """Pretrained BERT: a name on the hub ("bert-base-uncased") or a local folder. None: from scratch."""
@@ -36,7 +36,7 @@ class ModelOptions(Architecture):
     and model.safetensors. None: from scratch."""
 
 
-def build_model(options: ModelOptions, *, labels: Sequence[str] = (), pictures: int = 1) -> HeadedModel:
+def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images: int = 1) -> HeadedModel:
     """Builds the model that `options` describe and loads the pretrained weights they name.
 
     The weights are loaded after construction, because transformers redraws foreign weights during it.
@@ -44,12 +44,12 @@ def build_model(options: ModelOptions, *, labels: Sequence[str] = (), pictures: 
     Args:
         options: Architecture and sources.
         labels: What `options.task` chooses from.
-        pictures: Pictures of each text of the task.
+        num_images: Images of each text of the task.
 
     Raises:
         UsageError: A width, depth or name that does not fit the pretrained weights.
     """
-    of_task = {} if options.task is None else {"labels": [*labels], "pictures": pictures}
+    of_task = {} if options.task is None else {"labels": [*labels], "num_images": num_images}
     if options.pretrained is not None:
         return _build_from_folder(options, of_task)
     text = None if options.text_pretrained is None else load_bert(options.text_pretrained)
@@ -116,8 +116,8 @@ def _build_from_folder(options: ModelOptions, of_task: dict[str, Any]) -> Headed
             raise UsageError(
                 f"model.{key}={asked!r}, but model.pretrained='{folder}' has {getattr(saved, key)!r}; leave it out."
             )
-    saved.labels, saved.pictures = of_task.get("labels", []), of_task.get("pictures", 1)
-    model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "pictures")}))
+    saved.labels, saved.num_images = of_task.get("labels", []), of_task.get("num_images", 1)
+    model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "num_images")}))
     state = load_file(Path(folder) / "model.safetensors")
     own = model.state_dict()
     fitting = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mmbert.errors import DataError, UsageError, quote
@@ -111,12 +111,12 @@ class MMBertModel(MMBertPreTrainedModel):
         return tokens._replace(hidden_states=self.text_projection(tokens.hidden_states))
 
     def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """(B, 3, S, S) normalised pictures to (B, P, D) tokens, in the width of the fusion part."""
+        """(B, 3, S, S) normalised images to (B, P, D) tokens, in the width of the fusion part."""
         tokens = self.image_encoder(pixel_values, layers=self.fusion.reads_image_layers)
         return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
 
     def fuse(self, text: Tokens, image: Tokens) -> Fused:
-        """Fuses encoded text (B, T, D) with encoded pictures (B, P, D); pairs may be made anew, see `Tokens.rows`."""
+        """Fuses encoded text (B, T, D) with encoded images (B, P, D); pairs may be made anew, see `Tokens.rows`."""
         return self.fusion(text, image)
 
     def forward(
@@ -128,7 +128,7 @@ class MMBertModel(MMBertPreTrainedModel):
         """Encodes and fuses; either modality may be absent.
 
         Args:
-            input_ids: (B, T) int64, or None for pictures only.
+            input_ids: (B, T) int64, or None for images only.
             attention_mask: (B, T), 1 = real token; None = all real.
             pixel_values: (B, 3, S, S) float, or None for text only.
 
@@ -138,7 +138,7 @@ class MMBertModel(MMBertPreTrainedModel):
         if input_ids is None and pixel_values is None:
             raise UsageError("MMBertModel got neither input_ids nor pixel_values; give at least one.")
         if input_ids is not None and pixel_values is not None and len(input_ids) != len(pixel_values):
-            raise UsageError(f"{len(input_ids)} texts and {len(pixel_values)} pictures: the batch sizes must agree.")
+            raise UsageError(f"{len(input_ids)} texts and {len(pixel_values)} images: the batch sizes must agree.")
         width = self.config.hidden_size
         text = None if input_ids is None else self.encode_text(input_ids, attention_mask)
         image = None if pixel_values is None else self.encode_image(pixel_values)
@@ -164,7 +164,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
-        _refuse_blind_fusion(self.mmbert)
+        _check_fusion_reaches_both(self.mmbert)
         self.objectives = nn.ModuleDict(build_objectives(config))
         self.weights = {name: float(options["weight"]) for name, options in config.objective_options().items()}
         self.post_init()
@@ -204,7 +204,7 @@ class MMBertForTask(MMBertPreTrainedModel):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
-        _refuse_blind_fusion(self.mmbert)
+        _check_fusion_reaches_both(self.mmbert)
         self.task: Task = build_task(config)
         self.post_init()
 
@@ -228,7 +228,7 @@ HeadedModel = MMBertForPreTraining | MMBertForTask
 """What can be trained."""
 
 
-def _refuse_blind_fusion(model: MMBertModel) -> None:
+def _check_fusion_reaches_both(model: MMBertModel) -> None:
     least, given = model.fusion.least_layers, model.config.fusion_layers
     if given < least:
         raise UsageError(
@@ -240,3 +240,8 @@ def _refuse_blind_fusion(model: MMBertModel) -> None:
 def _projection(width: int, hidden_size: int) -> nn.Module:
     """Brings an encoder's width to that of the fusion part; encoders that have it already stay untouched."""
     return nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
+
+
+AutoConfig.register("mmbert", MMBertConfig)
+AutoModel.register(MMBertConfig, MMBertModel)
+AutoModelForPreTraining.register(MMBertConfig, MMBertForPreTraining)

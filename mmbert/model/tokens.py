@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
         mask = torch.zeros(batch, 0, dtype=torch.bool, device=like.device)
         return cls(like.new_zeros(batch, 0, width), mask)
 
-    def or_learned(self, vector: Tensor) -> "Tokens":
+    def with_fallback(self, vector: Tensor) -> "Tokens":
         """Puts `vector` (D,) first where this modality is absent, so that pooling always finds a state.
 
         Rows with tokens stay as they are; where the length is 0 it becomes 1.

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def processes_of_torchrun() -> Iterator[None]:
+def torchrun_process_group() -> Iterator[None]:
     """Joins the processes that torchrun started, if it did, for what Lightning doesn't manage."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -28,7 +28,7 @@ def processes_of_torchrun() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def leave_together() -> None:
+def exit_together() -> None:
     """Waits until all processes are done, and ends their group.
 
     torchrun kills the others when one ends badly, and a process that leaves with its group's threads running may: the
@@ -49,7 +49,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def gather(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """Concatenates equally shaped (B, ...) rows of all processes in rank order, with gradients."""
     if world_size() == 1:
         return rows
@@ -67,16 +67,16 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return summed(grads[0]).chunk(world_size())[rank()]
+        return all_reduce_sum(grads[0]).chunk(world_size())[rank()]
 
 
-def gather_ragged(rows: Tensor, *, pad: int) -> Tensor:
+def all_gather_ragged(rows: Tensor, *, pad: int) -> Tensor:
     """Like `gather` for (B, C) integers whose C differs between processes; short rows end in `pad`."""
     if world_size() == 1:
         return rows
     width = torch.tensor(rows.shape[1], device=rows.device)
     dist.all_reduce(width, op=dist.ReduceOp.MAX)
-    return gather(torch.nn.functional.pad(rows, (0, int(width) - rows.shape[1]), value=pad))
+    return all_gather(torch.nn.functional.pad(rows, (0, int(width) - rows.shape[1]), value=pad))
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     return total / count.clamp(min=1)
 
 
-def maximum(*values: int) -> tuple[int, ...]:
+def all_reduce_max(*values: int) -> tuple[int, ...]:
     """The largest of each value over all processes, so that all decide alike."""
     if world_size() == 1:
         return values
@@ -102,14 +102,14 @@ def maximum(*values: int) -> tuple[int, ...]:
     return tuple(largest.tolist())
 
 
-def united(own: dict[int, Any]) -> dict[int, Any]:
+def merge_across_ranks(own: dict[int, Any]) -> dict[int, Any]:
     """The entries of all processes, in the order of the keys; every process must ask."""
-    if world_size() == 1 or maximum(len(own)) == (0,):
+    if world_size() == 1 or all_reduce_max(len(own)) == (0,):
         return own
-    return dict(sorted(entry for part in everywhere([own]) for entry in part.items()))
+    return dict(sorted(entry for part in all_gather_list([own]) for entry in part.items()))
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sums a tensor over all processes, without gradients."""
     if world_size() == 1:
         return values
@@ -118,7 +118,7 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def everywhere(rows: list[Any]) -> list[Any]:
+def all_gather_list(rows: list[Any]) -> list[Any]:
     """The rows of all processes, which may differ in number."""
     if world_size() == 1:
         return rows
@@ -127,7 +127,7 @@ def everywhere(rows: list[Any]) -> list[Any]:
     return [row for part in parts for row in part]
 
 
-def own_share(jobs: Sequence[Job]) -> list[Job]:
+def shard_jobs(jobs: Sequence[Job]) -> list[Job]:
     """What this process does of `jobs`: every n-th. Where they don't come out even, it repeats the last one.
 
     So all processes do equally many, as layers that are spread over processes (FSDP) need.
@@ -137,13 +137,13 @@ def own_share(jobs: Sequence[Job]) -> list[Job]:
     return [jobs[min(i * size + rank(), len(jobs) - 1)] for i in range(rounds)]
 
 
-def in_turn(own: Iterable[Result], total: int) -> Iterator[Result]:
+def gather_in_order(own: Iterable[Result], total: int) -> Iterator[Result]:
     """Gives the results of all jobs to every process, in the order of the jobs, one round at a time.
 
     A job is done by one process as a whole, so its result does not depend on how many there are.
 
     Args:
-        own: Results of `own_share(jobs)`, on the CPU.
+        own: Results of `shard_jobs(jobs)`, on the CPU.
         total: Number of all jobs.
     """
     size = world_size()
@@ -156,5 +156,5 @@ def in_turn(own: Iterable[Result], total: int) -> Iterator[Result]:
 
 
 def share_out(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    """`map(work, jobs)` with the jobs shared out over the processes; see `in_turn`."""
-    return in_turn(map(work, own_share(jobs)), len(jobs))
+    """`map(work, jobs)` with the jobs shared out over the processes; see `gather_in_order`."""
+    return gather_in_order(map(work, shard_jobs(jobs)), len(jobs))

@@ -13,7 +13,7 @@ FAMILIES = ("callbacks", "loggers", "profilers", "strategies", "plugins")
 """Subpackages of `lightning.pytorch` whose public classes a configuration may name."""
 
 
-def close_imports(arguments: list[str]) -> list[str]:
+def restrict_imports(arguments: list[str]) -> list[str]:
     """Lets values name nothing but Lightning's own classes and the modules after `--allow-import`.
 
     A configuration from a stranger can otherwise start a process: whatever it names is imported and called. The option
@@ -35,7 +35,7 @@ def close_imports(arguments: list[str]) -> list[str]:
         if option != OPTION:
             rest.append(argument)
             continue
-        allow_from_here(value if equals else next(remaining, ""))
+        allow_import_from_cwd(value if equals else next(remaining, ""))
     set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=[*lightning_classes(), *allowed_imports()],
@@ -44,7 +44,7 @@ def close_imports(arguments: list[str]) -> list[str]:
     return rest
 
 
-def allow_from_here(module: str) -> None:
+def allow_import_from_cwd(module: str) -> None:
     """Allows a module that lies where the user stands, or anywhere on the Python path.
 
     Raises:

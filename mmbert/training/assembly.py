@@ -1,4 +1,4 @@
-"""Options to the parts of a run, cheapest first, so that a mistake is told before a weight or a picture is read."""
+"""Options to the parts of a run, cheapest first, so that a mistake is told before a weight or an image is read."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from mmbert.data.datamodule import (
     read_task_data,
 )
 from mmbert.data.options import DataOptions
-from mmbert.data.processor import MMBertProcessor, PictureSettings, load_tokenizer
+from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
 from mmbert.errors import UsageError
 from mmbert.model.configuration import KEYS, MMBertConfig
 from mmbert.model.initialization import ModelOptions, build_model, saved_config
@@ -46,9 +46,9 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     task, examples, labels = model_options.task, {}, []
     if task is not None:
         examples, labels = read_task_data(data_options, task)
-    pictures = len(examples["train"][0].images) if examples else 1
+    images_each = len(examples["train"][0].images) if examples else 1
     L.seed_everything(seed, verbose=False)
-    model = build_model(model_options, labels=labels, pictures=pictures)
+    model = build_model(model_options, labels=labels, num_images=images_each)
     config = model.config
     if len(tokenizer) > config.vocab_size:
         raise UsageError(
@@ -61,9 +61,9 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
             f"model.max_position_embeddings={config.max_position_embeddings}."
         )
     if model_options.pretrained is None:
-        settings = PictureSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, config.image_size)
+        settings = ImageSettings.of_timm(model.mmbert.image_encoder.vit.pretrained_cfg, config.image_size)
     else:
-        settings = MMBertProcessor.from_pretrained(model_options.pretrained).pictures
+        settings = MMBertProcessor.from_pretrained(model_options.pretrained).image_settings
     processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
     data: SplitsDataModule
     if task is None:
@@ -79,7 +79,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     return Parts(model, processor, data)
 
 
-def refuse_unmet(asked: Mapping[str, Any], built: MMBertConfig) -> None:
+def validate_architecture(asked: Mapping[str, Any], built: MMBertConfig) -> None:
     """Refuses a model that is not what was asked for in so many words, where weights or a tokenizer say otherwise.
 
     Args:
@@ -99,7 +99,7 @@ def refuse_unmet(asked: Mapping[str, Any], built: MMBertConfig) -> None:
             )
 
 
-def refuse_fresh_heads(options: ModelOptions, built: MMBertConfig) -> None:
+def validate_heads(options: ModelOptions, built: MMBertConfig) -> None:
     """Refuses a model whose heads are not those of the folder that its weights come from: nothing has trained them.
 
     Raises:
@@ -135,7 +135,7 @@ FREE = {  # may change when a run is resumed: they change no number, or only wha
 }  # fmt: skip
 
 
-def tokenizer_sum(tokenizer: Any) -> str:
+def tokenizer_checksum(tokenizer: Any) -> str:
     """SHA-256 of what a tokenizer does, wherever it was loaded from."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
@@ -150,7 +150,7 @@ def run_identity(config: Any, built: MMBertConfig, data: SplitsDataModule) -> di
     Args:
         config: The sections as parsed.
         built: The model's, of which pretrained weights and the tokenizer may have told a part.
-        data: Its training pairs are summed, pictures' names and captions; and its tokenizer.
+        data: Its training pairs are summed, images' names and captions; and its tokenizer.
 
     Returns:
         Flat names to plain values, for a checkpoint.
@@ -167,5 +167,5 @@ def run_identity(config: Any, built: MMBertConfig, data: SplitsDataModule) -> di
         **{k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in {**flat, **trainer}.items()},
         "seed_everything": int(config.seed_everything),
         "training pairs (SHA-256)": total.hexdigest()[:16],
-        "tokenizer (SHA-256)": tokenizer_sum(data.processor.tokenizer)[:16],
+        "tokenizer (SHA-256)": tokenizer_checksum(data.processor.tokenizer)[:16],
     }

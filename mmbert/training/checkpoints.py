@@ -16,7 +16,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from mmbert.errors import DataError, UsageError
-from mmbert.runtime.distributed import maximum, world_size
+from mmbert.runtime.distributed import all_reduce_max, world_size
+from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.signals import StopSignals
 
 log = logging.getLogger("mmbert")
@@ -49,7 +50,7 @@ class CheckpointOptions:
             raise UsageError(f"checkpoint.every_seconds={self.every_seconds}: must be 0 or more.")
 
 
-def best_watched(known: Sequence[str]) -> str:
+def default_monitor(known: Sequence[str]) -> str:
     """The result that chooses the best checkpoint where nothing is asked for."""
     preferred = ("val/itm_auroc", "val/text_to_image/R@1", "val/mlm_accuracy")
     return next((name for name in preferred if name in known), known[0] if known else "")
@@ -61,7 +62,7 @@ def is_better(name: str, value: float, than: float) -> bool:
     return value < than if less else value > than
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class VerifiedCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, reads it back and moves it there; checks its sum when it is read.
 
     The sum stands in `<name>.sha256`. It is written first, so a checkpoint without its sum is never whole.
@@ -75,7 +76,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        sum_file = sum_path(path)
+        sum_file = checksum_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -110,7 +111,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         if not path.is_file():
             raise DataError(str(path), "no such file", "a checkpoint")
-        if sum_path(path).is_file() and not is_whole(path):
+        if checksum_path(path).is_file() and not is_complete(path):
             raise DataError(
                 str(path), "its SHA-256 is not that in the file beside it", "a whole checkpoint: it is torn"
             )
@@ -119,7 +120,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint and its sum."""
         Path(path).unlink(missing_ok=True)
-        sum_path(Path(path)).unlink(missing_ok=True)
+        checksum_path(Path(path)).unlink(missing_ok=True)
 
 
 def tensor_bytes(value: Any) -> int:
@@ -144,7 +145,7 @@ class _HashingWriter:
         self.file.flush()
 
 
-def sum_path(path: Path) -> Path:
+def checksum_path(path: Path) -> Path:
     """Where the sum of a checkpoint stands."""
     return path.with_name(path.name + ".sha256")
 
@@ -158,10 +159,10 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a checkpoint is there with the sum that it was written with."""
     try:
-        return digest(path) == sum_path(path).read_text().strip()
+        return digest(path) == checksum_path(path).read_text().strip()
     except OSError:
         return False
 
@@ -172,10 +173,10 @@ def step_of(path: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
-def newest_whole(folder: Path) -> Path | None:
+def latest_complete_checkpoint(folder: Path) -> Path | None:
     """The checkpoint to go on from: the newest that is whole, with a warning for every newer one that is not."""
     for path in sorted((p for p in folder.glob("step=*.ckpt") if step_of(p) >= 0), key=step_of, reverse=True):
-        if is_whole(path):
+        if is_complete(path):
             return path
         log.warning("%s is torn; going back to the checkpoint before it", path)
     return None
@@ -187,17 +188,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is the old one or the new one, whatever happens."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class RunCheckpoints(L.Callback):
@@ -251,7 +241,7 @@ class RunCheckpoints(L.Callback):
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if stepped and not ends_epoch:
-            self._save_or_leave(trainer)
+            self._save_or_exit(trainer)
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Does not let a signal wait for the end of validation; several processes can't agree here and do wait."""
@@ -262,18 +252,18 @@ class RunCheckpoints(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves when it is time, after validation."""
-        self._save_or_leave(trainer)
+        self._save_or_exit(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the end of training, so that tests which are killed can be done again."""
         if trainer.global_step > self._saved_step:
             self.save(trainer)
         self.stop.defer(False)
-        if maximum(self.stop.code)[0]:
+        if all_reduce_max(self.stop.code)[0]:
             self.stop.leave()
 
-    def _save_or_leave(self, trainer: L.Trainer) -> None:
-        code, due = maximum(self.stop.code, self._is_due(trainer.global_step))
+    def _save_or_exit(self, trainer: L.Trainer) -> None:
+        code, due = all_reduce_max(self.stop.code, self._is_due(trainer.global_step))
         if due or (code and trainer.global_step > self._saved_step):
             self.save(trainer)
         if code:
@@ -295,7 +285,7 @@ class RunCheckpoints(L.Callback):
         trainer.save_checkpoint(path)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            write_whole(self.folder / "latest", path.name + "\n")
+            atomic_write_text(self.folder / "latest", path.name + "\n")
             others = sorted(self.folder.glob("step=*.ckpt"), key=step_of)
             for old in others[:-2]:
                 trainer.strategy.remove_checkpoint(old)

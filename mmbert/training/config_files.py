@@ -12,13 +12,12 @@ from mmbert.errors import DataError, UsageError
 from mmbert.model.configuration import Architecture
 
 OPTIONS = ("--config", "-c")
-SUBCOMMANDS = ("fit", "validate", "test")
 OBJECTIVES = re.compile(r"--model(\.objectives(?:\.([^.]+)(?:\.([^.]+))?)?)?")
 MAX_VALUES = 100_000
 
 
-def with_bases(arguments: list[str]) -> list[str]:
-    """Puts the files of a subcommand before its other options, which win, and before each file what it builds on.
+def expand_bases(arguments: list[str]) -> list[str]:
+    """Put the files before the other options, which win, and before each file what it builds on.
 
     Args:
         arguments: The command line; `--config FILE`, `-c FILE`, `--config=FILE` and `-cFILE.yaml` are looked at.
@@ -27,9 +26,8 @@ def with_bases(arguments: list[str]) -> list[str]:
         UsageError: A file that is not there, files that build on each other in a circle, or `--base`.
         DataError: A file that is no YAML mapping, or names a key twice.
     """
-    own = next((i + 1 for i, argument in enumerate(arguments) if argument in SUBCOMMANDS), 0)
-    above, (files, options) = _files_and_options(arguments[:own]), _files_and_options(arguments[own:])
-    return [*above[0], *above[1], *files, *options]
+    files, options = _files_and_options(arguments)
+    return [*files, *options]
 
 
 def _files_and_options(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -51,11 +49,11 @@ def _files_and_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     return files, options
 
 
-def with_whole_objectives(arguments: list[str]) -> list[str]:
+def merge_objective_options(arguments: list[str]) -> list[str]:
     """Spells out `--model.objectives.itm.negatives=hard`, of which jsonargparse would drop itm's other options.
 
     Args:
-        arguments: The command line as `with_bases` leaves it.
+        arguments: The command line as `expand_bases` leaves it.
     """
     objectives: dict[str, Any] = dict(Architecture().objectives)
     out: list[str] = []
@@ -88,17 +86,15 @@ def with_whole_objectives(arguments: list[str]) -> list[str]:
     return out
 
 
-def written_options(arguments: list[str]) -> dict[str, Any]:
+def explicit_options(arguments: list[str]) -> dict[str, Any]:
     """What the YAML files and options of a command line say, flat; later ones win, defaults are left out.
 
     Args:
-        arguments: The subcommand and what follows, in the form --KEY=VALUE.
+        arguments: In the form --KEY=VALUE.
     """
     found: dict[str, Any] = {}
-    rest = iter(with_whole_objectives(with_bases(arguments)))
+    rest = iter(merge_objective_options(expand_bases(arguments)))
     for argument in rest:
-        if argument in SUBCOMMANDS:
-            continue
         if argument == "--config":
             new = _options(yaml.safe_load(Path(next(rest)).read_text(encoding="utf-8")) or {})
         else:
@@ -151,11 +147,11 @@ def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _refuse_keys(node: yaml.Node | None, file: Path, *, top: bool = True) -> None:
+def _check_keys(node: yaml.Node | None, file: Path, *, top: bool = True) -> None:
     """Refuses a key that stands twice, of which YAML keeps the last, and dots in one at the top."""
     if isinstance(node, yaml.SequenceNode):
         for part in node.value:
-            _refuse_keys(part, file, top=False)
+            _check_keys(part, file, top=False)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
@@ -167,7 +163,7 @@ def _refuse_keys(node: yaml.Node | None, file: Path, *, top: bool = True) -> Non
             section, rest = name.split(".", 1)
             raise DataError(f"{file}:{line}", f"the key {name!r}", f"{section}: {{{rest}: ...}}")
         seen[name] = line
-        _refuse_keys(value, file, top=False)
+        _check_keys(value, file, top=False)
 
 
 def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
@@ -184,7 +180,7 @@ def _chain(file: Path, above: tuple[Path, ...]) -> list[Path]:
             raise DataError(
                 str(file), f"more than {MAX_VALUES:,} values once its aliases are followed", "a configuration"
             )
-        _refuse_keys(node, file)
+        _check_keys(node, file)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)

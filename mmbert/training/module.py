@@ -19,10 +19,10 @@ from mmbert.data.samples import Samples
 from mmbert.errors import NotFiniteError, UsageError, quote
 from mmbert.evaluation.pairs import EvaluationOptions, PairEvaluation
 from mmbert.evaluation.tasks import TaskEvaluation
-from mmbert.metrics.outcomes import Items
+from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.model.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
 from mmbert.model.objectives import ObjectiveOutput
-from mmbert.runtime.distributed import summed, united, world_size
+from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world_size
 from mmbert.runtime.randomness import torch_generator, torch_seed
 from mmbert.training.optim import OptimOptions, build_optimizer
 from mmbert.training.sample_counts import Skipped
@@ -61,7 +61,7 @@ class TrainingModule(L.LightningModule):
         self._evaluations: list[PairEvaluation | TaskEvaluation] = []
         self.predictions: dict[str, list[dict[str, Any]]] = {}
         """Test split -> what a fine-tuned model says of each example."""
-        self.items: dict[str, dict[str, Items]] = {}
+        self.items: dict[str, dict[str, ItemOutcomes]] = {}
         """Test split -> name of a result -> what became of each of its items."""
         self.results: dict[str, float] = {}
         self.training_seconds = 0.0
@@ -132,7 +132,9 @@ class TrainingModule(L.LightningModule):
         self.log("train/grad_norm", norm)
 
     def _stop_if_not_finite(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-        loss = float(summed(torch.stack([loss for losses in self._since_step for loss in losses.values()]).sum()))
+        loss = float(
+            all_reduce_sum(torch.stack([loss for losses in self._since_step for loss in losses.values()]).sum())
+        )
         # fp16's scaler tries larger and larger scales and skips the steps whose gradients overflow.
         scaled = str(self.trainer.precision).startswith("16")
         if not math.isfinite(loss) or not (scaled or bool(norm.isfinite())):
@@ -212,7 +214,7 @@ class TrainingModule(L.LightningModule):
             zip(batch["skipped"].tolist(), batch["skipped_why"], strict=True) if "skipped" in batch else ()
         ):
             example = pairs.examples[i]
-            why[i] = [f"{example.place}: picture {quote(example.image.name)}", reason]
+            why[i] = [f"{example.place}: image {quote(example.image.name)}", reason]
         if split == "train" or world_size() == 1:
             self._share_skipped(split, pairs, why)
         else:  # processes may have unequal numbers of batches, so they can't talk before the end
@@ -220,10 +222,10 @@ class TrainingModule(L.LightningModule):
 
     def _share_skipped(self, split: str, pairs: Samples, why: dict[int, list[str]]) -> None:
         """Adds what this process skipped to what all skipped, so that all count, and stop, alike."""
-        everywhere = united(why)
-        new = self.skipped.add(split, len(pairs), everywhere) if everywhere else []
+        merged = merge_across_ranks(why)
+        new = self.skipped.add(split, len(pairs), merged) if merged else []
         for i in new if self.global_rank == 0 else ():
-            log.warning("skipped in %s: %s", split, ": ".join(everywhere[i]))
+            log.warning("skipped in %s: %s", split, ": ".join(merged[i]))
 
     def _log_step(self, loss: Tensor, objectives: dict[str, ObjectiveOutput]) -> None:
         """Logs what the step showed over all processes."""
@@ -232,7 +234,7 @@ class TrainingModule(L.LightningModule):
             hits = (output.logits.argmax(dim=-1) == output.targets).sum()
             count = hits.new_tensor(len(output.targets))
             parts += [output.loss / world_size(), hits, count, output.left_out]
-        loss, *values = summed(torch.stack([part.detach().double() for part in parts]).float()).unbind()
+        loss, *values = all_reduce_sum(torch.stack([part.detach().double() for part in parts]).float()).unbind()
         self.log("train/loss", loss, prog_bar=True)
         for i, name in enumerate(objectives):
             mean, hits, count, left_out = values[4 * i : 4 * i + 4]

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import timm
@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import mmbert
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("mmbert")
 _IMPORTED = time.time()
@@ -48,11 +51,6 @@ def process_start() -> float:
         return boot + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, StopIteration):
         return _IMPORTED
-
-
-def seconds_since_start() -> float:
-    """Seconds that this process has lived."""
-    return time.time() - process_start()
 
 
 def peak_memory_bytes() -> int:
@@ -87,12 +85,11 @@ def machine() -> str:
     return f"{cpu} ({cores} cores){gpu}"
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
-    """Writes the flat `metrics.json`; a value that is not finite becomes null."""
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the flat `metrics.json` and return its content; a value that is not finite becomes null."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in sorted(metrics.items())}
-    file = folder / "metrics.json"
-    file.write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n")
-    return file
+    (folder / "metrics.json").write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n")
+    return clean
 
 
 def write_predictions(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -117,12 +114,9 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def plot_curves(folder: Path) -> Path | None:
-    """Draws losses and validation curves to curves.png; None if nothing was logged."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def curves_figure(folder: Path) -> "Figure | None":
+    """Losses and validation metrics of a run over its steps; None if nothing was logged."""
+    from matplotlib.figure import Figure  # no pyplot: it is one state for the whole process, and for one thread
 
     curves = read_curves(folder)
     panels = {
@@ -138,33 +132,69 @@ def plot_curves(folder: Path) -> Path | None:
         return None
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    size = (4.4 * columns, 3.4 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
-        for name in sorted(names, key=lambda n: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", n)]):
+        for name in sorted(names, key=_natural_order):
             steps, values = zip(*curves[name], strict=True)
             label = name.split("/", 1)[1].replace("image_to_text/", "I→T ").replace("text_to_image/", "T→I ")
             axis.plot(steps, values, label=label, marker="." if len(steps) < 40 else None, linewidth=1.4)
         axis.set(title=title, xlabel="optimizer steps")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def plot_curves(folder: Path) -> Path | None:
+    """Draw `curves_figure` to curves.png; None if nothing was logged."""
+    figure = curves_figure(folder)
+    if figure is None:
+        return None
     file = folder / "curves.png"
     figure.savefig(file, dpi=120)
-    plt.close(figure)
     return file
 
 
-def print_results(metrics: Mapping[str, Any], *, folder: Path) -> None:
-    """Prints the end table: one row a metric, one column a split."""
+def _natural_order(name: str) -> list[Any]:
+    """Sort key in which R@5 stands before R@10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+WANTED_FIRST = (
+    re.compile(r"(?!mlm|itm|itc)\w+_(accuracy|auroc|consistency)$"),  # of a task
+    re.compile(r"(text_to_image|image_to_text)/R@\d+$"),
+    re.compile(r"rsum$"),
+    re.compile(r"itm_(accuracy|auroc)$"),
+    re.compile(r"mlm_(accuracy|image_gain)$"),
+)
+"""Metrics in the order in which people look for them; the others follow by name."""
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of metrics: the splits, and one row of texts a metric, the most wanted first."""
     splits = sorted({name.split("/")[0] for name in metrics} - {"run", "train"}, key=lambda s: (s != "val", s))
-    names = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/")[0] in splits))
+    names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/")[0] in splits)
+
+    def order(name: str) -> tuple[int, list[Any]]:
+        place = next((i for i, pattern in enumerate(WANTED_FIRST) if pattern.match(name)), len(WANTED_FIRST))
+        return place, _natural_order(name)
+
+    rows = []
+    for name in sorted(names, key=order):
+        values = [metrics.get(f"{split}/{name}") for split in splits]
+        rows.append([name, *[v if isinstance(v, str) else "" if v is None else f"{v:.4g}" for v in values]])
+    return splits, rows
+
+
+def print_results(metrics: Mapping[str, Any], *, folder: Path) -> None:
+    """Print the table of metrics: one row a metric, one column a split."""
+    splits, rows = metric_rows(metrics)
     table = Table(title=f"results in {folder}", title_justify="left")
     table.add_column("metric")
     for split in splits:
         table.add_column(split, justify="right")
-    for name in sorted(names):
-        values = [metrics.get(f"{split}/{name}") for split in splits]
-        table.add_row(name, *[v if isinstance(v, str) else "" if v is None else f"{v:.4g}" for v in values])
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 110).print(table)

@@ -9,7 +9,7 @@ import numpy as np
 from mmbert.errors import DataError
 
 
-class SampleAccount:
+class SampleCounts:
     """Counts how often each training sample was asked for, epoch by epoch.
 
     Args:
@@ -52,7 +52,7 @@ class SampleAccount:
 
 
 class Skipped:
-    """The samples of each split whose pictures could not be read, and why.
+    """The samples of each split whose images could not be read, and why.
 
     Args:
         max_fraction: Fraction of a split that may be skipped.
@@ -77,7 +77,7 @@ class Skipped:
         known.update(why)
         if len(known) > self.max_fraction * size:
             listed = [f"  {': '.join(known[i])}" for i in list(known)[:10]]
-            found = f"{len(known)} of {size:,} pictures can't be read"
+            found = f"{len(known)} of {size:,} images can't be read"
             expected = f"at most data.max_bad_fraction={self.max_fraction} of them; `mmbert data check` lists all"
             raise DataError(split, found, expected, others=tuple(listed))
         return new

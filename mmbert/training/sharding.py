@@ -55,11 +55,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def load_whole(module: nn.Module, state: dict[str, Any]) -> None:
+def load_full_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
     """`load_state_dict` for whole weights, into a model that may be spread over the processes."""
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
 
 
-def whole_weights(model: nn.Module) -> dict[str, Any]:
+def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """The `state_dict` of a model that may be spread over the processes, whole on the first; all must call it."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -1,6 +1,7 @@
 """What a run says of itself: one line at its start, files and a table at its end."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,16 @@ import torch
 
 from mmbert.data.datamodule import SplitsDataModule
 from mmbert.data.options import is_used
-from mmbert.metrics.outcomes import write_items
+from mmbert.metrics.outcomes import write_outcomes
 from mmbert.model.modeling import MMBertForTask
 from mmbert.training import run_folder
 from mmbert.training.module import TrainingModule
-from mmbert.training.sample_counts import SampleAccount
+from mmbert.training.sample_counts import SampleCounts
 
 log = logging.getLogger("mmbert")
 
 
-def announce(
+def log_run_summary(
     module: TrainingModule,
     data: SplitsDataModule,
     trainer: L.Trainer,
@@ -54,20 +55,23 @@ def announce(
     unused = {name: len(found) for name, found in data.examples.items() if not is_used(name)}
     if unused:
         log.info("not used, as no split is called train, val or test...: %s; data.split_values can tell", unused)
-    cut = data.cut_share()
+    cut = data.truncated_fraction()
     if cut:
         length = data.options.max_text_length
         log.info("data.max_text_length=%d cuts %.1f %% of captions (a sample of at most 1,000)", length, 100 * cut)
 
 
-def leave_results(module: TrainingModule, folder: Path, *, account: SampleAccount, preparation_seconds: float) -> None:
-    """Writes predictions, items, curves and `metrics.json`, and prints the table of results.
+def write_results(module: TrainingModule, folder: Path, *, counts: SampleCounts, started: float) -> dict[str, Any]:
+    """Write predictions, per-item outcomes, curves and `metrics.json`, and print the table of metrics.
 
     Args:
         module: After validation or test.
         folder: The run's.
-        account: What became of every sample in training.
-        preparation_seconds: Time that the process spent on data before the run.
+        counts: Training samples that were seen, repeated and lost.
+        started: When the run began, in seconds since 1970.
+
+    Returns:
+        The content of metrics.json.
     """
     model = module.model
     facts: dict[str, Any] = {
@@ -84,23 +88,24 @@ def leave_results(module: TrainingModule, folder: Path, *, account: SampleAccoun
         facts["run/labels"] = len(model.task.labels)
     else:
         facts |= {"run/val_scorer": _scorer(module, "val"), "run/test_scorer": _scorer(module, "test")}
-    if account.seen:
-        facts["run/samples_seen"] = account.seen
-        facts["run/samples_repeated"], facts["run/samples_lost"] = account.repeated, account.lost
-    if account.seen and module.training_seconds:
+    if counts.seen:
+        facts["run/samples_seen"] = counts.seen
+        facts["run/samples_repeated"], facts["run/samples_lost"] = counts.repeated, counts.lost
+    if counts.seen and module.training_seconds:
         facts["run/training_seconds"] = module.training_seconds
-        facts["run/samples_per_second"] = account.seen / module.training_seconds
+        facts["run/samples_per_second"] = counts.seen / module.training_seconds
     for split, rows in module.predictions.items():
         run_folder.write_predictions(folder / f"predictions_{split}.json", rows)
     for split, items in module.items.items():
-        write_items(folder / f"items_{split}.npz", items)
+        write_outcomes(folder / f"items_{split}.npz", items)
     run_folder.plot_curves(folder)
-    facts["run/wall_seconds"] = run_folder.seconds_since_start() - preparation_seconds
-    run_folder.write_metrics(folder, {**module.results, **facts})
+    facts["run/wall_seconds"] = time.time() - started
+    metrics = run_folder.write_metrics(folder, {**module.results, **facts})
     run_folder.print_results(module.results, folder=folder)
+    return metrics
 
 
 def _scorer(module: TrainingModule, split: str) -> str:
-    """How pictures and texts are ranked; only pretraining asks."""
+    """How images and texts are ranked; only pretraining asks."""
     asked = getattr(module.evaluation_options, f"{split}_scorer")
     return module.model.scorer if asked == "auto" else asked  # pyright: ignore - a task's model ranks nothing

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from mmbert.errors import DataError, NotFiniteError
-from mmbert.runtime.distributed import gather, summed, world_size
-from mmbert.training.checkpoints import write_whole
-from mmbert.training.sample_counts import SampleAccount
+from mmbert.runtime.distributed import all_gather, all_reduce_sum, world_size
+from mmbert.runtime.files import atomic_write_text
+from mmbert.training.sample_counts import SampleCounts
 
 HEADER = "step,epoch,sample_ids_sha256,loss_hex\n"
 
@@ -28,7 +28,7 @@ class Trace(L.Callback):
 
     def __init__(self, file: Path):
         self.file = file
-        self.account = SampleAccount(0, 0)
+        self.account = SampleCounts(0, 0)
         self._restored: dict[str, Any] = {}
         self._ids: list[int] = []
         self._loss = 0.0
@@ -50,7 +50,7 @@ class Trace(L.Callback):
         self._step = trainer.global_step
         batches: Any = trainer.train_dataloader
         per_epoch = int(trainer.num_training_batches) * batches.batch_sampler.batch_size * world_size()
-        self.account = SampleAccount(batches.batch_sampler.count, per_epoch)
+        self.account = SampleCounts(batches.batch_sampler.count, per_epoch)
         if self._restored:
             self.account.load_state_dict(self._restored)
         if trainer.is_global_zero:
@@ -65,11 +65,11 @@ class Trace(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
         """Adds the batch, and writes the line where it ends an optimizer step."""
-        delivered, asked = gather(torch.stack([batch["index"], batch["asked"]], dim=1)).T.tolist()
+        delivered, asked = all_gather(torch.stack([batch["index"], batch["asked"]], dim=1)).T.tolist()
         self._ids += delivered
         self.account.add(trainer.current_epoch, asked)
         # Each process's loss is its share of the sum times the number of processes.
-        loss = float(summed(outputs["loss"].double())) / world_size()
+        loss = float(all_reduce_sum(outputs["loss"].double())) / world_size()
         self._loss += loss * trainer.accumulate_grad_batches
         if trainer.global_step == self._step:
             return
@@ -87,7 +87,7 @@ class Trace(L.Callback):
         if isinstance(exception, NotFiniteError):
             name = "not_finite.json" if trainer.global_rank == 0 else f"not_finite-{trainer.global_rank}.json"
             file = self.file.with_name(name)
-            write_whole(file, json.dumps(exception.facts, indent=2) + "\n")
+            atomic_write_text(file, json.dumps(exception.facts, indent=2) + "\n")
             exception.others = (f"  what the step saw is in {file}; no weights were changed by it",)
 
 
@@ -99,7 +99,7 @@ def cut_trace(file: Path, step: int) -> None:
             fields = line.rstrip("\n").split(",")
             if line.endswith("\n") and len(fields) == 4 and int(fields[0]) <= step:
                 kept.append(line)
-    write_whole(file, HEADER + "".join(kept))
+    atomic_write_text(file, HEADER + "".join(kept))
 
 
 def continue_metrics(logger: CSVLogger, step: int) -> None:
@@ -117,5 +117,5 @@ def continue_metrics(logger: CSVLogger, step: int) -> None:
         out = csv.DictWriter(target, keys)
         out.writeheader()
         out.writerows(rows)
-        write_whole(file, target.getvalue())
+        atomic_write_text(file, target.getvalue())
         writer.metrics_keys = keys

@@ -11,14 +11,14 @@ import pytest
 from test_retrieval import CAPTIONS, tiny_model
 from tiny import tiny_examples, tiny_processor
 
-from mmbert.cli.commands import run_command
 from mmbert.cli.commands.evaluate import _retrieval_table
+from mmbert.cli.main import main
 from mmbert.evaluation.retrieval import SCORERS
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model, 7 pictures, and their captions as Karpathy's JSON and as JSON lines."""
+    """A saved model, 7 images, and their captions as Karpathy's JSON and as JSON lines."""
     folder = tmp_path_factory.mktemp("evaluate")
     tiny_model().save_pretrained(folder / "model")
     tiny_processor().save_pretrained(folder / "model")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"split": "test", "filename": e.image.name, "sentences": [{"raw": caption} for caption in e.captions]}
         for e in examples
     ]
-    # A training picture that was never downloaded.
+    # A training image that was never downloaded.
     images.append({"split": "train", "filename": "absent.png", "sentences": [{"raw": "a cat"}]})
     (folder / "karpathy.json").write_text(json.dumps({"images": images}))
     lines = [json.dumps({"file": e.image.name, "text": caption}) for e in examples for caption in e.captions]
@@ -45,7 +45,7 @@ def arguments(folder: Path, *more: str, file: str = "karpathy.json", format: str
 
 def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stopped:
-        run_command(arguments)
+        main(arguments)
     said = capsys.readouterr().err
     assert stopped.value.code == code and "Traceback" not in said, said
     return said
@@ -58,11 +58,11 @@ def metrics(file: Path) -> list[dict[str, Any]]:
 
 def test_three_scorers_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "report.json")
-    run_command(arguments(folder, "--scorer", *SCORERS, "--k", "7", "--folds", "1", "2", "--out", out))
+    main(arguments(folder, "--scorer", *SCORERS, "--k", "7", "--folds", "1", "2", "--out", out))
     printed = capsys.readouterr().out.splitlines()
     reports = json.loads(Path(out).read_text())
     assert printed == _retrieval_table(reports)
-    assert printed[0] == "7 pictures, 13 texts of test; ties rank last; equal texts are wrong"
+    assert printed[0] == "7 images, 13 texts of test; ties rank last; equal texts are wrong"
     assert printed[1].split() == ["scorer", *SCORERS, *SCORERS]
     assert [(r["scorer"], r["folds"]) for r in reports] == [(name, folds) for folds in (1, 2) for name in SCORERS]
     _, exhaustive, two_stage = reports[:3]
@@ -71,10 +71,10 @@ def test_three_scorers_side_by_side(folder: Path, tmp_path: Path, capsys: pytest
 
 
 def test_json_lines_give_the_same(folder: Path, tmp_path: Path) -> None:
-    run_command(arguments(folder, "--out", str(tmp_path / "a.json"), "--k", "2", "--equal_texts"))
+    main(arguments(folder, "--out", str(tmp_path / "a.json"), "--k", "2", "--equal_texts"))
     keys = ["--image_key", "file", "--caption_key", "text", "--k", "2", "--equal_texts", "--batch_size", "3"]
     jsonl = arguments(folder, *keys, file="captions.jsonl", format="jsonl")
-    run_command([*jsonl, "--out", str(tmp_path / "b.json")])
+    main([*jsonl, "--out", str(tmp_path / "b.json")])
     assert metrics(tmp_path / "a.json") == metrics(tmp_path / "b.json")
 
 
@@ -95,10 +95,10 @@ def test_torchrun_with_two_processes_gives_the_same_and_prints_once(folder: Path
 def test_foils_are_printed_by_category(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "foils.json"
     options = ["--images", str(folder / "images"), "--foils", str(folder / "swap.json"), "--out", str(out)]
-    run_command(["evaluate", "foils", str(folder / "model"), *options])
+    main(["evaluate", "foils", str(folder / "model"), *options])
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[0] == ["category", "count", "accuracy", "blank", "shuffled"]
-    assert [row[0] for row in printed[1:]] == ["swap", "overall"] and printed[1][4] == "-", "there is one picture"
+    assert [row[0] for row in printed[1:]] == ["swap", "overall"] and printed[1][4] == "-", "there is one image"
     assert json.loads(out.read_text())["swap"]["count"] == 1
 
 
@@ -110,12 +110,12 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.
 
     assert "no readable config.json. A run has it below itself: RUN/model." in said(2, model=folder)
     assert "no mmbert model folder" in said(2, model=tmp_path / "absent")
-    assert "no picture in the split 'val'; expected one of the splits it has: test, train" in said(1, "--split", "val")
+    assert "no image in the split 'val'; expected one of the splits it has: test, train" in said(1, "--split", "val")
     assert "split 'tset'; a karpathy file has train, val, test. Did you mean 'test'?" in said(2, "--split", "tset")
     assert "there is no option --scorers. Did you mean 'scorer'?" in said(2, "--scorers", "itc")
     assert "invalid choice: 'itx'" in said(2, "--scorer", "itx")
     assert "--batch_size 0: must be 1 or more" in said(2, "--batch_size", "0")
-    assert "folds=8: from 1 to the 7 pictures" in said(2, "--folds", "8")
+    assert "folds=8: from 1 to the 7 images" in said(2, "--folds", "8")
     assert "absent.png" in said(1, "--split", "train")
     assert "no key 'image'" in said(1, file="captions.jsonl", format="jsonl")
     told = said(2, "--split", "val", file="captions.jsonl", format="jsonl")
@@ -135,8 +135,8 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.
     assert "holds a BertModel; expected MMBertForPreTraining" in said(2, model=other)
 
 
-def test_broken_picture_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
+def test_broken_image_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
     (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "a cat"}')
     options = ["--annotations", str(tmp_path / "a.jsonl"), "--images", str(tmp_path), "--format", "jsonl"]
     command = ["evaluate", "retrieval", str(folder / "model"), *options]

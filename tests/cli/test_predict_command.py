@@ -11,7 +11,7 @@ from test_inference import LABELS, QUESTIONS, saved, task_model, tiny_model
 from tiny import tiny_examples
 
 import mmbert
-from mmbert.cli.commands import run_command
+from mmbert.cli.main import main
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.vqa import read_questions, read_results, read_vqav2
 from mmbert.inference.prediction import predict_vqa
@@ -19,7 +19,7 @@ from mmbert.inference.prediction import predict_vqa
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A fine-tuned model, 3 pictures, and 10 questions whose ids are in no order."""
+    """A fine-tuned model, 3 images, and 10 questions whose ids are in no order."""
     saved(tmp_path / "model", task_model())
     (tmp_path / "images").mkdir()
     tiny_examples(tmp_path / "images", [("x",)] * 3)
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def predict(folder: Path, *more: str, model: str = "model", names: str = "{}.png", out: str = "r.json") -> Path:
     options = {"--questions": folder / "q.json", "--images": folder / "images", "--out": folder / out}
     given = [str(word) for pair in options.items() for word in pair]
-    run_command(["predict", "vqa", str(folder / model), *given, "--image_names", names, *more])
+    main(["predict", "vqa", str(folder / model), *given, "--image_names", names, *more])
     return folder / out
 
 
@@ -76,7 +76,7 @@ def test_predictions_can_be_scored(folder: Path, capsys: pytest.CaptureFixture[s
     (folder / "a.json").write_text(json.dumps({"annotations": truth}))
     capsys.readouterr()
     files = {"--questions": folder / "q.json", "--annotations": folder / "a.json", "--results": out}
-    run_command(["score", "vqa", *(str(word) for pair in files.items() for word in pair)])
+    main(["score", "vqa", *(str(word) for pair in files.items() for word in pair)])
     assert json.loads(capsys.readouterr().out)["overall"] == 60.0
 
 
@@ -111,12 +111,12 @@ BAD_FILES: dict[str, tuple[Callable[[list[Any]], object], str]] = {
     "id twice": (lambda rows: rows[3].update(question_id=100), "q.json:questions[3]: question_id 100 again"),
     "id as text": (lambda rows: rows[3].update(question_id="7"), "q.json:questions[3]: question_id is the string"),
     "no id": (no_field("question_id"), "q.json:questions[1]: no key 'question_id'"),
-    "no picture id": (no_field("image_id"), "q.json:questions[1]: no key 'image_id'"),
+    "no image id": (no_field("image_id"), "q.json:questions[1]: no key 'image_id'"),
     "no question": (no_field("question"), "q.json:questions[1]: no key 'question'"),
     "blank question": (lambda rows: rows[2].update(question=" "), "q.json:questions[2]: an empty text"),
     "question is a number": (lambda rows: rows[2].update(question=3), "q.json:questions[2]: question is the number 3"),
     "half a surrogate": (lambda rows: rows[2].update(question="a \ud800"), "q.json:questions[2]: half a surrogate"),
-    "no such picture": (lambda rows: rows[4].update(image_id=77), "q.json:questions[4]: no picture file '77.png'"),
+    "no such image": (lambda rows: rows[4].update(image_id=77), "q.json:questions[4]: no image file '77.png'"),
     "record is a list": (lambda rows: rows.insert(0, []), "q.json:questions[0]: the record is a list"),
 }
 
@@ -134,13 +134,13 @@ def test_wrong_question_file_is_one_error_with_file_and_record(
 
 
 @pytest.mark.parametrize("num_workers", ["0", "1"])
-def test_broken_picture_is_named_with_its_record(
+def test_broken_image_is_named_with_its_record(
     num_workers: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = folder / "images/1.png"
     broken.write_bytes(broken.read_bytes()[:100])
     said = fails(folder, 1, capsys, "--num_workers", num_workers)
-    assert said.startswith(f"mmbert: error: {folder / 'q.json'}:questions[1]: the picture {broken}: truncated"), said
+    assert said.startswith(f"mmbert: error: {folder / 'q.json'}:questions[1]: the image {broken}: truncated"), said
     assert said.endswith("; expected one that can be read")
 
 
@@ -149,7 +149,7 @@ def test_mistakes_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[s
     saved(folder / "decision", task_model("decision"))
     said = fails(folder, 2, capsys, model="pretrained")
     assert "was pretrained with itm, itc; answering needs a model that was fine-tuned with model.task=vqa and" in said
-    assert "model.task=decision and one picture a text; answering needs" in fails(folder, 2, capsys, model="decision")
+    assert "model.task=decision and one image a text; answering needs" in fails(folder, 2, capsys, model="decision")
     assert "--out" in fails(folder, 2, capsys, out="nowhere/r.json") and not (folder / "nowhere").exists()
     assert "is a folder; give a file" in fails(folder, 2, capsys, out="images")
     assert "--batch_size 0: must be 1 or more" in fails(folder, 2, capsys, "--batch_size", "0")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-PICTURES, EACH = 200, 3  # items of one picture stand together
+IMAGES, EACH = 200, 3  # items of one image stand together
 CATEGORIES = ("swap_attribute", "replace_object", "count")
 
 
@@ -18,22 +18,22 @@ def made(
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
     """Rows and items of strategies that are right with the chances given, the same hard items for all."""
     common = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(PICTURES), EACH)
-    hardness = common.random(PICTURES * EACH)
-    category = common.integers(0, len(CATEGORIES), PICTURES * EACH)
+    clusters = np.repeat(np.arange(IMAGES), EACH)
+    hardness = common.random(IMAGES * EACH)
+    category = common.integers(0, len(CATEGORIES), IMAGES * EACH)
     rows, items = [], {}
     for s, (strategy, chance) in enumerate(chances.items()):
         for seed in seeds:
             for fraction in fractions:
                 own = np.random.default_rng([s, seed, int(1000 * fraction)])
                 level = 0.5 + (chance - 0.5) * (0.4 + 0.6 * fraction)
-                hits = (0.7 * hardness + 0.3 * own.random(PICTURES * EACH) < level).astype(float)
+                hits = (0.7 * hardness + 0.3 * own.random(IMAGES * EACH) < level).astype(float)
                 arm = f"{strategy}-seed{seed}" + ("" if fraction == 1 else f"-{100 * fraction:g}%")
-                blank = (own.random(PICTURES * EACH) < 0.5).astype(float)
-                shuffled = (own.random(PICTURES * EACH) < 0.5).astype(float)
+                blank = (own.random(IMAGES * EACH) < 0.5).astype(float)
+                shuffled = (own.random(IMAGES * EACH) < 0.5).astype(float)
                 items[arm] = {
                     "foils/overall": hits,
-                    "foils/overall:picture": clusters,
+                    "foils/overall:image": clusters,
                     "foils/overall/blank": blank,
                     "foils/overall/shuffled": shuffled,
                 }
@@ -46,16 +46,16 @@ def made(
                     "retrieval/chance_R@1": 0.005,
                     "pretrain/itm_accuracy": 0.3 + chance / 2 + 0.01 * own.standard_normal(),
                 }
-                for part, more in (("seen", 0.0), ("unseen", -0.1)):  # of other pictures than the rest
+                for part, more in (("seen", 0.0), ("unseen", -0.1)):  # of other images than the rest
                     matched = np.random.default_rng([s, seed, int(1000 * fraction), len(part)])
                     items[arm][f"pretrain/{part}/itm_accuracy"] = (matched.random(300) < level + more).astype(float)
-                    items[arm][f"pretrain/{part}/itm_accuracy:picture"] = np.arange(300) // 2
+                    items[arm][f"pretrain/{part}/itm_accuracy:image"] = np.arange(300) // 2
                     results[f"pretrain/{part}/itm_accuracy"] = items[arm][f"pretrain/{part}/itm_accuracy"].mean()
                     results[f"pretrain/{part}/itm_auroc"] = chance + more + 0.01 * matched.standard_normal()
                     results[f"pretrain/{part}/itm_loss"] = 0.4 - more
                 for number, name in enumerate(CATEGORIES):
                     items[arm][f"foils/{name}"] = hits[category == number]
-                    items[arm][f"foils/{name}:picture"] = clusters[category == number]
+                    items[arm][f"foils/{name}:image"] = clusters[category == number]
                     results[f"foils/{name}"] = hits[category == number].mean()
                 flops, pairs = 1.1e13, 900 + 40 * s
                 steps = [100 * i for i in range(1, 10)]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mmbert.compare.arm import of_run
-from mmbert.metrics.outcomes import Items, write_items
+from mmbert.metrics.outcomes import ItemOutcomes, write_outcomes
 
 
 def test_results_are_named_by_stage_split_and_what_was_taken_away(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_results_are_named_by_stage_split_and_what_was_taken_away(tmp_path: Path
         "run/fusion": "late",
     }
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    write_items(tmp_path / "items_test_unseen.npz", {"vqa_accuracy_blank": Items([1.0, 0.0], [0, 1])})
+    write_outcomes(tmp_path / "items_test_unseen.npz", {"vqa_accuracy_blank": ItemOutcomes([1.0, 0.0], [0, 1])})
     results, items = of_run(tmp_path, "vqa")
     assert results == {
         "vqa/accuracy": 0.5,

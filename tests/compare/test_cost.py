@@ -34,7 +34,7 @@ from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask
 
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
 
-# The sizes of `tiny_batch` and `tiny_config`: 4 texts of 8 tokens, pictures of a class token and 4 patches.
+# The sizes of `tiny_batch` and `tiny_config`: 4 texts of 8 tokens, images of a class token and 4 patches.
 B, T, P = 4, 8, 5
 D, INNER = 32, 48  # text encoder and fusion part
 VIT, PATCH = 24, 3 * 8 * 8
@@ -95,7 +95,7 @@ def test_convolution_is_the_product_it_is() -> None:
 
 
 def step_of_late(**overrides: object) -> dict[str, int]:
-    """Forward FLOPs of a step of late fusion with ITM alone, by part: a text and a picture once, two fusions."""
+    """Forward FLOPs of a step of late fusion with ITM alone, by part: a text and an image once, two fusions."""
     return {
         "text": TEXT * int(overrides.get("text_layers", 1)),
         "patches": PATCHES,
@@ -265,16 +265,16 @@ def test_formulas_are_local() -> None:
 # --- tasks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pictures", [0, 1, 2])
-def test_task_counts_text_pictures_and_head(pictures: int) -> None:
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_task_counts_text_images_and_head(images: int) -> None:
     torch.manual_seed(0)
-    built = MMBertForTask(tiny_config(fusion="late", task="vqa", labels=["a", "b", "c"], pictures=pictures))
+    built = MMBertForTask(tiny_config(fusion="late", task="vqa", labels=["a", "b", "c"], num_images=images))
     batch = tiny_batch()
-    batch["pixel_values"] = batch["pixel_values"].repeat_interleave(pictures, dim=0)
+    batch["pixel_values"] = batch["pixel_values"].repeat_interleave(images, dim=0)
     batch["label_scores"] = torch.eye(3)[[0, 1, 2, 0]]
-    head = linear(B, max(1, pictures) * D, 2 * D) + linear(B, 2 * D, 3)
-    fused = max(1, pictures) * FUSION["late"]
-    assert flops_per_pair(built, batch) * B == TEXT + pictures * (PATCHES + VIT_LAYER + PROJECTION) + fused + head
+    head = linear(B, max(1, images) * D, 2 * D) + linear(B, 2 * D, 3)
+    fused = max(1, images) * FUSION["late"]
+    assert flops_per_pair(built, batch) * B == TEXT + images * (PATCHES + VIT_LAYER + PROJECTION) + fused + head
     assert flops_per_step(built, [batch]) > 2 * flops_per_pair(built, batch) * B
     assert milliseconds_per_pair(built, batch, repeats=1) > 0
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmbert.compare.folder import refuse_other_folder
+from mmbert.compare.folder import check_arm_folder
 from mmbert.compare.plan import Arm, Stage, arms_of, comparison_from, load_comparison
-from mmbert.compare.specs import fit_arguments, written_options
+from mmbert.compare.specs import explicit_options, fit_arguments
 from mmbert.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_written_options_follow_bases_and_the_last_one_wins(tmp_path: Path) -> N
     run = written(tmp_path, {"base": "base.yaml", "optim": {"lr": 0.1}})
     stage = Stage(run=run, steps=1, options={"optim.lr": 0.2, "model.objectives": {"itm": 1.0}})
     arguments = fit_arguments(stage, {"model.fusion": "late", "data.flip": True})
-    assert written_options(arguments) == {
+    assert explicit_options(arguments) == {
         "data.flip": True,
         "model.fusion": "late",
         "model.objectives.itm": 1.0,
@@ -158,7 +158,7 @@ def test_written_options_follow_bases_and_the_last_one_wins(tmp_path: Path) -> N
 def test_section_as_a_whole_leaves_its_other_options_written_down(tmp_path: Path) -> None:
     run = written(tmp_path, {"optim": {"lr": 0.1, "weight_decay": 0.5}})
     arguments = fit_arguments(Stage(run=run, steps=1, options={"optim": {"lr": 0.2}}), {})
-    assert written_options(arguments) == {"optim.lr": 0.2, "optim.weight_decay": 0.5}
+    assert explicit_options(arguments) == {"optim.lr": 0.2, "optim.weight_decay": 0.5}
 
 
 def test_folder_of_an_arm_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
@@ -167,16 +167,16 @@ def test_folder_of_an_arm_that_was_trained_otherwise_is_refused(tmp_path: Path) 
     folder.mkdir()
     config = {"pretrain.optim.lr": 0.1, "retrieval": {"images": 5}, "foils": {}}
     spec = {"folder": str(folder), "config": config}
-    refuse_other_folder(spec)
+    check_arm_folder(spec)
     (folder / "arm.json").write_text(json.dumps(spec))
     (folder / "row.json").write_text("{}")
-    refuse_other_folder(spec)
+    check_arm_folder(spec)
     assert (folder / "row.json").is_file()
     with pytest.raises(
         DataError, match=r"late-seed0: an arm of another comparison \(pretrain.optim.lr was 0.1 and is 1"
     ):
-        refuse_other_folder({**spec, "config": {**config, "pretrain.optim.lr": 1}})
-    refuse_other_folder({**spec, "config": {**config, "retrieval": {"images": 6}}})
+        check_arm_folder({**spec, "config": {**config, "pretrain.optim.lr": 1}})
+    check_arm_folder({**spec, "config": {**config, "retrieval": {"images": 6}}})
     assert not (folder / "row.json").exists()
 
 

@@ -29,7 +29,7 @@ EVIL = "<script>alert(1)</script> | `code` **bold** [x](y) & \"quoted\" 'single'
 EVIL_SHOWN = EVIL.split("\x1b")[0]
 
 
-def picture(kind: str = "PNG") -> bytes:
+def image(kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     drawing_or_photo = np.full((300, 500, 3), 90, np.uint8)
     if kind == "JPEG":
@@ -42,10 +42,10 @@ def examples() -> list[dict[str, Any]]:
     said = {"early": True, "late": False, "hybrid": True}
     scene = {"caption": "a red circle above a square", "foil": "a square above a red circle", "said": said}
     return [
-        {**scene, "picture": picture(), "category": "swap_object"},
-        {**scene, "picture": picture("JPEG"), "category": "swap_object"},
+        {**scene, "image": image(), "category": "swap_object"},
+        {**scene, "image": image("JPEG"), "category": "swap_object"},
         {
-            "picture": b"no picture",
+            "image": b"no image",
             "caption": EVIL,
             "foil": EVIL,
             "category": EVIL,
@@ -172,7 +172,7 @@ def test_many_strategies_are_told_together() -> None:
 
 
 def test_quality_table_has_the_means_of_the_rows(text: str, rows: list[dict[str, Any]]) -> None:
-    head, *body = table(text, r"retrieval: 200 pictures, 1 caption each, ranked by two\_stage with k=16")
+    head, *body = table(text, r"retrieval: 200 images, 1 caption each, ranked by two\_stage with k=16")
     assert head == ["strategy", "text to image R@1", "image to text R@1", "seeds"]
     assert [row[0] for row in body] == [*CHANCES, "without a model"]
     for name, text_to_image, image_to_text, seeds in body[:-1]:
@@ -194,9 +194,9 @@ def test_intervals_hold_their_means(text: str, rows: list[dict[str, Any]]) -> No
         assert low < value < high
 
 
-def test_needs_of_the_picture_are_the_differences(text: str, rows: list[dict[str, Any]]) -> None:
-    head, *body = table(text, "foils overall, with and without the picture")
-    assert head[1:4] == ["as it is", "blank picture", "another picture"]
+def test_needs_of_the_image_are_the_differences(text: str, rows: list[dict[str, Any]]) -> None:
+    head, *body = table(text, "foils overall, with and without the image")
+    assert head[1:4] == ["as it is", "blank image", "another image"]
     for row in body:
         own = mean(rows, row[0], "results", "foils/overall")
         blank = mean(rows, row[0], "results", "foils/overall/blank")
@@ -468,7 +468,7 @@ def test_chance_is_counted_where_it_was_not_measured() -> None:
     found = Outcomes(rows, items, comparison(list(CHANCES)))
     assert found.reference("foils/overall") == found.reference("foils/swap_attribute") == 0.5
     assert found.reference("pretrain/itm_accuracy") == 0.5 and math.isnan(found.reference("pretrain/mlm_accuracy"))
-    # 20 pictures with 3 captions each. A caption finds its picture among the first 5 of 20 in 5 of 20 cases; a picture
+    # 20 images with 3 captions each. A caption finds its image among the first 5 of 20 in 5 of 20 cases; an image
     # misses its 3 captions with 5 of 60 in 57/60 * 56/59 * 55/58 * 54/57 * 53/56 cases.
     assert found.reference("retrieval/text_to_image/R@5") == 5 / 20
     missed = math.prod((57 - i) / (60 - i) for i in range(5))
@@ -492,7 +492,7 @@ def test_each_ranking_names_its_scorer() -> None:
         row["scorers"] = {"pretrain": "itc" if row["strategy"] == "late" else "itm"}
     found = Outcomes(rows, items, comparison(list(CHANCES)))
     (quality,) = (figure for figure in plots.figures(found) if figure.name == "quality")
-    titles = ["retrieval: 200 pictures, 1 caption each, ranked by two_stage with k=16",
+    titles = ["retrieval: 200 images, 1 caption each, ranked by two_stage with k=16",
               "pretrain: the run's own test, ranked by itm (early and hybrid) and itc (late)"]  # fmt: skip
     for title in titles:
         assert f"**{markdown.escape(title)}**" in markdown.render(build(found, []))
@@ -544,8 +544,8 @@ def test_where_every_option_is_and_where_not() -> None:
 
 def test_what_is_taken_away_names_the_section() -> None:
     rows, items = made(CHANCES)
-    for names, title in ((("blank", "shuffled"), "What the picture gives"), (("no_text",), "What the text gives"),
-                         (("blank", "no_text"), "What the picture and the text give")):  # fmt: skip
+    for names, title in ((("blank", "shuffled"), "What the image gives"), (("no_text",), "What the text gives"),
+                         (("blank", "no_text"), "What the image and the text give")):  # fmt: skip
         for row in rows:
             own = {k: v for k, v in row["results"].items() if "foils/overall/" not in k}
             row["results"] = own | {f"foils/overall/{name}": 0.5 for name in names}
@@ -615,7 +615,7 @@ def test_report_comes_again_from_files_byte_for_byte(report: Path, rows: list[di
     after = contents(again)
     assert {name for name in before if name.startswith("plots/")} == {
         f"plots/{name}.{kind}"
-        for name in ("quality", "picture", "categories", "cost", "curves", "low_data")
+        for name in ("quality", "image", "categories", "cost", "curves", "low_data")
         for kind in ("png", "svg")
     }
     for name, content in before.items():
@@ -728,14 +728,14 @@ def test_losses_and_ranks_are_no_scores_and_what_is_tested_is_drawn_first() -> N
     assert list(outcomes.variants()) == ["foils/overall"]
 
 
-def test_picture_taken_from_some_items_only_has_an_interval_over_seeds_alone() -> None:
+def test_image_taken_from_some_items_only_has_an_interval_over_seeds_alone() -> None:
     rows, items = made({"early": 0.8})
     for found in items.values():
-        for name in ("foils/overall/blank", "foils/overall/blank:picture"):
+        for name in ("foils/overall/blank", "foils/overall/blank:image"):
             if name in found:
                 found[name] = found[name][:-1]
     for found in items.values():
-        found.setdefault("foils/overall/blank:picture", found["foils/overall:picture"][:-1])
+        found.setdefault("foils/overall/blank:image", found["foils/overall:image"][:-1])
     lost = Outcomes(rows, items, {}).interval("early", "foils/overall", minus="foils/overall/blank")
     assert lost is not None and not lost.over_items and 0 < lost.low < lost.mean
 
@@ -764,8 +764,8 @@ def test_page_opens_light_and_dark_wide_and_narrow(
     cut += "return r.left < box.left - 1 || r.right > box.right + 1 || r.bottom > box.bottom + 1 })"
     cut += ".map(t => t.textContent) })"
     assert tab.evaluate(cut) == [], "labels that are cut"
-    pictures = "[...document.images].map(i => i.naturalWidth)"
-    assert tab.evaluate(pictures) == [360, 360]
+    images = "[...document.images].map(i => i.naturalWidth)"
+    assert tab.evaluate(images) == [360, 360]
     assert [url for url in tab.requests if not url.startswith("data:")] == [(report / "report.html").as_uri()]
     shot = Image.open(tab.screenshot(tmp_path / "page.png")).convert("RGB")
     assert shot.width == width and shot.height > 2000

@@ -22,24 +22,24 @@ from mmbert.compare.statistics import (
     interval_over_seeds,
 )
 
-Items = dict[str, list[np.ndarray]]
+ItemOutcomes = dict[str, list[np.ndarray]]
 COMPARISONS = 1000
-# Two runs each on four pictures of one item.
-BY_HAND: Items = {
+# Two runs each on four images of one item.
+BY_HAND: ItemOutcomes = {
     "a": [np.array([1.0, 1, 1, 0]), np.array([1.0, 1, 1, 1])],
     "b": [np.array([0.0, 1, 0, 0]), np.array([0.0, 1, 1, 0])],
 }
 
 
-def random_items(runs: Sequence[int], pictures: int, each: int, seed: int = 0) -> tuple[Items, np.ndarray]:
+def random_items(runs: Sequence[int], images: int, each: int, seed: int = 0) -> tuple[ItemOutcomes, np.ndarray]:
     rng = np.random.default_rng(seed)
     names = [f"s{number}" for number in range(len(runs))]
-    items = {name: [rng.random(pictures * each) for _ in range(count)] for name, count in zip(names, runs, strict=True)}
-    return items, np.repeat(np.arange(pictures), each)
+    items = {name: [rng.random(images * each) for _ in range(count)] for name, count in zip(names, runs, strict=True)}
+    return items, np.repeat(np.arange(images), each)
 
 
 def test_pair_by_hand() -> None:
-    # Means over runs: a 1 1 1 .5, b 0 1 .5 0; difference 1 0 .5 .5, mean 1/2. A variance over 4 pictures is the sum of
+    # Means over runs: a 1 1 1 .5, b 0 1 .5 0; difference 1 0 .5 .5, mean 1/2. A variance over 4 images is the sum of
     # squares around the mean / (4 * 3).
     #   items: (1/4 + 1/4) / 12 = 1/24
     #   seeds of a: scores 3/4 and 1, variance 1/32, by 2 runs 1/64; seeds of b: 1/4 and 1/2, the same
@@ -57,8 +57,8 @@ def test_pair_by_hand() -> None:
 
 
 def test_seeds_that_agree_by_chance_by_hand() -> None:
-    # Scores 3/4, 3/4 and 1/4, 1/4: no variance of scores, but the runs are right on other pictures.
-    #   noise of a: means 1 .5 .5 1, both runs are 1/2 off on two pictures, (1/2) / 12 = 1/24 each, 1/24 in all; b alike
+    # Scores 3/4, 3/4 and 1/4, 1/4: no variance of scores, but the runs are right on other images.
+    #   noise of a: means 1 .5 .5 1, both runs are 1/2 off on two images, (1/2) / 12 = 1/24 each, 1/24 in all; b alike
     #   items: difference 1 .5 0 .5 around 1/2, (1/2) / 12 = 1/24, less than the noise 1/12
     # So the seeds stand for all: variance 1/24 + 1/24, freedom (1/12)^2 / [2 (1/24)^2 / 1] = 2, t = (1/2) sqrt(12).
     items = {
@@ -100,7 +100,7 @@ def test_interval_over_seeds_by_hand() -> None:
 
 def test_difference_between_items_has_both_samples_and_pairs_seeds() -> None:
     rng = np.random.default_rng(11)
-    # One run: Welch's interval over two independent samples of pictures.
+    # One run: Welch's interval over two independent samples of images.
     some, others = rng.random(30), rng.random(50) / 2
     found = difference_between_items([some], np.arange(30), [others], np.arange(50))
     welch: Any = stats.ttest_ind(some, others, equal_var=False)
@@ -120,7 +120,7 @@ def test_difference_between_items_has_both_samples_and_pairs_seeds() -> None:
 
 
 def test_difference_between_items_by_hand() -> None:
-    # a and b as if about other pictures. Scores 3/4 and 1, 1/4 and 1/2: both runs are 1/2 apart, no variance.
+    # a and b as if about other images. Scores 3/4 and 1, 1/4 and 1/2: both runs are 1/2 apart, no variance.
     #   items of a: 1 1 1 .5 around 7/8, squares 3/16, / 12 = 3/192; items of b: 11/192; noise 3/192 each (all as above)
     #   seeds: at least their noise, 6/192. Variance 6/192 + (14 - 6)/192 = 14/192
     #   its freedom 14^2 / [6^2 / 1 + 3^2 / 3 + 11^2 / 3 + 2 * 3^2 / 3] = 196 / (256 / 3)
@@ -134,7 +134,7 @@ def test_interval_between_items_covers_the_difference(options: dict[str, float])
     rng = np.random.default_rng(12)
     covered = 0
     for _ in range(COMPARISONS):
-        # The same models on two halves of pictures that are drawn alike: the difference to be covered is 0.
+        # The same models on two halves of images that are drawn alike: the difference to be covered is 0.
         items, clusters = simulate(rng, (3,), 120, 2, **options)
         first = clusters < 50
         halves = [[run[chosen] for run in items["s0"]] for chosen in (first, ~first)]
@@ -161,8 +161,8 @@ def test_equals_welch_where_items_do_not_vary(runs: tuple[int, int]) -> None:
     assert (verdict.low, verdict.high) == pytest.approx(expected)
 
 
-def test_equals_paired_t_test_over_pictures_where_seeds_do_not_vary() -> None:
-    items, clusters = random_items([1, 1], pictures=30, each=4)
+def test_equals_paired_t_test_over_images_where_seeds_do_not_vary() -> None:
+    items, clusters = random_items([1, 1], images=30, each=4)
     items = {name: runs * 4 for name, runs in items.items()}
     (verdict,) = compare_pairs(items, clusters, measure="m")
     a, b = (np.reshape(items[name][0], (30, 4)).mean(axis=1) for name in ("s0", "s1"))
@@ -171,8 +171,8 @@ def test_equals_paired_t_test_over_pictures_where_seeds_do_not_vary() -> None:
     assert (verdict.low, verdict.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_closed_form_agrees_with_bootstrap_over_pictures() -> None:
-    # Pictures of 1 to 6 items that stand or fall together; one run, so that the interval is of items only.
+def test_closed_form_agrees_with_bootstrap_over_images() -> None:
+    # Images of 1 to 6 items that stand or fall together; one run, so that the interval is of items only.
     rng = np.random.default_rng(2)
     clusters = np.repeat(np.arange(400), rng.integers(1, 7, 400))
     common = rng.random(400)[clusters]
@@ -196,7 +196,7 @@ def test_closed_form_agrees_with_bootstrap_over_pictures() -> None:
 
 
 def test_bootstrap_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    items, clusters = random_items([2, 2], pictures=50, each=2)
+    items, clusters = random_items([2, 2], images=50, each=2)
     (whole,) = compare_pairs(items, clusters, measure="m", resamples=3000)
     assert compare_pairs(items, clusters, measure="m", resamples=3000) == [whole]
     monkeypatch.setattr("mmbert.compare.statistics.BLOCK_ELEMENTS", 50 * 700)
@@ -205,8 +205,8 @@ def test_bootstrap_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) ->
     assert (parts.item_low, parts.item_high) == pytest.approx((whole.item_low, whole.item_high), abs=0.1 * width)
 
 
-def test_repeated_items_of_a_picture_add_nothing() -> None:
-    items, clusters = random_items([3, 4], pictures=40, each=1)
+def test_repeated_items_of_a_image_add_nothing() -> None:
+    items, clusters = random_items([3, 4], images=40, each=1)
     repeated = {name: [np.repeat(run, 5) for run in runs] for name, runs in items.items()}
     (once,) = compare_pairs(items, clusters, measure="m")
     (often,) = compare_pairs(repeated, np.repeat(clusters, 5), measure="m")
@@ -214,8 +214,8 @@ def test_repeated_items_of_a_picture_add_nothing() -> None:
     assert interval(repeated["s0"], np.repeat(clusters, 5)) == pytest.approx(interval(items["s0"], clusters), rel=1e-9)
 
 
-def test_order_of_seeds_and_items_and_names_of_pictures_do_not_matter() -> None:
-    items, clusters = random_items([3, 5, 3], pictures=25, each=3)
+def test_order_of_seeds_and_items_and_names_of_images_do_not_matter() -> None:
+    items, clusters = random_items([3, 5, 3], images=25, each=3)
     order = np.random.default_rng(4).permutation(len(clusters))
     mixed = {name: [run[order] for run in reversed(runs)] for name, runs in items.items()}
     renamed = (7 * clusters[order] - 90).astype(np.int32)
@@ -242,7 +242,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_families_are_primary_measures_and_the_rest() -> None:
-    items = {f"m{i}": random_items([3, 3, 3], pictures=20, each=2, seed=i)[0] for i in range(5)}
+    items = {f"m{i}": random_items([3, 3, 3], images=20, each=2, seed=i)[0] for i in range(5)}
     clusters = {measure: np.repeat(np.arange(20), 2) for measure in items}
     verdicts = compare_all(items, clusters, primary=["m1", "m3", "never measured"])
     pairs = [("s0", "s1"), ("s0", "s2"), ("s1", "s2")]
@@ -258,7 +258,7 @@ def test_families_are_primary_measures_and_the_rest() -> None:
 
 
 def test_identical_strategies_differ_in_nothing() -> None:
-    items, clusters = random_items([3], pictures=10, each=2)
+    items, clusters = random_items([3], images=10, each=2)
     ones = [np.ones(20)] * 3
     for runs in (items["s0"], ones):
         (verdict,) = compare_pairs({"a": runs, "b": list(reversed(runs))}, clusters, measure="m")
@@ -274,14 +274,12 @@ def test_certain_scores_have_the_interval_of_no_exception() -> None:
     assert (wrong.low, wrong.high) == pytest.approx((1 - high, 1 - low))
 
 
-@pytest.mark.parametrize(
-    ("runs", "pictures", "p"), [(3, 100, 2 / comb(6, 3)), (5, 100, 2 / comb(10, 5)), (5, 3, 1 / 4)]
-)
-def test_all_right_against_all_wrong_is_as_sure_as_runs_and_pictures_allow(runs: int, pictures: int, p: float) -> None:
-    items = {"a": [np.ones(pictures)] * runs, "b": [np.zeros(pictures)] * runs}
-    (verdict,) = compare_pairs(items, np.arange(pictures), measure="m")
+@pytest.mark.parametrize(("runs", "images", "p"), [(3, 100, 2 / comb(6, 3)), (5, 100, 2 / comb(10, 5)), (5, 3, 1 / 4)])
+def test_all_right_against_all_wrong_is_as_sure_as_runs_and_images_allow(runs: int, images: int, p: float) -> None:
+    items = {"a": [np.ones(images)] * runs, "b": [np.zeros(images)] * runs}
+    (verdict,) = compare_pairs(items, np.arange(images), measure="m")
     assert verdict.p == pytest.approx(p) and verdict.shown == (p < 0.05)
-    assert verdict.difference == 1.0 and verdict.low < verdict.high == 1.0 and (verdict.low > 0) == (pictures > 3)
+    assert verdict.difference == 1.0 and verdict.low < verdict.high == 1.0 and (verdict.low > 0) == (images > 3)
 
 
 def test_one_seed_makes_no_claim() -> None:
@@ -300,7 +298,7 @@ def test_one_seed_makes_no_claim() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_one_picture_makes_no_claim(count: int) -> None:
+def test_one_image_makes_no_claim(count: int) -> None:
     rng = np.random.default_rng(6)
     items = {"a": [np.ones(count)] * 5, "b": [rng.random(count) / 10 for _ in range(5)]}
     (verdict,) = compare_pairs(items, np.zeros(count, int), measure="m")
@@ -370,7 +368,7 @@ def test_pareto_front() -> None:
 def simulate(
     rng: np.random.Generator,
     seeds: Sequence[int],
-    pictures: int,
+    images: int,
     each: int,
     *,
     gap: float = 0.0,
@@ -380,25 +378,25 @@ def simulate(
     spreads: Sequence[float] | None = None,
     kinds: Sequence[float] | None = None,
     level: float = 0.5,
-) -> tuple[Items, np.ndarray]:
+) -> tuple[ItemOutcomes, np.ndarray]:
     """Hits of one comparison: an item is right where ability exceeds difficulty.
 
-    Pictures and their items differ in difficulty (standard deviation 1 in all), each strategy has pictures and items it
+    Images and their items differ in difficulty (standard deviation 1 in all), each strategy has images and items it
     is good at (`own`), each run its luck with the whole (`model`, times the strategy's of `spreads`) and with every
-    picture and item (`noise`). With `kinds` a run of a strategy is also as much better or worse, by the toss of a coin.
+    image and item (`noise`). With `kinds` a run of a strategy is also as much better or worse, by the toss of a coin.
     Equal on average besides the first strategy, which is better by `gap`.
     """
-    clusters = np.repeat(np.arange(pictures), each)
+    clusters = np.repeat(np.arange(images), each)
 
     def over_items(spread: float) -> np.ndarray:
         half = spread * np.sqrt(0.5)
-        return rng.normal(0, half, pictures)[clusters] + rng.normal(0, half, len(clusters))
+        return rng.normal(0, half, images)[clusters] + rng.normal(0, half, len(clusters))
 
     def toss(number: int) -> float:
         return kinds[number] * (2 * rng.integers(2) - 1) if kinds else 0.0
 
     easy = level + over_items(1.0)
-    items: Items = {}
+    items: ItemOutcomes = {}
     for number, count in enumerate(seeds):
         ability = easy + over_items(own) + (gap if number == 0 else 0.0)
         spread = model * (spreads[number] if spreads else 1.0)
@@ -409,8 +407,8 @@ def simulate(
 
 
 SETTINGS = {
-    "3 seeds, few pictures": ((3, 3, 3), 30, 2, {}),
-    "5 seeds, few pictures": ((5, 5, 5), 30, 2, {}),
+    "3 seeds, few images": ((3, 3, 3), 30, 2, {}),
+    "5 seeds, few images": ((5, 5, 5), 30, 2, {}),
     "3 seeds": ((3, 3, 3), 100, 4, {}),
     "5 seeds": ((5, 5, 5), 100, 4, {}),
     "5 and 3 seeds": ((5, 5, 3, 3), 100, 4, {}),
@@ -424,11 +422,11 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_equal_strategies_are_seldom_called_different(setting: str) -> None:
-    seeds, pictures, each, options = SETTINGS[setting]
+    seeds, images, each, options = SETTINGS[setting]
     rng = np.random.default_rng(7)
     any_shown, by_pair = 0, np.zeros(comb(len(seeds), 2))
     for _ in range(COMPARISONS):
-        items, clusters = simulate(rng, seeds, pictures, each, **options)
+        items, clusters = simulate(rng, seeds, images, each, **options)
         verdicts = compare_pairs(items, clusters, measure="m", resamples=0)  # resamples can only take claims away
         any_shown += any(v.shown for v in verdicts)
         by_pair += [v.p < 0.05 for v in verdicts]

@@ -15,11 +15,11 @@ from mmbert.model.fusion.base import Fusion
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.model.tokens import Fused, Tokens
 
-# Strategies whose tokens never meet, so that their text cannot see the picture; a new one is expected to let it.
+# Strategies whose tokens never meet, so that their text cannot see the image; a new one is expected to let it.
 ONLY_POOLED_VECTORS_MEET = {"late", "late_bilinear"}
-# Parameters that a batch with text and picture in every row does not train, by design.
+# Parameters that a batch with text and image in every row does not train, by design.
 UNUSED = ("fusion.absent_text", "fusion.absent_image")
-# Without layers early fusion pools [CLS] as it came: nothing trains what prepares the picture for the joint sequence;
+# Without layers early fusion pools [CLS] as it came: nothing trains what prepares the image for the joint sequence;
 # and nobody attends to the bottleneck.
 UNUSED_WITHOUT_LAYERS = {"hybrid_bottleneck": ("fusion.bottlenecks",)}
 LEARNED = ("absent_text", "absent_image", "image_type", "bottlenecks")
@@ -136,8 +136,8 @@ def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
 def test_absent_vectors_get_a_gradient_where_a_side_is_absent(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    picture_only = model(pixel_values=batch.pop("pixel_values")).pooled.sum()
-    (picture_only + model(**batch).pooled.sum()).backward()
+    image_only = model(pixel_values=batch.pop("pixel_values")).pooled.sum()
+    (image_only + model(**batch).pooled.sum()).backward()
     declared = [p for n, p in model.named_parameters() if n.endswith(UNUSED)]
     assert declared and all(p.grad is not None and p.grad.any() for p in declared)
 
@@ -242,7 +242,7 @@ def test_either_modality_may_be_absent(fusion: str) -> None:
         assert fused.pooled.shape == (4, 32) and all(x.isfinite().all() for x in outputs(fused).values())
     with pytest.raises(ValueError, match="neither input_ids nor pixel_values"):
         model()
-    with pytest.raises(ValueError, match="4 texts and 3 pictures"):
+    with pytest.raises(ValueError, match="4 texts and 3 images"):
         model(**dict(batch, pixel_values=batch["pixel_values"][:3]))
 
 
@@ -336,7 +336,7 @@ def test_evaluation_is_deterministic_and_training_is_not(fusion: str) -> None:
 
 
 @every_fusion
-def test_text_sees_the_picture_where_the_strategy_says_so(fusion: str) -> None:
+def test_text_sees_the_image_where_the_strategy_says_so(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
     own = model(**batch)

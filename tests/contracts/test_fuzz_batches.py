@@ -14,7 +14,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def any_batch(seed: int) -> dict[str, torch.Tensor]:
-    """1 to 6 rows, maybe all padding, maybe without a mask, of one picture or caption, with pictures of any range."""
+    """1 to 6 rows, maybe all padding, maybe without a mask, of one image or caption, with images of any range."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -29,7 +29,7 @@ def any_batch(seed: int) -> dict[str, torch.Tensor]:
     share = float(draw(0, 3)) / 2  # nothing, half or all of what is no special token
     chosen = (torch.rand(size, length, generator=generator) < share) & (input_ids > 4)
     scale = 10.0 ** int(draw(-6, 4))
-    pictures = torch.randn(size, 3, 16, 16, generator=generator) * scale
+    images = torch.randn(size, 3, 16, 16, generator=generator) * scale
     keys = draw(0, int(draw(1, 6)), size)
     return {
         "index": torch.arange(size),
@@ -37,7 +37,7 @@ def any_batch(seed: int) -> dict[str, torch.Tensor]:
         "attention_mask": mask,
         "mlm_input_ids": torch.where(chosen, MASK, input_ids),
         "mlm_labels": torch.where(chosen, input_ids, IGNORE_INDEX),
-        "pixel_values": pictures,
+        "pixel_values": images,
         "image_key": keys,
         "text_key": keys * 7 % 3,
         "image_text_keys": torch.stack([keys * 7 % 3, torch.full_like(keys, NO_TEXT)], dim=1),

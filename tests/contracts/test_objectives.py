@@ -34,7 +34,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def distinguishable_pairs() -> dict[str, Tensor]:
-    """8 pairs; picture and text are unlike all others, and a masked word follows from the words around it."""
+    """8 pairs; image and text are unlike all others, and a masked word follows from the words around it."""
     batch = tiny_batch(8, length=6)
     for i in range(8):
         batch["input_ids"][i] = torch.tensor([2, 6 + 4 * i, 7 + 4 * i, 8 + 4 * i, 9 + 4 * i, 3])
@@ -48,7 +48,7 @@ def distinguishable_pairs() -> dict[str, Tensor]:
 
 
 def duplicate_batch(seed: int, size: int = 8, images: int = 4, texts: int = 4) -> dict[str, Tensor]:
-    """Keys as in a batch where many rows share a picture or a caption."""
+    """Keys as in a batch where many rows share an image or a caption."""
     generator = seeded(seed)
     captions_of = torch.randint(0, texts, (images, 3), generator=generator)  # of each image
     image = torch.randint(0, images, (size,), generator=generator)
@@ -70,7 +70,7 @@ def test_loss_is_a_finite_scalar(objective: str) -> None:
 
 
 def memorise(objectives: dict, steps: int, **overrides: object) -> tuple[MMBertForPreTraining, list[float]]:
-    """Trains on 8 pairs, each eight times in the batch so that a text meets several wrong pictures a step."""
+    """Trains on 8 pairs, each eight times in the batch so that a text meets several wrong images a step."""
     torch.manual_seed(0)
     settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
     model = MMBertForPreTraining(tiny_config(objectives=objectives, **settings, **overrides)).train()
@@ -95,14 +95,14 @@ def test_loss_falls_when_pairs_are_memorised(objective: str) -> None:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_eight_pairs_are_learned_by_heart(fusion: str) -> None:
-    """MLM below 0.05 and all 64 combinations of text and picture judged right."""
+    """MLM below 0.05 and all 64 combinations of text and image judged right."""
     model, _ = memorise({"mlm": 1.0, "itm": 1.0}, 200, fusion=fusion)
     with torch.no_grad():
         encoded = model.encode(distinguishable_pairs())
-        text, picture = torch.arange(8).repeat_interleave(8), torch.arange(8).repeat(8)
-        pooled = model.mmbert.fuse(encoded.text.rows(text), encoded.image.rows(picture)).pooled
+        text, image = torch.arange(8).repeat_interleave(8), torch.arange(8).repeat(8)
+        pooled = model.mmbert.fuse(encoded.text.rows(text), encoded.image.rows(image)).pooled
         judged = model.objectives["itm"].logits(pooled).argmax(dim=1)
-        assert torch.equal(judged, (text == picture).long())
+        assert torch.equal(judged, (text == image).long())
         assert model.objectives["mlm"](encoded).loss < 0.05
 
 
@@ -223,7 +223,7 @@ def test_itm_leaves_out_rows_without_a_negative() -> None:
 
 
 def test_itm_counts_only_rows_that_take_part() -> None:
-    """Row 0 describes every picture: the loss is the mean over the other rows, each right and wrong."""
+    """Row 0 describes every image: the loss is the mean over the other rows, each right and wrong."""
     model = model_with({"itm": 1.0})
     batch = tiny_batch()
     batch["image_text_keys"][:, 1] = batch["text_key"][0]
@@ -267,7 +267,7 @@ def test_hard_negatives_follow_the_softmax_of_similarity() -> None:
 
 
 def test_hard_negatives_use_the_contrastive_similarity() -> None:
-    """At the highest temperature scale the most similar valid picture is drawn nearly always."""
+    """At the highest temperature scale the most similar valid image is drawn nearly always."""
     model = model_with({"itm": {"negatives": "hard"}, "itc": {"weight": 1.0, "embedding_size": 16}})
     model.objectives["itc"].log_scale.data.fill_(math.log(100.0))
     encoded = model.encode(tiny_batch(), generator=seeded())
@@ -288,8 +288,8 @@ def test_negatives_do_not_depend_on_how_rows_are_spread(monkeypatch: pytest.Monk
     similarities = torch.randn(8, 8, generator=seeded(5))
     allowed = ~same_pair(batch)
     wrong, valid = sample_negatives(allowed, generator=seeded(7), similarities=similarities)
-    monkeypatch.setattr(negatives, "gather", lambda x: batch_of[id(x)])
-    monkeypatch.setattr(negatives, "gather_ragged", lambda x, pad: batch_of[id(x)])
+    monkeypatch.setattr(negatives, "all_gather", lambda x: batch_of[id(x)])
+    monkeypatch.setattr(negatives, "all_gather_ragged", lambda x, pad: batch_of[id(x)])
     for number, rows in enumerate((slice(0, 4), slice(4, 8))):
         monkeypatch.setattr(negatives, "rank", lambda number=number: number)
         share = {name: value[rows] for name, value in batch.items()}
@@ -359,7 +359,7 @@ def test_itc_spreads_the_target_over_equal_captions() -> None:
 
 
 def test_itc_target_is_symmetric_where_the_relation_is_not() -> None:
-    """Text 0 is also a caption of picture 1, text 1 is none of picture 0: still 0 and 1 belong together both ways."""
+    """Text 0 is also a caption of image 1, text 1 is none of image 0: still 0 and 1 belong together both ways."""
     batch = {
         "image_key": torch.tensor([1, 2]),
         "text_key": torch.tensor([5, 6]),

@@ -1,4 +1,4 @@
-"""What every task promises under every fusion strategy, with no, one and two pictures a text."""
+"""What every task promises under every fusion strategy, with no, one and two images a text."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import randomize, tiny_batch, tiny_config, tiny_examples, tiny_processor
 
-from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples, other_pictures
+from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples, shuffled_images
 from mmbert.data.readers.labelled import LabelledExample
 from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.model.fusion import FUSIONS
@@ -17,33 +17,33 @@ from mmbert.training.optim import OptimOptions, parameter_groups
 LABELS = ["no", "yes", "maybe"]
 every_task = pytest.mark.parametrize("task", TASKS)
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
-pictures_each = pytest.mark.parametrize("pictures", [0, 1, 2])
+images_each = pytest.mark.parametrize("images", [0, 1, 2])
 
 
-def model_of(task: str, fusion: str = "hybrid", pictures: int = 1) -> MMBertForTask:
+def model_of(task: str, fusion: str = "hybrid", images: int = 1) -> MMBertForTask:
     torch.manual_seed(0)
-    model = MMBertForTask(tiny_config(task=task, fusion=fusion, labels=LABELS, pictures=pictures)).eval()
+    model = MMBertForTask(tiny_config(task=task, fusion=fusion, labels=LABELS, num_images=images)).eval()
     randomize(model)
     return model
 
 
-def batch_of(pictures: int, size: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def batch_of(images: int, size: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     batch = tiny_batch(size, dtype=dtype)
     batch = {k: batch[k] for k in ("index", "input_ids", "attention_mask")} | {
         "label_scores": torch.eye(3, dtype=dtype).repeat(size, 1)[:size]
     }
-    if pictures:
+    if images:
         generator = torch.Generator().manual_seed(1)
-        batch["pixel_values"] = torch.randn(size * pictures, 3, 16, 16, generator=generator, dtype=dtype)
+        batch["pixel_values"] = torch.randn(size * images, 3, 16, 16, generator=generator, dtype=dtype)
     return batch
 
 
 @every_task
 @every_fusion
-@pictures_each
-def test_every_head_weight_and_the_text_get_gradients(task: str, fusion: str, pictures: int) -> None:
-    model = model_of(task, fusion, pictures)
-    output = model(batch_of(pictures))
+@images_each
+def test_every_head_weight_and_the_text_get_gradients(task: str, fusion: str, images: int) -> None:
+    model = model_of(task, fusion, images)
+    output = model(batch_of(images))
     output.loss.backward()
     assert output.loss.isfinite() and output.objectives[task].logits.shape == (4, 3)
     for name, parameter in model.named_parameters():
@@ -51,25 +51,25 @@ def test_every_head_weight_and_the_text_get_gradients(task: str, fusion: str, pi
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert model.mmbert.word_embeddings.grad.abs().sum() > 0
     image_grads = [p.grad for p in model.mmbert.image_encoder.parameters()]
-    assert (pictures > 0) == any(g is not None and g.abs().sum() > 0 for g in image_grads)
+    assert (images > 0) == any(g is not None and g.abs().sum() > 0 for g in image_grads)
 
 
 @every_task
-@pictures_each
-def test_rows_do_not_depend_on_their_batch(task: str, pictures: int) -> None:
-    model = model_of(task, pictures=pictures).double()
-    whole = batch_of(pictures, dtype=torch.float64)
+@images_each
+def test_rows_do_not_depend_on_their_batch(task: str, images: int) -> None:
+    model = model_of(task, images=images).double()
+    whole = batch_of(images, dtype=torch.float64)
     logits = model(whole).objectives[task].logits
     for row in range(4):
         alone = {k: v[row : row + 1] for k, v in whole.items() if k != "pixel_values"}
-        if pictures:
-            alone["pixel_values"] = whole["pixel_values"][row * pictures : (row + 1) * pictures]
+        if images:
+            alone["pixel_values"] = whole["pixel_values"][row * images : (row + 1) * images]
         torch.testing.assert_close(model(alone).objectives[task].logits[0], logits[row], rtol=0, atol=1e-12)
 
 
 @every_task
-def test_second_picture_counts_and_the_order_of_pictures_too(task: str) -> None:
-    model, batch = model_of(task, pictures=2), batch_of(2)
+def test_second_image_counts_and_the_order_of_images_too(task: str) -> None:
+    model, batch = model_of(task, images=2), batch_of(2)
     first = model(batch).objectives[task].logits
     other = {**batch, "pixel_values": batch["pixel_values"].clone()}
     other["pixel_values"][1] += 1.0
@@ -79,10 +79,10 @@ def test_second_picture_counts_and_the_order_of_pictures_too(task: str) -> None:
 
 @every_task
 def test_saving_and_loading_keeps_labels_and_bits(task: str, tmp_path: Path) -> None:
-    model, batch = model_of(task, pictures=2), batch_of(2)
+    model, batch = model_of(task, images=2), batch_of(2)
     model.save_pretrained(tmp_path)
     loaded = MMBertForTask.from_pretrained(tmp_path).eval()
-    assert loaded.task.labels == LABELS and loaded.config.pictures == 2 and loaded.config.task == task
+    assert loaded.task.labels == LABELS and loaded.config.num_images == 2 and loaded.config.task == task
     assert torch.equal(loaded(batch).objectives[task].logits, model(batch).objectives[task].logits)
 
 
@@ -115,7 +115,7 @@ def evaluation(task: str, folder: Path, size: int, order: list[int]) -> TaskEval
     for first in range(0, len(order), size):
         batch = collate([samples[i] for i in order[first : first + size]])
         for key in ("pixel_values", "wrong_pixel_values"):
-            batch[key] = processor.pictures.normalize(batch[key])
+            batch[key] = processor.image_settings.normalize(batch[key])
         found.step(batch)
     return found
 
@@ -135,12 +135,12 @@ def test_results_do_not_depend_on_batches_order_or_repeats(task: str, tmp_path: 
     assert set(items) == {f"{task}_{name}" for name in kinds}
     for name, found in items.items():
         assert sum(found.values) / len(found.values) == pytest.approx(whole.metrics()[name], abs=1e-12)
-        assert found.pictures == [0, 1, 2, 0, 1, 2, 0], "three pictures take turns"
+        assert found.images == [0, 1, 2, 0, 1, 2, 0], "three images take turns"
 
 
 @every_task
-def test_without_text_only_the_picture_counts(task: str, tmp_path: Path) -> None:
-    """Examples 0, 3 and 6 share a picture, and have different texts of different lengths."""
+def test_without_text_only_the_image_counts(task: str, tmp_path: Path) -> None:
+    """Examples 0, 3 and 6 share an image, and have different texts of different lengths."""
     judged = evaluation(task, tmp_path, 3, list(range(7)))
     results, model = judged.in_order(), model_of(task)
     empty = torch.tensor([[2, 3]])  # [CLS] [SEP]
@@ -151,19 +151,19 @@ def test_without_text_only_the_picture_counts(task: str, tmp_path: Path) -> None
     with torch.no_grad():
         expected = model.mmbert.encode_text(empty).rows(torch.tensor([0, 0]))
         assert torch.equal(judged._empty(batch).hidden_states, expected.hidden_states)
-    picture = tiny_processor().picture(labelled(tmp_path)[0].image)[None]
+    image = tiny_processor().image(labelled(tmp_path)[0].image)[None]
     text = model.mmbert.encode_text(empty)
-    image = model.mmbert.encode_image(tiny_processor().pictures.normalize(picture))
+    image = model.mmbert.encode_image(tiny_processor().image_settings.normalize(image))
     label = int(model.task.logits(model.task.pooled(model.mmbert, text, image)).argmax())
     assert [results[i].no_text for i in (0, 3, 6)] == [label] * 3
 
 
-def test_other_pictures_are_others_and_the_same_for_all_texts_of_a_picture(tmp_path: Path) -> None:
+def test_other_images_are_others_and_the_same_for_all_texts_of_a_image(tmp_path: Path) -> None:
     examples = labelled(tmp_path, 30)
-    wrong = other_pictures(examples, seed=0)
-    by_picture: dict[object, set[object]] = {}
+    wrong = shuffled_images(examples, seed=0)
+    by_image: dict[object, set[object]] = {}
     for example, other in zip(examples, wrong, strict=True):
         assert examples[other].images != example.images
-        by_picture.setdefault(example.images, set()).add(examples[other].images)
-    assert all(len(others) == 1 for others in by_picture.values())
-    assert other_pictures(examples[:1], seed=0).tolist() == [0]
+        by_image.setdefault(example.images, set()).add(examples[other].images)
+    assert all(len(others) == 1 for others in by_image.values())
+    assert shuffled_images(examples[:1], seed=0).tolist() == [0]

@@ -7,8 +7,8 @@ import pytest
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with pictures a.jpg, c.jpg and sub/b.jpg; readers only look whether they exist."""
-    root = tmp_path / "pictures"
+    """A folder with images a.jpg, c.jpg and sub/b.jpg; readers only look whether they exist."""
+    root = tmp_path / "images"
     (root / "sub").mkdir(parents=True)
     for name in ("a.jpg", "c.jpg", "sub/b.jpg"):
         (root / name).touch()

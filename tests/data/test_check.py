@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from image_bytes import PHOTO, saved
 from PIL import Image
 
-from mmbert.__main__ import main
+from mmbert.cli.main import main
 from mmbert.data import check
 from mmbert.data.check import check_file
 
@@ -58,16 +58,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, li
 @pytest.mark.parametrize(
     ("name", "content", "format", "sizes"),
     [
-        ("x.json", COCO, "coco", "2 pictures | 3 captions | 2 train"),
-        ("x.json", json.dumps(COCO, indent=1), "coco", "2 pictures | 3 captions | 2 train"),
-        ("x.json", b"\xef\xbb\xbf" + json.dumps(COCO).encode(), "coco", "2 pictures | 3 captions | 2 train"),
-        ("x.json", KARPATHY, "karpathy", "3 pictures | 4 captions | 2 train, 1 test"),
-        ("x.any", json.dumps(KARPATHY).replace("{", "{\n"), "karpathy", "3 pictures | 4 captions | 2 train, 1 test"),
-        ("x.jsonl", lines_of([ROW]), "jsonl", "1 pictures | 1 captions | 1 train"),
-        ("x.json", lines_of([ROW, {**ROW, "caption": "Two."}]), "jsonl", "1 pictures | 2 captions | 1 train"),
-        ("x.json", {"file_name": "a.jpg", "sentence": "x"}, "jsonl", "1 pictures | 1 captions | 1 train"),
-        ("x.csv", "Image,Text\na.jpg,x\n", "csv", "1 pictures | 1 captions | 1 train"),
-        ("x.tsv", "img\talt\na.jpg\tx, y\n", "csv", "1 pictures | 1 captions | 1 train"),
+        ("x.json", COCO, "coco", "2 images | 3 captions | 2 train"),
+        ("x.json", json.dumps(COCO, indent=1), "coco", "2 images | 3 captions | 2 train"),
+        ("x.json", b"\xef\xbb\xbf" + json.dumps(COCO).encode(), "coco", "2 images | 3 captions | 2 train"),
+        ("x.json", KARPATHY, "karpathy", "3 images | 4 captions | 2 train, 1 test"),
+        ("x.any", json.dumps(KARPATHY).replace("{", "{\n"), "karpathy", "3 images | 4 captions | 2 train, 1 test"),
+        ("x.jsonl", lines_of([ROW]), "jsonl", "1 images | 1 captions | 1 train"),
+        ("x.json", lines_of([ROW, {**ROW, "caption": "Two."}]), "jsonl", "1 images | 2 captions | 1 train"),
+        ("x.json", {"file_name": "a.jpg", "sentence": "x"}, "jsonl", "1 images | 1 captions | 1 train"),
+        ("x.csv", "Image,Text\na.jpg,x\n", "csv", "1 images | 1 captions | 1 train"),
+        ("x.tsv", "img\talt\na.jpg\tx, y\n", "csv", "1 images | 1 captions | 1 train"),
     ],
 )
 def test_clean_file_exits_0_and_is_summed_up(
@@ -105,7 +105,7 @@ MALFORMED: dict[str, tuple[Any, str, str] | tuple[Any, str, str, str]] = {
     "no JSON": ("a.jpg#0 An ant.", "", "a name in '.token' and content that is no JSON", "captions.token"),
     "no images": ({"annotations": []}, "", "no key 'images' in an object with 'annotations'"),
     "no annotations": ({"images": COCO["images"]}, "", "no key 'annotations' in an object with 'images'"),
-    "nothing": ({"images": [], "annotations": []}, "", "no examples; expected at least one picture with a caption"),
+    "nothing": ({"images": [], "annotations": []}, "", "no examples; expected at least one image with a caption"),
     "object for list": (changed(COCO, "images", {"a": 1}), "", "images is an object with 'a'; expected a list"),
     "string for image": (
         changed(COCO, "images.2", "x"),
@@ -144,20 +144,20 @@ MALFORMED: dict[str, tuple[Any, str, str] | tuple[Any, str, str, str]] = {
         "no caption for image 1",
     ),
     "image id twice": (changed(COCO, "images.2", {"id": 7, "file_name": "c.jpg"}), "images[2]", "id 7 is also the id"),
-    "picture twice": (changed(COCO, "images.2", {"id": 1, "file_name": "a.jpg"}), "images[2]", "the file of"),
+    "image twice": (changed(COCO, "images.2", {"id": 1, "file_name": "a.jpg"}), "images[2]", "the file of"),
     "key twice": ('{"images": [], "annotations": [],\n "images": []}', "2:2", "the same key twice in one object"),
-    "picture missing": (
+    "image missing": (
         changed(COCO, "images.1.file_name", "b.jpg"),
         "images[1]",
-        "no picture file 'b.jpg'; expected it inside",
+        "no image file 'b.jpg'; expected it inside",
     ),
-    "first picture missing": (
+    "first image missing": (
         changed(COCO, "images.0.file_name", "b.jpg"),
         "images[0]",
-        "no picture file 'b.jpg'; expected it in FOLDER or FOLDER/images; or give --images DIR",
+        "no image file 'b.jpg'; expected it in FOLDER or FOLDER/images; or give --images DIR",
     ),
-    "picture outside": (changed(COCO, "images.1.file_name", "../x.jpg"), "images[1]", "the picture name '../x.jpg'"),
-    "absolute path": (changed(COCO, "images.0.file_name", "/etc/x.jpg"), "images[0]", "the picture name '/etc/x.jpg'"),
+    "image outside": (changed(COCO, "images.1.file_name", "../x.jpg"), "images[1]", "the image name '../x.jpg'"),
+    "absolute path": (changed(COCO, "images.0.file_name", "/etc/x.jpg"), "images[0]", "the image name '/etc/x.jpg'"),
     "split": (
         changed(KARPATHY, "images.2.split", "tset"),
         "images[2]",
@@ -174,14 +174,14 @@ MALFORMED: dict[str, tuple[Any, str, str] | tuple[Any, str, str, str]] = {
     "jsonl: first line bad": ("{\n" + lines_of([ROW]), "1:2", "broken JSON"),
     "jsonl: a list": ("[\n" + lines_of([ROW]) + "]", "1", "the start of a JSON list", JSONL),
     "jsonl: no caption": ('{"image": "a.jpg"}', "1", "no known name of the caption among 'image'; expected one", JSONL),
-    "jsonl: no picture": ('{"caption": "x"}', "1", "no known name of the image among 'caption'; expected one", JSONL),
+    "jsonl: no image": ('{"caption": "x"}', "1", "no known name of the image among 'caption'; expected one", JSONL),
     "jsonl: caption missing": (lines_of([ROW, {"image": "c.jpg"}]), "2", "no key 'caption'", JSONL),
     "jsonl: caption empty": (lines_of([ROW, {**ROW, "caption": ""}]), "2", "no text in 'caption'", JSONL),
     "jsonl: NaN in a .json": ('{"image": "a.jpg", "caption": NaN}', "1:31", "the number NaN"),
-    "jsonl: no picture at all": (
+    "jsonl: no image at all": (
         lines_of([{**ROW, "image": f"{i}.png"} for i in range(30)]),
         "1",
-        "no picture file '0.png', nor any other of 30; expected them in FOLDER or FOLDER/images; or give --images",
+        "no image file '0.png', nor any other of 30; expected them in FOLDER or FOLDER/images; or give --images",
         JSONL,
     ),
     "csv: open quote": ('image,caption\na.jpg,"An ant.\nc.jpg,A cat.\n', "2", "broken CSV", CSV),
@@ -221,11 +221,11 @@ def test_one_bad_line_far_down_is_named(folder: Path, capsys: pytest.CaptureFixt
     code, lines, err = run(capsys, file)
     assert code == 1 and len(lines) == 1
     assert lines[0].startswith(f"{file}:123456:34: broken JSON")
-    assert "jsonl | 1,001 pictures | 123,456 captions |" in err  # and more than one process decoded them
-    assert len(os.listdir(folder / "images")) > check.FEW_PICTURES
+    assert "jsonl | 1,001 images | 123,456 captions |" in err  # and more than one process decoded them
+    assert len(os.listdir(folder / "images")) > check.FEW_IMAGES
 
 
-def test_problems_of_pictures_and_captions_are_listed_in_the_order_of_the_file(
+def test_problems_of_images_and_captions_are_listed_in_the_order_of_the_file(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = folder / "images"
@@ -247,7 +247,7 @@ def test_problems_of_pictures_and_captions_are_listed_in_the_order_of_the_file(
     code, lines, err = run(capsys, file, "--split_key", "part")
     accepted = "JPEG, PNG, WEBP, GIF, BMP, TIFF"
     assert lines.pop(7).startswith(f"{file}:6: 'cut.jpg': truncated or damaged JPEG (OSError: ")
-    once = "expected each caption of a picture once"
+    once = "expected each caption of an image once"
     assert lines == [
         f"{file}:1: caption 2 of 'a.jpg' is caption 1 again, 'an  ANT.'; {once}",
         f"{file}:1: caption 4 of 'a.jpg' is caption 1 again, 'An ant.'; {once}",
@@ -255,14 +255,14 @@ def test_problems_of_pictures_and_captions_are_listed_in_the_order_of_the_file(
         f"expected {accepted}",
         f"{file}:3: an empty caption; expected text, or no caption",
         f"{file}:3: caption 2 of 'c.jpg' is caption 1 again, 'X'; {once}",
-        f"{file}:4: no picture file 'none.jpg'; expected it inside {images}.",
+        f"{file}:4: no image file 'none.jpg'; expected it inside {images}.",
         f"{file}:5: 'same.jpg' has the same bytes as 'a.jpg' of {file}:1, which is in train, and this one in val; "
-        "expected each picture in one split",
+        "expected each image in one split",
         f"{file}:6: caption 2 of 'cut.jpg' is caption 1 again, 'X'; {once}",
-        f"{file}:7: 'again.jpg' has the same bytes as 'a.jpg' of {file}:1; expected each picture once",
+        f"{file}:7: 'again.jpg' has the same bytes as 'a.jpg' of {file}:1; expected each image once",
     ]
     assert code == 1
-    assert "jsonl | 6 pictures | 11 captions | 4 train, 2 val | " in err.splitlines()[-1]
+    assert "jsonl | 6 images | 11 captions | 4 train, 2 val | " in err.splitlines()[-1]
 
 
 def test_coco_lists_images_before_annotations(folder: Path) -> None:
@@ -284,17 +284,17 @@ def test_list_is_cut_after_20_problems(
     assert lines[20:] == ([] if last is None else [f"... and {last:,} more problems"])
 
 
-def test_folder_of_the_pictures_is_found_and_told(folder: Path, caplog: Any) -> None:
+def test_folder_of_the_images_is_found_and_told(folder: Path, caplog: Any) -> None:
     (folder / "annotations").mkdir()
     (folder / "empty").mkdir()
     with caplog.at_level(logging.INFO, logger="mmbert"):
         for file in (folder / "x.jsonl", folder / "images/x.jsonl", folder / "annotations/x.jsonl"):
             assert check_file(written(file, lines_of([ROW]))).total == 0
-    taken = [r.getMessage() for r in caplog.records if r.getMessage().startswith("pictures in")]
-    assert taken == [f"pictures in {folder / 'images'}"] * 3
+    taken = [r.getMessage() for r in caplog.records if r.getMessage().startswith("images in")]
+    assert taken == [f"images in {folder / 'images'}"] * 3
     assert check_file(folder / "x.jsonl", images=folder / "images").total == 0
     (problem,) = check_file(folder / "x.jsonl", images=folder / "empty").problems
-    assert problem == f"{folder / 'x.jsonl'}:1: no picture file 'a.jpg'; expected it inside {folder / 'empty'}."
+    assert problem == f"{folder / 'x.jsonl'}:1: no image file 'a.jpg'; expected it inside {folder / 'empty'}."
     (problem,) = check_file(folder / "x.jsonl", images=folder / "none").problems
     assert problem.startswith(f"{folder / 'none'}: no such folder; expected ")
     rows = [{**ROW, "image": "A.jpg"}, {**ROW, "image": "A.JPG"}]
@@ -307,7 +307,7 @@ def test_several_keys_are_taken_as_given(folder: Path, capsys: pytest.CaptureFix
     file = written(folder / JSONL, lines_of(rows))
     code, lines, err = run(capsys, file, "--image_key", "pic", "--caption_key", "one", "two")
     assert (code, lines) == (1, [f"{file}:2: an empty caption; expected text, or no caption"])
-    assert "| 2 pictures | 3 captions |" in err
+    assert "| 2 images | 3 captions |" in err
 
 
 @pytest.mark.parametrize(
@@ -336,22 +336,11 @@ def test_wrong_options_are_told_in_one_sentence(
 
 
 def test_help_mentions_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["data", "check", "--help"]):
+    for arguments, said in ((["--help"], "data check"), (["data", "check", "--help"], "mmbert data check")):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 0
-        assert "mmbert data check" in capsys.readouterr().out
-
-
-def test_older_entry_point_runs_the_check_too(folder: Path) -> None:
-    """Console scripts installed before `mmbert.__main__` call `mmbert.cli.parser.main`."""
-    from mmbert.cli.parser import main as older
-
-    file = written(folder / JSONL, lines_of([ROW]))
-    older(["data", "check", str(file)])
-    with pytest.raises(SystemExit) as stopped:
-        older(["data", "check", str(written(file, "{"))])
-    assert stopped.value.code == 1
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["none.json", "", "images", "nul\0.json", "pipe.jsonl", "nowhere/x.json"])
@@ -377,18 +366,18 @@ def test_train_py_runs_the_check_without_lightning(folder: Path) -> None:
     assert line.startswith(f"{folder}/\\xe9.jsonl:2:2: broken JSON: ")
     said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert said[:2] == ["mmbert: taken by its name: image_key image, caption_key caption",
-                        f"mmbert: pictures in {folder / 'images'}"]  # fmt: skip
-    assert len(said) == 3 and said[2].startswith("mmbert: jsonl | 1 pictures | 1 captions | 1 train | ")
+                        f"mmbert: images in {folder / 'images'}"]  # fmt: skip
+    assert len(said) == 3 and said[2].startswith("mmbert: jsonl | 1 images | 1 captions | 1 train | ")
     assert re.search(r"\| +torch\n", done.stderr) and not re.search(r"\| +lightning", done.stderr)
 
 
 def test_killed_process_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "FEW_PICTURES", 0)
+    monkeypatch.setattr(check, "FEW_IMAGES", 0)
     monkeypatch.setattr(check.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(check, "load_image", lambda _: os._exit(1))  # what the kernel does to a process without memory
     file = written(folder / JSONL, lines_of([ROW]))
     report = check_file(file)
-    assert report.problems == [f"{file}: a process that decodes its pictures was killed; expected enough memory"]
+    assert report.problems == [f"{file}: a process that decodes its images was killed; expected enough memory"]
 
 
 PIECES = st.sampled_from(

@@ -25,7 +25,7 @@ def test_records_come_in_order_with_the_category_or_the_name_of_the_file(root: P
     files = [write(tmp_path, {"7": GOOD, "3": other}), write(tmp_path, {"7": GOOD}, "add_obj.json")]
     foils = read_foils(files, ImageFolder(root))
     assert [foil.category for foil in foils] == ["swap_att", "colors", "add_obj"]
-    assert [foil.picture.name for foil in foils] == ["a.jpg", "b.jpg", "a.jpg"]
+    assert [foil.image.name for foil in foils] == ["a.jpg", "b.jpg", "a.jpg"]
     assert foils[0][1:3] == ("a red cat", "a blue cat")
     assert foils[1].place == f"{files[0]}:3"
 
@@ -33,7 +33,7 @@ def test_records_come_in_order_with_the_category_or_the_name_of_the_file(root: P
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({**GOOD, "filename": "b.jpg"}, "no picture file 'b.jpg'"),
+        ({**GOOD, "filename": "b.jpg"}, "no image file 'b.jpg'"),
         ({**GOOD, "filename": "../a.jpg"}, "a relative path without '..'"),
         ({**GOOD, "filename": None}, "filename is null; expected a string"),
         ({**GOOD, "caption": "  "}, "an empty caption"),

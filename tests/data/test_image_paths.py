@@ -1,4 +1,4 @@
-"""The path resolver: whatever a file names, only a picture inside the root is found, and all else is a `DataError`."""
+"""The path resolver: whatever a file names, only an image inside the root is found, and all else is a `DataError`."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ NAMES = st.lists(PARTS, max_size=5).map("/".join) | st.text(max_size=12) | st.ju
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with pictures, and links in and out of it, of which some are loops."""
+    """A root with images, and links in and out of it, of which some are loops."""
     root = tmp_path_factory.mktemp("tree") / "root"
     (root / "sub/here").mkdir(parents=True)
     for name in ("a.jpg", "sub/b.jpg", "sub/here/a.jpg", "../x.jpg"):
@@ -52,7 +52,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.lists(NAMES, min_size=1, max_size=6))
-def test_any_name_is_a_picture_inside_the_root_or_a_data_error(tree: Path, names: list[str]) -> None:
+def test_any_name_is_a_image_inside_the_root_or_a_data_error(tree: Path, names: list[str]) -> None:
     folder = ImageFolder(tree)  # several names: what one lookup remembers must not open a way for the next
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""Pictures of every kind: the right pixels, upright, in 8-bit RGB."""
+"""Images of every kind: the right pixels, upright, in 8-bit RGB."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ from mmbert.data.images import BadImageError, load_image
         (saved(PHOTO.convert("YCbCr"), "TIFF"), 3),
     ],
 )
-def test_formats_give_the_same_picture(data: bytes, tolerance: int) -> None:
+def test_formats_give_the_same_image(data: bytes, tolerance: int) -> None:
     assert distance(load_image(data), PHOTO) <= tolerance
 
 
@@ -86,7 +86,7 @@ def test_32_bit_whole_numbers_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 99])
-def test_exif_orientation_gives_the_upright_picture(format: str, orientation: int) -> None:
+def test_exif_orientation_gives_the_upright_image(format: str, orientation: int) -> None:
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # transpose methods that store it turned
     stored = PHOTO if orientation in (1, 99) else PHOTO.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
@@ -150,7 +150,7 @@ def test_pillow_globals_are_untouched() -> None:
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before
 
 
-def test_real_pictures_load(shared: Path) -> None:
+def test_real_images_load(shared: Path) -> None:
     for file in sorted((shared / "data" / "coco_mini" / "images").glob("*.jpg"))[:20]:
         with Image.open(file) as image:
             assert distance(load_image(file), image) == 0

@@ -1,4 +1,4 @@
-"""Files that are no picture, broken or hostile: one BadImageError that says why, soon."""
+"""Files that are no image, broken or hostile: one BadImageError that says why, soon."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ from mmbert.data.images import BadImageError, load_image
             b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
             "not an image (looks like SVG)",
         ),
-        ("a caption, not a picture: \u00e9".encode(), "not an image (looks like text)"),
+        ("a caption, not an image: \u00e9".encode(), "not an image (looks like text)"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9", "looks like EPS"),
         (b"version https://git-lfs.github.com/spec/v1\n", "looks like a Git LFS pointer"),
         (b"\0\0\0\x20ftypavif\0\0\0\0", "looks like AVIF"),
@@ -34,7 +34,7 @@ from mmbert.data.images import BadImageError, load_image
         (b"\xff\xd8\xff\xe0" + bytes(range(256)), "truncated"),
     ],
 )
-def test_what_is_no_picture_is_named(data: bytes, reason: str) -> None:
+def test_what_is_no_image_is_named(data: bytes, reason: str) -> None:
     with pytest.raises(BadImageError) as error:
         load_image(data)
     assert reason in error.value.reason

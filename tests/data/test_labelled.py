@@ -12,7 +12,7 @@ from mmbert.data.readers.easy_vqa import VALIDATION_FROM, package_folder, read_e
 from mmbert.errors import DataError, UsageError
 
 
-def picture(folder: Path, *names: str) -> Path:
+def image(folder: Path, *names: str) -> Path:
     for i, name in enumerate(names):
         file = folder / "images" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def lines(folder: Path, *rows: Any, name: str = "rows.jsonl") -> str:
 
 
 def test_snli_ve_as_published(tmp_path: Path) -> None:
-    images = picture(tmp_path, "4705552913.jpg")
+    images = image(tmp_path, "4705552913.jpg")
     row = {"Flickr30K_ID": "4705552913", "gold_label": "neutral", "sentence1": "premise", "sentence2": " A man. ",
            "pairID": "4705552913.jpg#2r1n"}  # fmt: skip
     found = read_labelled(
@@ -40,14 +40,14 @@ def test_snli_ve_as_published(tmp_path: Path) -> None:
 
 
 def test_hateful_memes_as_published(tmp_path: Path) -> None:
-    images = picture(tmp_path, "img/08291.png")
+    images = image(tmp_path, "img/08291.png")
     row = {"id": 8291, "img": "img/08291.png", "label": 1, "text": "text"}
     found = read_labelled("jsonl", {"train": lines(tmp_path, row)}, str(images), image_key="img", id_key="id")
     assert [(e.answers, e.key) for e in found["train"]] == [(("1",), 8291)]
 
 
-def test_text_alone_and_two_pictures(tmp_path: Path) -> None:
-    images = picture(tmp_path, "a.png", "b.png")
+def test_text_alone_and_two_images(tmp_path: Path) -> None:
+    images = image(tmp_path, "a.png", "b.png")
     row = {"left": "a.png", "right": "b.png", "text": "same", "label": True}
     file = lines(tmp_path, row)
     alone = read_labelled("jsonl", {"train": file}, "", image_key=None)["train"][0]
@@ -68,8 +68,8 @@ def test_nlvr_keeps_what_gives_the_label_away_out(shared: Path) -> None:
     assert all("-" not in e.group for e in found["test"]), "a group is a sentence"
 
 
-def test_nlvr2_pairs_two_pictures_and_groups_by_statement(tmp_path: Path) -> None:
-    images = picture(tmp_path, "dev-1-0-img0.png", "dev-1-0-img1.png", "dev-1-2-img0.png", "dev-1-2-img1.png")
+def test_nlvr2_pairs_two_images_and_groups_by_statement(tmp_path: Path) -> None:
+    images = image(tmp_path, "dev-1-0-img0.png", "dev-1-0-img1.png", "dev-1-2-img0.png", "dev-1-2-img1.png")
     rows = [{"identifier": f"dev-1-{pair}-0", "sentence": "Two dogs.", "label": "True"} for pair in (0, 2)]
     found = read_labelled("nlvr2", {"val": lines(tmp_path, *rows)}, str(images))["val"]
     assert [[i.name for i in e.images] for e in found] == [
@@ -86,7 +86,7 @@ def vqa_files(folder: Path, **changes: Any) -> dict[str, Any]:
     (folder / "q.json").write_text(json.dumps({"questions": [question]}))
     (folder / "a.json").write_text(json.dumps({"annotations": [annotation]}))
     files = {"annotations": {"train": str(folder / "a.json")}, "questions": {"train": str(folder / "q.json")}}
-    return {**files, "images": str(picture(folder, "COCO_train2014_000000000007.jpg"))}
+    return {**files, "images": str(image(folder, "COCO_train2014_000000000007.jpg"))}
 
 
 def test_vqav2_by_template_and_by_file(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ BROKEN = [
     ({**ROW, "text": " "}, "rows.jsonl:1: an empty text"),
     ({**ROW, "label": 0.5}, "rows.jsonl:1: label is the number 0.5"),
     ({"image": "a.png", "txt": "a", "label": 1}, "no key 'text'"),
-    ({**ROW, "image": "b.png"}, "no picture file 'b.png'"),
+    ({**ROW, "image": "b.png"}, "no image file 'b.png'"),
     ({**ROW, "image": "../a.png"}, "relative path without"),
     ("{", "rows.jsonl:1:.*broken JSON"),
     ("", "the file is empty"),
@@ -124,13 +124,13 @@ BROKEN = [
 
 @pytest.mark.parametrize(("row", "message"), BROKEN)
 def test_broken_row_is_told_with_file_and_record(row: Any, message: str, tmp_path: Path) -> None:
-    images = picture(tmp_path, "a.png")
+    images = image(tmp_path, "a.png")
     with pytest.raises(DataError, match=message):
         read_labelled("jsonl", {"train": lines(tmp_path, row)}, str(images))
 
 
 def test_row_that_comes_twice_is_told(tmp_path: Path) -> None:
-    images = picture(tmp_path, "a.png")
+    images = image(tmp_path, "a.png")
     file = lines(tmp_path, {**ROW, "id": 1}, {**ROW, "id": 1})
     with pytest.raises(DataError, match=r"rows.jsonl:2: id 1 again, as in .*rows.jsonl:1"):
         read_labelled("jsonl", {"train": file}, str(images), id_key="id")
@@ -145,7 +145,7 @@ def test_row_that_comes_twice_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_broken_nlvr2_is_told(rows: list[Any], message: str, tmp_path: Path) -> None:
-    images = picture(tmp_path, "dev-1-0-img0.png", "dev-1-0-img1.png")
+    images = image(tmp_path, "dev-1-0-img0.png", "dev-1-0-img1.png")
     with pytest.raises(DataError, match=message):
         read_labelled("nlvr2", {"val": lines(tmp_path, *rows)}, str(images))
 
@@ -153,7 +153,7 @@ def test_broken_nlvr2_is_told(rows: list[Any], message: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "image_names", "message"),
     [
-        ({"image_id": 8}, "COCO_train2014_{:012d}.jpg", r"questions\[0\]: no picture file"),
+        ({"image_id": 8}, "COCO_train2014_{:012d}.jpg", r"questions\[0\]: no image file"),
         ({"image_id": "x"}, "COCO_train2014_{:012d}.jpg", "image_id 'x' does not fit image_names"),
         ({"question": ""}, "COCO_train2014_{:012d}.jpg", "an empty text"),
         ({"question_id": 71}, "COCO_train2014_{:012d}.jpg", "question_id 70"),
@@ -177,8 +177,8 @@ def test_options_that_can_not_be_meant(options: dict[str, Any], message: str, tm
         read_labelled(**{"annotations": {"train": "x"}, "images": "", **options})
 
 
-def test_picture_in_two_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = picture(tmp_path, "a.png", "b.png")
+def test_image_in_two_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = image(tmp_path, "a.png", "b.png")
     files = {"train": lines(tmp_path, ROW), "test": lines(tmp_path, ROW, {**ROW, "image": "b.png"}, name="t.jsonl")}
     read_labelled("jsonl", files, str(images))
-    assert "1 examples have a picture that is in train or val and another split too" in caplog.text
+    assert "1 examples have an image that is in train or val and another split too" in caplog.text

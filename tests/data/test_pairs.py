@@ -1,4 +1,4 @@
-"""Pairs: captions, pictures and masks follow from (seed, epoch, sample); wrong pictures are wrong."""
+"""Pairs: captions, images and masks follow from (seed, epoch, sample); wrong images are wrong."""
 
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor
 
 from mmbert.data.masking import Masking
-from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, text_key, wrong_pictures
+from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, text_key, wrong_images
 from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 
 CAPTIONS = [
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def pairs(folder: Path, captions: list[tuple[str, ...]] = CAPTIONS, **overrides: object) -> Pairs:
-    """Training pairs without augmentation, of 16 px pictures."""
+    """Training pairs without augmentation, of 16 px images."""
     masking = Masking(4, np.arange(FIRST, FIRST + len(WORDS)), frozenset(range(FIRST)))
     settings = {"seed": 0, "augmentation": Augmentation(), **overrides}
     return Pairs(tiny_examples(folder, captions), tiny_processor(), masking, **settings)
@@ -88,15 +88,15 @@ def test_masks_change_with_the_epoch_in_training_only(folder: Path) -> None:
         assert (label == IGNORE_INDEX and shown == original) or label == original
 
 
-def test_evaluation_takes_first_captions_and_a_wrong_picture(folder: Path) -> None:
+def test_evaluation_takes_first_captions_and_a_wrong_image(folder: Path) -> None:
     data = pairs(folder, augmentation=None)
     for epoch in (0, 3):
         assert data.caption_numbers(epoch).tolist() == [0, 0, 0, 0]
     for i in range(4):
         sample = data[i]
         other = data.wrong[i]
-        assert other != i and torch.equal(sample.wrong_picture, data[int(other)].picture)
-    assert pairs(folder)[0, 0].wrong_picture is None
+        assert other != i and torch.equal(sample.wrong_pixel_values, data[int(other)].image)
+    assert pairs(folder)[0, 0].wrong_pixel_values is None
 
 
 def test_keys_tell_equal_texts_from_others() -> None:
@@ -109,43 +109,43 @@ def test_keys_tell_equal_texts_from_others() -> None:
 # --- augmentation --------------------------------------------------------------------------------------------------
 
 
-def test_flip_never_touches_pictures_whose_caption_says_left_or_right(folder: Path) -> None:
+def test_flip_never_touches_images_whose_caption_says_left_or_right(folder: Path) -> None:
     captions = [("a dog on the left",), ("Right of the tree",), ("a bright street",), ("the cat left.",)]
     data = pairs(folder, captions, augmentation=Augmentation(flip=True))
-    plain = [data.processor.picture(e.image) for e in data.examples]
+    plain = [data.processor.pixel_values(e.image) for e in data.examples]
     flipped: Counter[int] = Counter()
     for epoch in range(60):
         for i in range(4):
-            picture = data[epoch, i].picture
-            is_flipped = torch.equal(picture, plain[i].flip(-1))
-            assert is_flipped or torch.equal(picture, plain[i])
+            image = data[epoch, i].image
+            is_flipped = torch.equal(image, plain[i].flip(-1))
+            assert is_flipped or torch.equal(image, plain[i])
             flipped[i] += is_flipped
     assert flipped[0] == flipped[1] == flipped[3] == 0
     assert 15 <= flipped[2] <= 45  # "bright" is not "right"
 
 
 def test_crop_keeps_at_least_its_share_of_the_area(folder: Path) -> None:
-    """A picture whose pixels hold their own coordinates tells what was cut."""
+    """An image whose pixels hold their own coordinates tells what was cut."""
     data = pairs(folder, augmentation=Augmentation(crop=0.25))
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     coordinates = torch.stack([rows, columns, rows]).to(torch.uint8)
     data.processor.load = lambda source: coordinates  # type: ignore[method-assign]
     areas = []
     for epoch in range(100):
-        picture = data[epoch, 0].picture.float()
-        assert picture.shape == (3, 16, 16)
-        height, width = (picture[c].max() - picture[c].min() for c in (0, 1))
+        image = data[epoch, 0].image.float()
+        assert image.shape == (3, 16, 16)
+        height, width = (image[c].max() - image[c].min() for c in (0, 1))
         areas.append(float(height * width) / 63**2)
     assert min(areas) > 0.15 and max(areas) > 0.8 and 0.2 < min(areas) + 0.1  # borders are averaged by the resize
     assert np.std(areas) > 0.1
 
 
-def test_no_augmentation_leaves_the_picture_as_the_processor_gives_it(folder: Path) -> None:
+def test_no_augmentation_leaves_the_image_as_the_processor_gives_it(folder: Path) -> None:
     data = pairs(folder)
-    assert torch.equal(data[3, 1].picture, data.processor.picture(data.examples[1].image))
+    assert torch.equal(data[3, 1].image, data.processor.pixel_values(data.examples[1].image))
 
 
-# --- wrong pictures ------------------------------------------------------------------------------------------------
+# --- wrong images ------------------------------------------------------------------------------------------------
 
 
 def is_wrong(text_keys: list[tuple[int, ...]], image_keys: list[int], text: int, image: int) -> bool:
@@ -158,36 +158,36 @@ def is_wrong(text_keys: list[tuple[int, ...]], image_keys: list[int], text: int,
     ),
     st.integers(0, 100),
 )
-def test_wrong_pictures_are_wrong_wherever_one_exists(rows: list[tuple[int, list[int]]], seed: int) -> None:
+def test_wrong_images_are_wrong_wherever_one_exists(rows: list[tuple[int, list[int]]], seed: int) -> None:
     image_keys, text_keys = [r[0] for r in rows], [tuple(r[1]) for r in rows]
-    wrong = wrong_pictures(text_keys, image_keys, seed)
+    wrong = wrong_images(text_keys, image_keys, seed)
     for i in range(len(rows)):
         if any(is_wrong(text_keys, image_keys, i, j) for j in range(len(rows))):
             assert is_wrong(text_keys, image_keys, i, int(wrong[i]))
         else:
             assert wrong[i] == i  # the sign that evaluation leaves it out
-    assert np.array_equal(wrong, wrong_pictures(text_keys, image_keys, seed))
+    assert np.array_equal(wrong, wrong_images(text_keys, image_keys, seed))
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=2, max_size=30), st.integers(0, 100))
-def test_wrong_pictures_serve_once_each_unless_most_captions_are_equal(rows: list[tuple[int, int]], seed: int) -> None:
-    """A swap that repairs a text exists as long as no text and no picture conflicts with half of the other side."""
+def test_wrong_images_serve_once_each_unless_most_captions_are_equal(rows: list[tuple[int, int]], seed: int) -> None:
+    """A swap that repairs a text exists as long as no text and no image conflicts with half of the other side."""
     image_keys, text_keys = [r[0] for r in rows], [(r[1],) for r in rows]
     count = len(rows)
     conflict = np.array([[not is_wrong(text_keys, image_keys, i, j) for j in range(count)] for i in range(count)])
     assume(conflict.sum(axis=0).max() + conflict.sum(axis=1).max() <= count)
-    assert sorted(wrong_pictures(text_keys, image_keys, seed).tolist()) == list(range(count))
+    assert sorted(wrong_images(text_keys, image_keys, seed).tolist()) == list(range(count))
 
 
-def test_wrong_pictures_of_distinct_pairs_are_a_derangement() -> None:
+def test_wrong_images_of_distinct_pairs_are_a_derangement() -> None:
     for count in (2, 3, 40):
-        wrong = wrong_pictures([(i,) for i in range(count)], list(range(count)), 0)
+        wrong = wrong_images([(i,) for i in range(count)], list(range(count)), 0)
         assert sorted(wrong.tolist()) == list(range(count)) and all(wrong != np.arange(count))
 
 
-def test_wrong_pictures_differ_by_seed() -> None:
+def test_wrong_images_differ_by_seed() -> None:
     keys = [(i,) for i in range(30)]
-    assert not np.array_equal(wrong_pictures(keys, list(range(30)), 0), wrong_pictures(keys, list(range(30)), 1))
+    assert not np.array_equal(wrong_images(keys, list(range(30)), 0), wrong_images(keys, list(range(30)), 1))
 
 
 # --- collate -------------------------------------------------------------------------------------------------------

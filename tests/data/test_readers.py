@@ -45,7 +45,7 @@ def test_karpathy_reads_splits_and_folders(root: Path) -> None:
     ]
 
 
-def test_jsonl_merges_rows_of_one_picture_and_takes_several_keys(root: Path) -> None:
+def test_jsonl_merges_rows_of_one_image_and_takes_several_keys(root: Path) -> None:
     lines = [
         {"image": "a.jpg", "caption": ["An ant.", " "], "alt": "Black."},
         {"image": "c.jpg", "caption": "", "alt": "A cat."},
@@ -129,18 +129,16 @@ def test_strict_problems_list_each_note_with_its_place(root: Path) -> None:
         assert "an empty caption; expected text, or no caption" in str(error)
 
 
-def test_a_picture_in_two_splits_is_a_note_and_strictly_a_problem(root: Path, caplog: Any) -> None:
+def test_a_image_in_two_splits_is_a_note_and_strictly_a_problem(root: Path, caplog: Any) -> None:
     files = {}
     for split in ("train", "val"):
         files[split] = root.parent / f"{split}.jsonl"
         files[split].write_text('{"image": "a.jpg", "caption": "x"}')
     with caplog.at_level(logging.WARNING, logger="mmbert"):
         read_examples("jsonl", files, root)
-    assert [r.getMessage() for r in caplog.records] == [
-        f"pictures in val and another split: 1 (first: {files['val']}:1)"
-    ]
+    assert [r.getMessage() for r in caplog.records] == [f"images in val and another split: 1 (first: {files['val']}:1)"]
     problems = Problems(strict=True)
-    with pytest.raises(DataError, match=r"val.jsonl:1: the picture of .*train.jsonl:1 again, now in val; expected it"):
+    with pytest.raises(DataError, match=r"val.jsonl:1: the image of .*train.jsonl:1 again, now in val; expected it"):
         read_examples("jsonl", files, root, problems=problems)
 
 
@@ -165,7 +163,7 @@ def test_unknown_options_are_usage_errors(root: Path) -> None:
     assert did_you_mean("zzz", ["hidden_size"]) == ""
 
 
-def test_many_pictures_are_checked_fast(root: Path) -> None:
+def test_many_images_are_checked_fast(root: Path) -> None:
     count = 10_000
     for number in range(count):
         os.close(os.open(root / f"{number}.jpg", os.O_CREAT))

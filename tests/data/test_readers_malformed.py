@@ -80,7 +80,7 @@ def test_byte_order_mark_is_accepted(root: Path) -> None:
         ("images.1.id", True, "images[1]", "id is true"),
         ("images.1.file_name", None, "images[1]", "file_name is null"),
         ("images.1.file_name", "a.jpg", "images[1]", "again"),
-        ("images.1.file_name", "b.jpg", "images[1]", "no picture file 'b.jpg'"),
+        ("images.1.file_name", "b.jpg", "images[1]", "no image file 'b.jpg'"),
         ("images.2", {"id": 1, "file_name": "c.jpg"}, "images[2]", "no caption for image 1"),
         ("annotations.1.caption", changed, "annotations[1]", "no key 'caption'"),
         ("annotations.1.caption", None, "annotations[1]", "the caption is null"),
@@ -146,7 +146,7 @@ GOOD = '{"image": "a.jpg", "caption": "An ant.", "part": "train"}\n'
     [
         ("{", "broken JSON"),
         ("[1]", "the line is a list of 1"),
-        ('{"picture": "a.jpg", "caption": "x"}', "no key 'image'"),
+        ('{"image": "a.jpg", "caption": "x"}', "no key 'image'"),
         ('{"image": 3, "caption": "x"}', "image is the number 3"),
         ('{"image": "c.jpg", "captoin": "x"}', "Did you mean 'captoin'?"),
         ('{"image": "c.jpg", "caption": null}', "the caption is null"),
@@ -199,7 +199,7 @@ def test_malformed_csv_is_refused(root: Path, text: str, record: str, found: str
      "sub", "loop.jpg", "missing/a.jpg", "A.JPG", "nul\0.jpg", "n\0/a.jpg", "\ud800/a.jpg", "a.jpg/b.jpg",
      "pipe.jpg"],
 )  # fmt: skip
-def test_picture_outside_the_root_or_missing_is_refused(root: Path, name: str) -> None:
+def test_image_outside_the_root_or_missing_is_refused(root: Path, name: str) -> None:
     (root.parent / "x.jpg").touch()
     (root / "out.jpg").symlink_to(root.parent / "x.jpg")
     (root / "outside").symlink_to(root.parent)
@@ -210,9 +210,9 @@ def test_picture_outside_the_root_or_missing_is_refused(root: Path, name: str) -
     str(error).encode()
 
 
-def test_missing_picture_gets_a_hint(root: Path) -> None:
+def test_missing_image_gets_a_hint(root: Path) -> None:
     error = error_of(root, "jsonl", '{"image": "sub/B.tif", "caption": "x"}')
-    assert str(error).endswith(f"no picture file 'sub/B.tif'; expected it inside {root}. There is 'sub/b.jpg'.")
+    assert str(error).endswith(f"no image file 'sub/B.tif'; expected it inside {root}. There is 'sub/b.jpg'.")
 
 
 def test_problems_are_listed_up_to_the_limit(root: Path) -> None:
@@ -225,7 +225,7 @@ def test_problems_are_listed_up_to_the_limit(root: Path) -> None:
 
 def test_unreadable_annotation_files_are_refused_without_waiting(root: Path) -> None:
     os.mkfifo(root.parent / "pipe.json")
-    for name in ("none.json", "pipe.json", "pictures", "nul\0"):
+    for name in ("none.json", "pipe.json", "images", "nul\0"):
         for format in ("coco", "jsonl", "csv"):
             with pytest.raises(DataError, match=r"no such file|not a regular file|cannot be opened"):
                 read_examples(format, root.parent / name, root)

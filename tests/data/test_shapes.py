@@ -126,17 +126,17 @@ def test_images_are_there_in_the_asked_size(root: Path, split: str) -> None:
     images = load(root, f"captions_{split}")["images"]
     assert len(images) == COUNTS[split]
     for image in images:
-        with Image.open(root / "images" / image["file_name"]) as picture:
-            assert (picture.size, picture.mode) == ((64, 64), "RGB")
+        with Image.open(root / "images" / image["file_name"]) as image:
+            assert (image.size, image.mode) == ((64, 64), "RGB")
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_images_show_each_object_in_its_color(root: Path, split: str) -> None:
     palette = scene_module.COLORS
     for image in load(root, f"captions_{split}")["images"][:40]:
-        picture = Image.open(root / "images" / image["file_name"])
+        image = Image.open(root / "images" / image["file_name"])
         for obj in image["objects"]:
-            pixel = picture.getpixel((int(obj["x"] * 64), int(obj["y"] * 64)))
+            pixel = image.getpixel((int(obj["x"] * 64), int(obj["y"] * 64)))
             far = {name: sum(abs(a - b) for a, b in zip(pixel, palette[name], strict=True)) for name in palette}
             assert min(far, key=far.__getitem__) == obj["color"]
 

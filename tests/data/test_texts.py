@@ -68,7 +68,7 @@ def test_strange_caption_gives_valid_ids_and_a_finite_loss(
     chosen = labels != IGNORE_INDEX
     assert not chosen[~real].any() and not (chosen & (ids < len(SPECIAL))).any(), "never a special token or padding"
     assert MASK not in ids, "a literal [MASK] is text"
-    batch["pixel_values"] = PROCESSOR.pictures.normalize(batch["pixel_values"])
+    batch["pixel_values"] = PROCESSOR.image_settings.normalize(batch["pixel_values"])
     output = model(batch, generator=torch.Generator().manual_seed(0))
     assert output.loss.isfinite()
     output.loss.backward()
@@ -80,7 +80,7 @@ def test_caption_without_a_word_to_mask_gives_loss_zero(text: str, model: MMBert
     pairs = Pairs(tiny_examples(tmp_path, [(text,)]), PROCESSOR, MASKING, seed=0, augmentation=Augmentation())
     batch = Collate(PROCESSOR.pad_token_id)([pairs[0, 0]])
     assert (batch["mlm_labels"] == IGNORE_INDEX).all()
-    batch["pixel_values"] = PROCESSOR.pictures.normalize(batch["pixel_values"])
+    batch["pixel_values"] = PROCESSOR.image_settings.normalize(batch["pixel_values"])
     mlm = model(batch).objectives["mlm"]
     assert mlm.loss == 0 and mlm.left_out == 1
 
@@ -105,12 +105,12 @@ def test_text_is_cut_beyond_the_longest_only(words: int, cut: bool) -> None:
     """16 tokens with [CLS] and [SEP]: 14 words fit."""
     ids = PROCESSOR.encode("cat " * words)
     assert len(ids) == min(words, 14) + 2 and ids[0] == CLS and ids[-1] == SEP
-    assert PROCESSOR.cut_share(["cat " * words]) == float(cut)
+    assert PROCESSOR.truncated_fraction(["cat " * words]) == float(cut)
 
 
 def test_cut_share_counts_texts_that_are_cut() -> None:
-    assert PROCESSOR.cut_share(["cat " * n for n in (1, 14, 15, 400)]) == 0.5
-    assert PROCESSOR.cut_share([]) == 0.0
+    assert PROCESSOR.truncated_fraction(["cat " * n for n in (1, 14, 15, 400)]) == 0.5
+    assert PROCESSOR.truncated_fraction([]) == 0.0
 
 
 def test_half_a_surrogate_pair_is_refused_by_reader_and_processor() -> None:

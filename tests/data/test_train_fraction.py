@@ -1,4 +1,4 @@
-"""A part of the training pictures: nested samples that follow from the seed."""
+"""A part of the training images: nested samples that follow from the seed."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mmbert.errors import UsageError
 
 
 def used(folder: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, seed: int = 0) -> list[str]:
-    """Which of 20 training pictures are used."""
+    """Which of 20 training images are used."""
     examples = tiny_examples(folder, [("a cat",)] * 20)
     monkeypatch.setattr(datamodule, "read_examples", lambda *_, **__: {"train": examples, "test": examples})
     options = DataOptions(annotations="a", images="b", batch_size=1, train_fraction=fraction)

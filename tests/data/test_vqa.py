@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmbert.cli.commands import run_command
+from mmbert.cli.main import main
 
 Files = dict[str, Any]
 
@@ -48,7 +48,7 @@ def score(folder: Path, content: Files, *more: str) -> None:
     for name, value in content.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
         options += [f"--{name}", str(folder / f"{name}.json")]
-    run_command(["score", "vqa", *options, *more])
+    main(["score", "vqa", *options, *more])
 
 
 def test_scores_are_printed_with_the_official_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +154,6 @@ def test_wrong_file_is_one_error_with_file_and_record(
 def test_wrong_options_end_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in (["--questions", "q.json"], ["--mode", "mmf"], ["--result", "x"]):
         with pytest.raises(SystemExit) as stopped:
-            run_command(["score", "vqa", *options])
+            main(["score", "vqa", *options])
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Foils: hand-made scores, ties, and the pictures shown beside the right one."""
+"""Foils: hand-made scores, ties, and the images shown beside the right one."""
 
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,25 @@ from tiny import tiny_examples, tiny_processor
 from mmbert.data.readers.foils import Foil
 from mmbert.errors import UsageError
 from mmbert.evaluation import foils as module
-from mmbert.evaluation.foils import other_pictures, score_foils
+from mmbert.evaluation.foils import score_foils, shuffled_images
 
 TEXTS = [("a red cat", "a blue cat"), ("a dog", "a bird"), ("the street", "the tree"), ("a car", "A car")]
 
 
 @pytest.fixture
 def foils(tmp_path: Path) -> list[Foil]:
-    """Three pictures: the first carries two records; the last record's texts are equal for the model."""
-    pictures = [example.image for example in tiny_examples(tmp_path, [("x",)] * 3)]
-    shown = [pictures[i] for i in (0, 0, 1, 2)]
+    """Three images: the first carries two records; the last record's texts are equal for the model."""
+    images = [example.image for example in tiny_examples(tmp_path, [("x",)] * 3)]
+    shown = [images[i] for i in (0, 0, 1, 2)]
     kinds = ["attribute", "object", "object", "same"]
     return [
-        Foil(picture, *texts, kind, "f.json", f"f.json:{i}")  # pyright: ignore
-        for i, (picture, texts, kind) in enumerate(zip(shown, TEXTS, kinds, strict=True))
+        Foil(image, *texts, kind, "f.json", f"f.json:{i}")  # pyright: ignore
+        for i, (image, texts, kind) in enumerate(zip(shown, TEXTS, kinds, strict=True))
     ]
 
 
 def test_share_above_the_foil_by_hand(foils: list[Foil], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Distinct texts: 0 a red cat, 1 a blue cat, 2 a dog, 3 a bird, 4 the street, 5 the tree, 6 a car. Picture 3: blank.
+    # Distinct texts: 0 a red cat, 1 a blue cat, 2 a dog, 3 a bird, 4 the street, 5 the tree, 6 a car. Image 3: blank.
     table = torch.tensor(
         [
             [2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 5.0],  # cat right; dog and bird tie: wrong
@@ -39,8 +39,8 @@ def test_share_above_the_foil_by_hand(foils: list[Foil], monkeypatch: pytest.Mon
         ]
     )
     monkeypatch.setattr(module, "_scores", lambda model, encoded, pairs, scorer: table[pairs[:, 0], pairs[:, 1]])
-    first, second = foils[0].picture, foils[2].picture
-    monkeypatch.setattr(module, "other_pictures", lambda *_: [second, second, first, None])
+    first, second = foils[0].image, foils[2].image
+    monkeypatch.setattr(module, "shuffled_images", lambda *_: [second, second, first, None])
     assert score_foils(tiny_model(), tiny_processor(), foils) == {
         "attribute": {"count": 1, "accuracy": 1.0, "blank": 1.0, "shuffled": 0.0},
         "object": {"count": 2, "accuracy": 0.5, "blank": 0.0, "shuffled": 0.5},
@@ -55,8 +55,8 @@ def test_scores_are_those_of_each_pair_alone(scorer: str, foils: list[Foil]) -> 
     model, processor = tiny_model(), tiny_processor()
     head: Any = model.objectives[scorer]
 
-    def score(picture: Path, text: str) -> float:
-        prepared = processor(text=text, images=picture)
+    def score(image: Path, text: str) -> float:
+        prepared = processor(text=text, images=image)
         words = model.mmbert.encode_text(prepared["input_ids"], prepared["attention_mask"])
         image = model.mmbert.encode_image(prepared["pixel_values"])
         if scorer == "itc":
@@ -64,22 +64,22 @@ def test_scores_are_those_of_each_pair_alone(scorer: str, foils: list[Foil]) -> 
         return float(head.score(model.mmbert.fuse(words, image).pooled))
 
     report = score_foils(model, processor, foils, scorer=scorer, batch_size=2)
-    right = [score(foil.picture, foil.caption) > score(foil.picture, foil.foil) for foil in foils[:3]]
+    right = [score(foil.image, foil.caption) > score(foil.image, foil.foil) for foil in foils[:3]]
     assert report["overall"]["accuracy"] == sum(right) / 4
-    wrong = zip(foils, other_pictures(foils, 0), strict=True)
+    wrong = zip(foils, shuffled_images(foils, 0), strict=True)
     right = [score(other, foil.caption) > score(other, foil.foil) for foil, other in wrong][:3]
     assert report["overall"]["shuffled"] == sum(right) / 4
 
 
-def test_other_picture_is_of_the_same_file_and_never_the_own(foils: list[Foil]) -> None:
+def test_other_image_is_of_the_same_file_and_never_the_own(foils: list[Foil]) -> None:
     more = [foil._replace(file="g.json") for foil in foils[:3]] + [foils[0]._replace(file="h.json")]
     for seed in range(20):
-        other = other_pictures(foils + more, seed)
-        assert all(o != foil.picture for o, foil in zip(other, foils + more, strict=True))
-        assert other[0] == other[1], "records of one picture see the same other one"
-        assert set(other[4:7]) == {foils[0].picture, foils[2].picture} and other[7] is None
-        assert other[:4] == other_pictures(foils, seed), "whatever other files are there"
-    assert len({tuple(other_pictures(foils, seed)) for seed in range(20)}) == 2
+        other = shuffled_images(foils + more, seed)
+        assert all(o != foil.image for o, foil in zip(other, foils + more, strict=True))
+        assert other[0] == other[1], "records of one image see the same other one"
+        assert set(other[4:7]) == {foils[0].image, foils[2].image} and other[7] is None
+        assert other[:4] == shuffled_images(foils, seed), "whatever other files are there"
+    assert len({tuple(shuffled_images(foils, seed)) for seed in range(20)}) == 2
 
 
 def test_scorer_that_the_model_lacks_is_refused(foils: list[Foil]) -> None:

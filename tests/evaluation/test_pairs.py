@@ -23,7 +23,7 @@ from mmbert.runtime.distributed import world_size
 SIZES = (1, 2, 3, 7, 64, 65, 101) if FULL else (1, 2, 3, 7, 65)
 BATCHES = (1, 4, 32)
 SPLITS = tier(30, 500)
-RANKED = 9  # pictures and captions that the matching head ranks: every one with every one
+RANKED = 9  # images and captions that the matching head ranks: every one with every one
 Results = dict[str, float]
 
 
@@ -39,7 +39,7 @@ def model() -> MMBertForPreTraining:
 
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[int, PairsDataModule]:
-    """Size -> data with so many validation pairs; some captions come twice, so that not every picture is wrong."""
+    """Size -> data with so many validation pairs; some captions come twice, so that not every image is wrong."""
     folder = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(0)
     records = []
@@ -124,23 +124,23 @@ def test_items_are_what_the_results_are_means_of(
     assert set(items) == {"itm_accuracy", "mlm_accuracy", "mlm_accuracy_shuffled"}
     for name, found in items.items():
         assert sum(found.values) / len(found.values) == pytest.approx(metrics[name], abs=1e-12), name
-    assert items["itm_accuracy"].pictures == list(range(7))
+    assert items["itm_accuracy"].images == list(range(7))
     masked = [r.masked for r in sorted(evaluation.results)]
-    assert items["mlm_accuracy"].pictures == [i for i, count in enumerate(masked) for _ in range(count)]
+    assert items["mlm_accuracy"].images == [i for i, count in enumerate(masked) for _ in range(count)]
 
 
-def test_captions_of_one_picture_are_one_picture_to_the_tests(model: MMBertForPreTraining) -> None:
-    """Or two captions each would halve what pictures vary by."""
+def test_captions_of_one_image_are_one_image_to_the_tests(model: MMBertForPreTraining) -> None:
+    """Or two captions each would halve what images vary by."""
     evaluation = PairEvaluation(model, frozenset())
     of_pair = [7, 7, 3, 3, 9]
     evaluation.results = [PairResult(i, 2, 1, 1, 1.0, 1.0, 0.5, -0.5, key) for i, key in enumerate(of_pair)]
     items = evaluation.items()
-    assert items["itm_accuracy"].pictures == [0, 0, 1, 1, 2]
-    assert items["mlm_accuracy"].pictures == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert items["itm_accuracy"].images == [0, 0, 1, 1, 2]
+    assert items["mlm_accuracy"].images == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
 
 
 def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Encoded]]:
-    """Results of `count` pairs, with ties, pairs without a wrong picture, and captions that come twice."""
+    """Results of `count` pairs, with ties, pairs without a wrong image, and captions that come twice."""
     results, encoded = [], []
     for index in range(count):
         masked, lone = rng.randrange(4), rng.random() < 0.1

@@ -28,7 +28,7 @@ CAPTIONS = [
     ("playing dogs in the green street",),
     ("a bird sits on the left car",),
 ]
-"""7 pictures, 13 texts; "a red cat" comes three times, of which one in other letters."""
+"""7 images, 13 texts; "a red cat" comes three times, of which one in other letters."""
 BOTH = {"itm": 1.0, "itc": {"embedding_size": 8}}
 
 
@@ -45,16 +45,16 @@ def candidates(tmp_path: Path) -> Candidates:
 
 
 def encoded_with(model: MMBertForPreTraining, candidates: Candidates, **options: Any) -> Encoded:
-    return encode(model, tiny_processor(), candidates.pictures, candidates.texts, **options)
+    return encode(model, tiny_processor(), candidates.images, candidates.texts, **options)
 
 
 def one_by_one(model: MMBertForPreTraining, candidates: Candidates) -> dict[str, Tensor]:
-    """Scores of every picture with every text, each pair computed from scratch and alone."""
+    """Scores of every image with every text, each pair computed from scratch and alone."""
     processor = tiny_processor()
-    scores = {name: torch.empty(len(candidates.pictures), len(candidates.texts)) for name in ("itm", "itc")}
-    for i, picture in enumerate(candidates.pictures):
+    scores = {name: torch.empty(len(candidates.images), len(candidates.texts)) for name in ("itm", "itc")}
+    for i, image in enumerate(candidates.images):
         for j, text in enumerate(candidates.texts):
-            prepared = processor(text=text, images=picture)
+            prepared = processor(text=text, images=image)
             words = model.mmbert.encode_text(prepared["input_ids"], prepared["attention_mask"])
             image = model.mmbert.encode_image(prepared["pixel_values"])
             itm, itc = (model.objectives[name] for name in ("itm", "itc"))
@@ -80,12 +80,12 @@ def test_scores_equal_those_of_every_pair_computed_alone(
         assert found.fusion_passes == {"itm": 77, "itc": 0}[name]
         metrics = retrieve(model, encoded, candidates, name)
         for key, value in recall_at_k(expected, candidates.image_of_text).items():
-            # Equal texts tie to the bit here; alone they may differ in the last one, but they belong to other pictures.
+            # Equal texts tie to the bit here; alone they may differ in the last one, but they belong to other images.
             assert metrics[key] == pytest.approx(value), key
 
 
 @torch.no_grad()
-def test_two_stage_with_every_picture_in_the_shortlist_is_exhaustive(candidates: Candidates) -> None:
+def test_two_stage_with_every_image_in_the_shortlist_is_exhaustive(candidates: Candidates) -> None:
     model = tiny_model()
     encoded = encoded_with(model, candidates)
     exhaustive, shortlist = (SCORERS[name](model, encoded, 7) for name in ("itm", "two_stage"))
@@ -111,7 +111,7 @@ def test_two_stage_fuses_what_either_side_chose_and_ranks_the_rest_below_by_itc(
         assert torch.equal(scores[~chosen].argsort(), near[~chosen].argsort())
 
 
-def test_every_picture_and_text_is_encoded_once(candidates: Candidates) -> None:
+def test_every_image_and_text_is_encoded_once(candidates: Candidates) -> None:
     model = tiny_model()
     counts: Counter[str] = Counter()
     core = model.mmbert
@@ -144,7 +144,7 @@ def test_results_do_not_depend_on_batch_size_or_workers(candidates: Candidates) 
 def test_two_processes_give_the_scores_of_one_to_the_bit(
     candidates: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """7 pictures in batches of 3 and 77 pairs in calls of 10: neither comes out even."""
+    """7 images in batches of 3 and 77 pairs in calls of 10: neither comes out even."""
     monkeypatch.setattr(encoding, "PAIRS_AT_ONCE", 10)
     model = tiny_model()
 
@@ -162,10 +162,10 @@ def test_two_processes_give_the_scores_of_one_to_the_bit(
         assert found[3:] == expected[3:]
 
 
-def test_folds_are_the_mean_over_consecutive_pictures(candidates: Candidates) -> None:
+def test_folds_are_the_mean_over_consecutive_images(candidates: Candidates) -> None:
     model = tiny_model()
     whole = SCORERS["itm"](model, encoded := encoded_with(model, candidates), 0).scores[:, encoded.text_of]
-    # 7 pictures in 2 folds: 0 to 2 with texts 0 to 5, 3 to 6 with texts 6 to 12.
+    # 7 images in 2 folds: 0 to 2 with texts 0 to 5, 3 to 6 with texts 6 to 12.
     parts = [
         recall_at_k(whole[:3, :6], [0, 0, 0, 1, 1, 2]),
         recall_at_k(whole[3:, 6:], [0, 0, 0, 1, 1, 2, 3]),
@@ -186,7 +186,7 @@ def test_equal_texts_count_as_right_where_asked(candidates: Candidates) -> None:
     expected = recall_at_k(scores, candidates.image_of_text, relevant=relevant)
     found = retrieve(model, encoded, candidates, "itm", equal_texts=True)
     assert {name: found[name] for name in expected} == expected
-    # Three pictures carry it: at best one of the three copies is right without the option.
+    # Three images carry it: at best one of the three copies is right without the option.
     assert found["rsum"] > retrieve(model, encoded, candidates, "itm")["rsum"]
 
 
@@ -194,8 +194,8 @@ def test_equal_texts_count_as_right_where_asked(candidates: Candidates) -> None:
 def test_items_tell_which_queries_found_a_right_partner_first(candidates: Candidates, folds: int) -> None:
     model = tiny_model()
     report, items = search(model, encoded_with(model, candidates), candidates, "itm", folds=folds)
-    assert items["image_to_text/R@1"].pictures == list(range(len(candidates.pictures)))
-    assert items["text_to_image/R@1"].pictures == list(candidates.image_of_text)
+    assert items["image_to_text/R@1"].images == list(range(len(candidates.images)))
+    assert items["text_to_image/R@1"].images == list(candidates.image_of_text)
     if folds == 1:
         for name, found in items.items():
             assert 0 < report[name] < 1, "or any hits would do"
@@ -221,7 +221,7 @@ def test_options_out_of_range_are_refused(candidates: Candidates) -> None:
     with pytest.raises(UsageError, match="k=0"):
         retrieve(model, encoded, candidates, "two_stage", k=0)
     for folds in (0, 8):
-        with pytest.raises(UsageError, match=f"folds={folds}: from 1 to the 7 pictures"):
+        with pytest.raises(UsageError, match=f"folds={folds}: from 1 to the 7 images"):
             retrieve(model, encoded, candidates, "itc", folds=folds)
 
 
@@ -229,5 +229,5 @@ def test_without_tokens_only_vectors_are_kept(candidates: Candidates) -> None:
     encoded = encoded_with(tiny_model(), candidates, keep_tokens=False)
     assert encoded.images is None and not encoded.texts
     assert encoded.image_vectors is not None and encoded.image_vectors.shape == (7, 8)
-    picture = Image.new("RGB", (16, 16))
-    assert encoded_with(tiny_model(), Candidates([picture], ["a cat"], [0])).images is not None
+    image = Image.new("RGB", (16, 16))
+    assert encoded_with(tiny_model(), Candidates([image], ["a cat"], [0])).images is not None

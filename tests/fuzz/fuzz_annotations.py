@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["json", "csv", "mmbert.data.readers", "
     from mmbert.errors import DataError
 
 FOLDER = Path(tempfile.mkdtemp())
-ROOT = FOLDER / "pictures"
+ROOT = FOLDER / "images"
 (ROOT / "sub").mkdir(parents=True)
 for name in ("a.jpg", "sub/b.jpg"):
     (ROOT / name).touch()

@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing of the picture decoder: `python tests/fuzz/fuzz_images.py CORPUS -max_total_time=600`.
+"""Coverage-guided fuzzing of the image decoder: `python tests/fuzz/fuzz_images.py CORPUS -max_total_time=600`.
 
-Needs `pip install '.[fuzz]'`. Any bytes must give an RGB picture or a `BadImageError`, within 2 s and 512 MB.
+Needs `pip install '.[fuzz]'`. Any bytes must give an RGB image or a `BadImageError`, within 2 s and 512 MB.
 """
 
 import sys
@@ -15,7 +15,7 @@ with atheris.instrument_imports(include=["PIL", "mmbert.data"]):
 
 
 def seeds(folder: Path) -> None:
-    """Writes one small picture of each format and mode, for the fuzzer to start from."""
+    """Writes one small image of each format and mode, for the fuzzer to start from."""
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [("PNG", m) for m in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")] + [("TIFF", "F"), ("TIFF", "CMYK")]
     for format, mode in [*kinds, *((f, "RGB") for f in ("JPEG", "WEBP", "GIF", "BMP", "TIFF"))]:

@@ -12,9 +12,9 @@ from tiny import SPECIAL, WORDS, randomize, tiny_config, tiny_examples, tiny_pro
 
 import mmbert
 from mmbert import LoadedModel
-from mmbert.cli.commands import run_command
+from mmbert.cli.main import main
 from mmbert.data.images import BadImageError
-from mmbert.data.queries import Asked, AskedBatches
+from mmbert.data.queries import Query, QueryBatches
 from mmbert.errors import UsageError
 from mmbert.model.modeling import MMBertForTask, MMBertModel, MMBertPreTrainedModel
 
@@ -30,7 +30,7 @@ def saved(folder: Path, model: MMBertPreTrainedModel) -> str:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(3)  # so that the best answer depends on picture and text
+                parameter.mul_(3)  # so that the best answer depends on image and text
     model.save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return str(folder)
@@ -42,7 +42,7 @@ def task_model(task: str = "vqa", **settings: Any) -> MMBertForTask:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved models called pretrained, contrastive, vqa and decision, and five pictures."""
+    """Saved models called pretrained, contrastive, vqa and decision, and five images."""
     folder = tmp_path_factory.mktemp("inference")
     saved(folder / "pretrained", tiny_model(objectives=ALL))
     saved(folder / "contrastive", tiny_model("late", objectives={"itc": {"embedding_size": 8}}))
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(folder: Path) -> list[Path]:
+def images(folder: Path) -> list[Path]:
     return [folder / f"{i}.png" for i in range(5)]
 
 
@@ -67,110 +67,110 @@ def pretrained(folder: Path) -> LoadedModel:
     return mmbert.load(folder / "pretrained", device="cpu")
 
 
-def sources(picture: Path) -> list[Any]:
-    """One picture as everything that is taken."""
-    image = Image.open(picture)
-    return [picture, str(picture), picture.read_bytes(), image, np.asarray(image)]
+def sources(image: Path) -> list[Any]:
+    """One image as everything that is taken."""
+    image = Image.open(image)
+    return [image, str(image), image.read_bytes(), image, np.asarray(image)]
 
 
-def test_all_kinds_of_pictures_give_the_same(vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]) -> None:
+def test_all_kinds_of_images_give_the_same(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
     for ask in (
         lambda image: vqa.answer(image, "a cat", top_k=4),
         lambda image: pretrained.match(image, "a cat"),
         lambda image: pretrained.fill_mask(image, "a [MASK]"),
         lambda image: pretrained.embed(images=image).images.tolist(),  # pyright: ignore
     ):
-        found = [ask(source) for source in sources(pictures[0])]
+        found = [ask(source) for source in sources(images[0])]
         assert all(other == found[0] for other in found)
-        assert ask(pictures[1]) != found[0]
+        assert ask(images[1]) != found[0]
 
 
 @pytest.mark.parametrize("task", ["vqa", "decision"])
 @torch.no_grad()
-def test_answers_are_the_scores_of_the_head(task: str, folder: Path, pictures: list[Path]) -> None:
+def test_answers_are_the_scores_of_the_head(task: str, folder: Path, images: list[Path]) -> None:
     model = mmbert.load(folder / task)
     assert isinstance(model.model, MMBertForTask)
-    inputs = model.processor(text="a red cat", images=pictures[0])
+    inputs = model.processor(text="a red cat", images=images[0])
     logits = model.model.task.head(model.model.mmbert(**inputs).pooled)[0]
     by_hand = dict(zip(LABELS, (logits.sigmoid() if task == "vqa" else logits.softmax(0)).tolist(), strict=True))
-    found = model.answer(pictures[0], "a red cat", top_k=9)
+    found = model.answer(images[0], "a red cat", top_k=9)
     assert {answer: pytest.approx(score, abs=1e-6) for answer, score in found} == by_hand, "9 of 4: all"
     assert [a for a, _ in found] == sorted(by_hand, key=lambda a: -by_hand[a]), "best first"
-    assert model.answer(pictures[0], "a red cat", top_k=2) == found[:2]
-    assert model.answer(pictures[0], "a red cat") == found[:1]
+    assert model.answer(images[0], "a red cat", top_k=2) == found[:2]
+    assert model.answer(images[0], "a red cat") == found[:1]
 
 
 def test_lists_give_what_single_calls_give(
-    vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    vqa: LoadedModel, pretrained: LoadedModel, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmbert.inference.loaded.BATCH_SIZE", 2)
-    crossed = [(pictures[i % 2], question) for i, question in enumerate(QUESTIONS)]  # reordered by picture on the way
-    for images, texts in (
+    crossed = [(images[i % 2], question) for i, question in enumerate(QUESTIONS)]  # reordered by image on the way
+    for sources, texts in (
         ([p for p, _ in crossed], QUESTIONS),
-        (pictures, QUESTIONS),
-        (pictures[0], QUESTIONS),
-        (pictures, QUESTIONS[1]),
+        (images, QUESTIONS),
+        (images[0], QUESTIONS),
+        (images, QUESTIONS[1]),
     ):
-        single_images = images if isinstance(images, list) else [images] * 5
+        single_images = sources if isinstance(sources, list) else [sources] * 5
         single_texts = texts if isinstance(texts, list) else [texts] * 5
-        found: list[Any] = vqa.answer(images, texts, top_k=4)  # pyright: ignore
+        found: list[Any] = vqa.answer(sources, texts, top_k=4)  # pyright: ignore
         for one, image, text in zip(found, single_images, single_texts, strict=True):
             alone = vqa.answer(image, text, top_k=4)
             assert [a for a, _ in one] == [a for a, _ in alone]
             assert [s for _, s in one] == pytest.approx([s for _, s in alone], abs=1e-5)
 
-    filled = pretrained.fill_mask(pictures[:3], MASKED[:3], top_k=3)
+    filled = pretrained.fill_mask(images[:3], MASKED[:3], top_k=3)
     assert [len(words) for words in filled] == [1, 1, 2]
-    for one, image, text in zip(filled, pictures, MASKED[:3], strict=False):
+    for one, image, text in zip(filled, images, MASKED[:3], strict=False):
         for words, alone in zip(one, pretrained.fill_mask(image, text, top_k=3), strict=True):
             assert [w for w, _ in words] == [w for w, _ in alone]
             assert [p for _, p in words] == pytest.approx([p for _, p in alone], abs=1e-5)
 
-    together = pretrained.match(pictures[0], [*QUESTIONS, QUESTIONS[0]])
+    together = pretrained.match(images[0], [*QUESTIONS, QUESTIONS[0]])
     assert together.scores[-1] == together.scores[0]
-    alone = [pretrained.match(pictures[0], question).scores[0] for question in QUESTIONS]
+    alone = [pretrained.match(images[0], question).scores[0] for question in QUESTIONS]
     assert together.scores[:-1] == pytest.approx(alone, abs=1e-5)
 
-    vectors = pretrained.embed(images=pictures, texts=QUESTIONS)
+    vectors = pretrained.embed(images=images, texts=QUESTIONS)
     for i in range(5):
-        alone = pretrained.embed(images=pictures[i], texts=QUESTIONS[i])
+        alone = pretrained.embed(images=images[i], texts=QUESTIONS[i])
         for batched, one in zip(vectors, alone, strict=True):
             torch.testing.assert_close(batched[i : i + 1], one, atol=1e-5, rtol=0)
 
 
 def test_random_numbers_of_the_caller_stay_as_they_were(
-    vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]
+    vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]
 ) -> None:
     before = torch.get_rng_state()
-    vqa.answer(pictures, "a cat")
-    pretrained.match(pictures[0], "a cat")
+    vqa.answer(images, "a cat")
+    pretrained.match(images[0], "a cat")
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_asked_gives_nothing(vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]) -> None:
-    assert vqa.answer([], []) == vqa.answer(pictures[0], []) == vqa.answer([], "a cat") == []
+def test_nothing_asked_gives_nothing(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
+    assert vqa.answer([], []) == vqa.answer(images[0], []) == vqa.answer([], "a cat") == []
     found = pretrained.embed(texts=[], images=[])
     assert found.texts is not None and found.texts.shape == (0, 8) and found.images is not None
 
 
-def test_each_picture_is_decoded_once_a_batch(pictures: list[Path]) -> None:
+def test_each_image_is_decoded_once_a_batch(images: list[Path]) -> None:
     processor, decoded = tiny_processor(), []
-    processor.picture = lambda source: decoded.append(source) or torch.zeros(3, 16, 16)  # type: ignore
-    asked = [Asked(pictures[i % 2], question) for i, question in enumerate(QUESTIONS)]
-    batches = AskedBatches(processor, asked, processor.encode, 4)
+    processor.image = lambda source: decoded.append(source) or torch.zeros(3, 16, 16)  # type: ignore
+    asked = [Query(images[i % 2], question) for i, question in enumerate(QUESTIONS)]
+    batches = QueryBatches(processor, asked, processor.encode, 4)
     found = [batches[i] for i in range(len(batches))]
     assert [batch.positions for batch in found] == [[0, 2, 4, 1], [3]]
-    assert sorted(decoded) == [pictures[0], pictures[1], pictures[1]]
-    assert [len(batch.pictures) for batch in found] == [2, 1]  # pyright: ignore
-    assert found[0].picture_of[:3].unique().numel() == 1 and found[0].picture_of[3] != found[0].picture_of[0]
+    assert sorted(decoded) == [images[0], images[1], images[1]]
+    assert [len(batch.images) for batch in found] == [2, 1]  # pyright: ignore
+    assert found[0].image_of[:3].unique().numel() == 1 and found[0].image_of[3] != found[0].image_of[0]
 
 
 @torch.no_grad()
-def test_matching_and_vectors_by_hand(pretrained: LoadedModel, folder: Path, pictures: list[Path]) -> None:
+def test_matching_and_vectors_by_hand(pretrained: LoadedModel, folder: Path, images: list[Path]) -> None:
     model: Any = pretrained.model
-    inputs = pretrained.processor(text=QUESTIONS, images=[pictures[0]] * 5)
+    inputs = pretrained.processor(text=QUESTIONS, images=[images[0]] * 5)
     scores = model.objectives["itm"].head(model.mmbert(**inputs).pooled).softmax(dim=-1)[:, 1]
-    found = pretrained.match(pictures[0], QUESTIONS)
+    found = pretrained.match(images[0], QUESTIONS)
     assert found.kind == "probability" and found.scores == pytest.approx(scores.tolist(), abs=1e-5)
 
     contrastive = mmbert.load(folder / "contrastive")
@@ -178,18 +178,18 @@ def test_matching_and_vectors_by_hand(pretrained: LoadedModel, folder: Path, pic
     image = itc.image_projection(core.encode_image(inputs["pixel_values"]).first)
     text = itc.text_projection(core.encode_text(inputs["input_ids"], inputs["attention_mask"]).first)
     cosines = torch.nn.functional.cosine_similarity(image, text)
-    found = contrastive.match(pictures[0], QUESTIONS)
+    found = contrastive.match(images[0], QUESTIONS)
     assert found.kind == "cosine" and found.scores == pytest.approx(cosines.tolist(), abs=1e-5)
-    vectors = contrastive.embed(images=pictures[0], texts=QUESTIONS)
+    vectors = contrastive.embed(images=images[0], texts=QUESTIONS)
     assert vectors.images is not None and vectors.texts is not None
     assert vectors.images.shape == (1, 8) and not vectors.images.requires_grad
     assert (vectors.texts @ vectors.images[0]).tolist() == pytest.approx(found.scores, abs=1e-5)
     assert vectors.texts.norm(dim=-1).tolist() == pytest.approx([1.0] * 5)
-    assert contrastive.embed(texts="a cat").images is None and contrastive.embed(images=pictures[0]).texts is None
+    assert contrastive.embed(texts="a cat").images is None and contrastive.embed(images=images[0]).texts is None
 
 
 @torch.no_grad()
-def test_masks_by_hand(pretrained: LoadedModel, pictures: list[Path]) -> None:
+def test_masks_by_hand(pretrained: LoadedModel, images: list[Path]) -> None:
     model: Any = pretrained.model
     processor, text = pretrained.processor, "The big[MASK]runs, in the [MASK] street"
     ids = processor.encode("the big cat runs, in the red street")
@@ -199,21 +199,21 @@ def test_masks_by_hand(pretrained: LoadedModel, pictures: list[Path]) -> None:
     assert processor.encode_masked(text) == ids
 
     seen = {}
-    for name, picture in (("picture", pictures[0]), ("alone", None)):
-        pixels = {} if picture is None else {"pixel_values": processor(images=picture)["pixel_values"]}
+    for name, image in (("image", images[0]), ("alone", None)):
+        pixels = {} if image is None else {"pixel_values": processor(images=image)["pixel_values"]}
         fused = model.mmbert(input_ids=torch.tensor([ids]), **pixels)
         states = fused.text.hidden_states[0, places]
         logits = model.objectives["mlm"].logits(states, model.mmbert.word_embeddings)
         chances = logits[:, : len((*SPECIAL, *WORDS))].softmax(dim=-1)
-        found = pretrained.fill_mask(picture, text, top_k=100)
+        found = pretrained.fill_mask(image, text, top_k=100)
         assert len(found) == 2
         for words, row in zip(found, chances, strict=True):
             expected = row.sort(descending=True)
             assert [p for _, p in words] == pytest.approx(expected.values.tolist(), abs=1e-6)
             assert [w for w, _ in words] == processor.tokenizer.convert_ids_to_tokens(expected.indices.tolist())
-        assert pretrained.fill_mask(picture, text) == [words[:5] for words in found]
+        assert pretrained.fill_mask(image, text) == [words[:5] for words in found]
         seen[name] = found
-    assert seen["picture"] != seen["alone"], "the picture says something"
+    assert seen["image"] != seen["alone"], "the image says something"
 
 
 def test_only_the_mask_is_special() -> None:
@@ -235,22 +235,22 @@ def test_only_the_mask_is_special() -> None:
         assert said in str(error.value)
 
 
-def test_wrong_arguments_are_told(vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path]) -> None:
+def test_wrong_arguments_are_told(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
     def said(ask: Any) -> str:
         with pytest.raises(UsageError) as error:
             ask()
         return str(error.value)
 
     for top_k in (0, -1, 1.5, True):
-        assert said(lambda k=top_k: vqa.answer(pictures[0], "a", top_k=k)).startswith(f"top_k={top_k!r}: a whole")
+        assert said(lambda k=top_k: vqa.answer(images[0], "a", top_k=k)).startswith(f"top_k={top_k!r}: a whole")
         assert "top_k" in said(lambda k=top_k: pretrained.fill_mask(None, "[MASK]", top_k=k))
-    assert "5 pictures and 2 texts: give as many of both" in said(lambda: vqa.answer(pictures, ["a", "b"]))
-    assert "5 pictures and 1 texts" in said(lambda: vqa.answer(pictures, ["a"])), "a list is no single one"
-    assert "7 is a int; expected a text" in said(lambda: vqa.answer(pictures[0], 7))  # pyright: ignore
-    assert "None is a NoneType" in said(lambda: pretrained.match(pictures[0], ["a", None]))  # pyright: ignore
-    assert "no text to match" in said(lambda: pretrained.match(pictures[0], []))
+    assert "5 images and 2 texts: give as many of both" in said(lambda: vqa.answer(images, ["a", "b"]))
+    assert "5 images and 1 texts" in said(lambda: vqa.answer(images, ["a"])), "a list is no single one"
+    assert "7 is a int; expected a text" in said(lambda: vqa.answer(images[0], 7))  # pyright: ignore
+    assert "None is a NoneType" in said(lambda: pretrained.match(images[0], ["a", None]))  # pyright: ignore
+    assert "no text to match" in said(lambda: pretrained.match(images[0], []))
     assert "nothing to embed" in said(lambda: pretrained.embed())
-    assert "has no [MASK]" in said(lambda: pretrained.fill_mask(pictures[0], MASKED))
+    assert "has no [MASK]" in said(lambda: pretrained.fill_mask(images[0], MASKED))
     with pytest.raises(BadImageError, match=r"absent\.png: no such file"):
         vqa.answer("absent.png", "a cat")
     with pytest.raises(BadImageError, match="an array of shape 3"):
@@ -264,60 +264,60 @@ def test_device_that_is_not_there_is_told(folder: Path) -> None:
 
 
 def test_model_says_what_it_was_trained_for(
-    folder: Path, vqa: LoadedModel, pretrained: LoadedModel, pictures: list[Path], tmp_path: Path
+    folder: Path, vqa: LoadedModel, pretrained: LoadedModel, images: list[Path], tmp_path: Path
 ) -> None:
     def said(model: LoadedModel, name: str, *arguments: Any, **named: Any) -> str:
         with pytest.raises(UsageError) as error:
             getattr(model, name)(*arguments, **named)
         return str(error.value)
 
-    assert said(pretrained, "answer", pictures[0], "a") == (
+    assert said(pretrained, "answer", images[0], "a") == (
         f"'{folder / 'pretrained'}' was pretrained with mlm, itm, itc; answering needs a model that was fine-tuned "
-        "with model.task=vqa or decision and one picture a text: see configs/finetune/."
+        "with model.task=vqa or decision and one image a text: see configs/finetune/."
     )
-    trained = f"'{folder / 'vqa'}' was fine-tuned with model.task=vqa and one picture a text; "
-    assert said(vqa, "match", pictures[0], "a").startswith(trained + "matching needs a model that was pretrained with")
+    trained = f"'{folder / 'vqa'}' was fine-tuned with model.task=vqa and one image a text; "
+    assert said(vqa, "match", images[0], "a").startswith(trained + "matching needs a model that was pretrained with")
     assert "embedding needs a model that was pretrained with the objective itc" in said(vqa, "embed", texts="a")
     contrastive = mmbert.load(folder / "contrastive")
     assert "was pretrained with itc; filling masks needs" in said(contrastive, "fill_mask", None, "[MASK]")
-    pairs = mmbert.load(saved(tmp_path / "pairs", task_model("decision", pictures=2)))
-    assert "model.task=decision and 2 pictures a text; answering" in said(pairs, "answer", pictures[0], "a")
+    pairs = mmbert.load(saved(tmp_path / "pairs", task_model("decision", images=2)))
+    assert "model.task=decision and 2 images a text; answering" in said(pairs, "answer", images[0], "a")
     bare = mmbert.load(saved(tmp_path / "bare", MMBertModel(tiny_config())))
-    assert "holds a MMBertModel, which has no heads; matching needs" in said(bare, "match", pictures[0], "a")
+    assert "holds a MMBertModel, which has no heads; matching needs" in said(bare, "match", images[0], "a")
 
 
 def test_commands_print_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = str(folder / "0.png")
+    image = str(folder / "0.png")
 
     def printed(*arguments: str) -> list[str]:
-        run_command([*arguments])
+        main([*arguments])
         return capsys.readouterr().out.splitlines()
 
-    answers = mmbert.load(folder / "vqa").answer(picture, "a red cat", top_k=4)
+    answers = mmbert.load(folder / "vqa").answer(image, "a red cat", top_k=4)
     lines = [f"{score:.4f}  {answer}" for answer, score in answers]
-    assert printed("ask", str(folder / "vqa"), picture, "a red cat") == lines
-    assert printed("ask", str(folder / "vqa"), picture, "a red cat", "--top_k", "1", "--device", "cpu") == lines[:1]
+    assert printed("ask", str(folder / "vqa"), image, "a red cat") == lines
+    assert printed("ask", str(folder / "vqa"), image, "a red cat", "--top_k", "1", "--device", "cpu") == lines[:1]
 
     texts = ["a cat", "the big dog", "two\nbirds"]
-    scores, kind = mmbert.load(folder / "pretrained").match(picture, texts)
-    found = printed("match", str(folder / "pretrained"), picture, *texts)
+    scores, kind = mmbert.load(folder / "pretrained").match(image, texts)
+    found = printed("match", str(folder / "pretrained"), image, *texts)
     rows = sorted(zip(scores, ["a cat", "the big dog", "two\\nbirds"], strict=True), reverse=True)
     assert found == [kind, *(f"{score:.4f}  {text}" for score, text in rows)]
-    assert printed("match", str(folder / "contrastive"), picture, "a cat")[0] == "cosine"
+    assert printed("match", str(folder / "contrastive"), image, "a cat")[0] == "cosine"
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = str(folder / "0.png")
+    image = str(folder / "0.png")
     for code, said, *arguments in (
-        (2, "answering needs a model that was fine-tuned", "ask", str(folder / "pretrained"), picture, "a"),
-        (2, "no mmbert model folder", "ask", str(folder), picture, "a"),
-        (2, "top_k=0: a whole number of 1 or more", "ask", str(folder / "vqa"), picture, "a", "--top_k", "0"),
+        (2, "answering needs a model that was fine-tuned", "ask", str(folder / "pretrained"), image, "a"),
+        (2, "no mmbert model folder", "ask", str(folder), image, "a"),
+        (2, "top_k=0: a whole number of 1 or more", "ask", str(folder / "vqa"), image, "a", "--top_k", "0"),
         (1, "absent.png: no such file", "ask", str(folder / "vqa"), "absent.png", "a"),
-        (2, "required: QUESTION", "ask", str(folder / "vqa"), picture),
-        (2, "required: TEXT", "match", str(folder / "pretrained"), picture),
-        (2, "matching needs a model", "match", str(folder / "vqa"), picture, "a"),
+        (2, "required: QUESTION", "ask", str(folder / "vqa"), image),
+        (2, "required: TEXT", "match", str(folder / "pretrained"), image),
+        (2, "matching needs a model", "match", str(folder / "vqa"), image, "a"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            run_command([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         errors = capsys.readouterr().err.splitlines()
         assert stopped.value.code == code and len(errors) == 1 and said in errors[0], errors

@@ -6,7 +6,7 @@ agreed on 10,000 random rows of such traps in every accuracy, per question and r
 
 import pytest
 
-from mmbert.metrics.vqa import Answered, normalize_answer, question_accuracy, vqa_accuracy
+from mmbert.metrics.vqa import AnsweredQuestion, normalize_answer, question_accuracy, vqa_accuracy
 
 
 def people(*answers: str) -> list[dict[str, object]]:
@@ -171,16 +171,16 @@ def test_clean_mode_always_normalizes() -> None:
 
 
 def test_split_is_scored_in_the_mode_that_is_asked_for() -> None:
-    rows = [Answered(1, "Black.", people("10*black"), "what color", "other")]
+    rows = [AnsweredQuestion(1, "Black.", people("10*black"), "what color", "other")]
     assert vqa_accuracy(rows)["overall"] == 0
     assert vqa_accuracy(rows, mode="clean")["overall"] == 100
 
 
 def test_split_is_reported_by_type_with_the_official_rounding() -> None:
     rows = [
-        Answered(1, "red", people("3*red", "7*blue"), "what color", "other"),  # 90
-        Answered(2, "no", people("10*yes"), "is the", "yes/no"),  # 0
-        Answered(3, "yes", people("10*yes"), "is the", "yes/no"),  # 100
+        AnsweredQuestion(1, "red", people("3*red", "7*blue"), "what color", "other"),  # 90
+        AnsweredQuestion(2, "no", people("10*yes"), "is the", "yes/no"),  # 0
+        AnsweredQuestion(3, "yes", people("10*yes"), "is the", "yes/no"),  # 100
     ]
     assert vqa_accuracy(rows) == {
         "overall": 63.33,

@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from mmbert.data.readers.labelled import LabelledExample
 from mmbert.errors import UsageError
-from mmbert.model.tasks import Said
+from mmbert.model.tasks import Predictions
 from mmbert.model.tasks.decision import Decision
 
 
@@ -32,22 +32,22 @@ def test_labels_are_all_of_training_by_the_alphabet() -> None:
 def test_loss_is_cross_entropy() -> None:
     logits, scores = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
     by_hand = math.log(math.e + 2)
-    assert task("a", "b", "c").row_losses(logits, scores).item() == pytest.approx(by_hand, rel=1e-6)
+    assert task("a", "b", "c").example_losses(logits, scores).item() == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_consistency_is_the_share_of_statements_with_all_examples_right() -> None:
     rows = [example("true", "s1"), example("false", "s1"), example("true", "s2"), example("true", "s2")]
-    found = task("false", "true").metrics(Said([1, 0, 1, 0], [0.9, 0.2, 0.8, 0.1]), rows)
+    found = task("false", "true").metrics(Predictions([1, 0, 1, 0], [0.9, 0.2, 0.8, 0.1]), rows)
     assert found["accuracy"] == 0.75 and found["consistency"] == 0.5
     # The positives score .9, .8, .1, the negative .2: two of three are above.
     assert found["auroc"] == pytest.approx(2 / 3)
 
 
 def test_without_statements_that_repeat_there_is_no_consistency() -> None:
-    found = task("a", "b").metrics(Said([0, 0], [0.1, 0.2]), [example("a", "s1"), example("b", "s2")])
+    found = task("a", "b").metrics(Predictions([0, 0], [0.1, 0.2]), [example("a", "s1"), example("b", "s2")])
     assert "consistency" not in found and found["auroc"] == 1.0
 
 
 def test_label_that_training_never_had_counts_as_wrong() -> None:
-    found = task("a", "b").metrics(Said([0, 1], []), [example("a"), example("c")])
+    found = task("a", "b").metrics(Predictions([0, 1], []), [example("a"), example("c")])
     assert found["accuracy"] == 0.5

@@ -44,13 +44,13 @@ def named(module: nn.Module, *prefixes: str) -> set[str]:
 @every_vit
 def test_any_vit_builds_and_keeps_its_prefix(name: str) -> None:
     encoder = image_encoder(image_model=name).eval()
-    pictures = tiny_batch()["pixel_values"]
-    tokens = encoder(pictures)
+    images = tiny_batch()["pixel_values"]
+    tokens = encoder(images)
     prefix = max(1, VITS[name])  # without any, the mean of the patches stands first
     assert tokens.hidden_states.shape == (4, prefix + 4, 24) == (*tokens.mask.shape, encoder.width)
     assert tokens.mask.dtype == torch.bool and tokens.mask.all()
-    assert difference(tokens.hidden_states[:, prefix - VITS[name] :], encoder.vit.forward_features(pictures)) < 1e-6
-    assert difference(encoder(pictures[:1]).first, tokens.first[:1]) < 1e-5
+    assert difference(tokens.hidden_states[:, prefix - VITS[name] :], encoder.vit.forward_features(images)) < 1e-6
+    assert difference(encoder(images[:1]).first, tokens.first[:1]) < 1e-5
     assert not any(n.startswith(("head", "attn_pool", "fc_norm")) for n, _ in encoder.vit.named_parameters())
 
 
@@ -71,11 +71,11 @@ def test_any_vit_trains_inside_a_model(name: str) -> None:
 def test_fused_attention_is_set_in_every_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "fused_attention_is_faster", lambda device: True)
     encoder = image_encoder(image_model=name).eval()
-    pictures = tiny_batch()["pixel_values"]
-    fused = encoder(pictures).hidden_states
+    images = tiny_batch()["pixel_values"]
+    fused = encoder(images).hidden_states
     assert all(block.attn.fused_attn for block in encoder.vit.blocks)
     monkeypatch.setattr(encoders, "fused_attention_is_faster", lambda device: False)
-    assert difference(encoder(pictures).hidden_states, fused) < 1e-5
+    assert difference(encoder(images).hidden_states, fused) < 1e-5
     assert not any(block.attn.fused_attn for block in encoder.vit.blocks)
     use_fused_attention(encoder.vit, True)
     assert all(block.attn.fused_attn for block in encoder.vit.blocks)

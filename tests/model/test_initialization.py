@@ -132,7 +132,7 @@ def test_fewer_layers_take_the_first_ones(bert_folder: Path, vit_folder: Path) -
     assert_holds(vit_state(model), load_file(vit_folder / "model.safetensors"))
 
 
-def test_another_picture_size_resamples_the_position_table_only(vit_folder: Path) -> None:
+def test_another_image_size_resamples_the_position_table_only(vit_folder: Path) -> None:
     model = build_model(options(image_pretrained=str(vit_folder), image_size=32))
     state, file = vit_state(model), load_file(vit_folder / "model.safetensors")
     assert_holds(state, file, besides=("pos_embed",))
@@ -198,7 +198,7 @@ def test_an_unreachable_hub_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_real_weights_arrive_and_survive_saving(shared: Path, tmp_path: Path) -> None:
-    """MiniLM and DINOv2 as published (fp16), at a picture size other than theirs."""
+    """MiniLM and DINOv2 as published (fp16), at an image size other than theirs."""
     text, image = shared / "weights/minilm-l6-h384", shared / "weights/vit_small_patch14_dinov2"
     model = build_model(
         ModelOptions(text_pretrained=str(text), image_pretrained=str(image), image_layers=12, image_size=56)

@@ -10,7 +10,7 @@ from tiny import tiny_config
 from mmbert.data.readers.labelled import LabelledExample
 from mmbert.errors import UsageError
 from mmbert.metrics.vqa import question_accuracy
-from mmbert.model.tasks import Said
+from mmbert.model.tasks import Predictions
 from mmbert.model.tasks.vqa import VisualQuestionAnswering
 
 
@@ -49,18 +49,18 @@ def test_answers_are_looked_up_as_they_were_counted() -> None:
 def test_loss_sums_over_the_answers() -> None:
     logits, scores = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[0.3, 1.0, 0.0]])
     by_hand = math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
-    assert task("a", "b", "c").row_losses(logits, scores).item() == pytest.approx(by_hand, rel=1e-6)
+    assert task("a", "b", "c").example_losses(logits, scores).item() == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_question_out_of_the_vocabulary_stays_in_the_denominator() -> None:
     red, purple = example("q", *["red"] * 10), example("q", *["purple"] * 10)
-    found = task("red", "blue").metrics(Said([0, 0], []), [red, purple])
+    found = task("red", "blue").metrics(Predictions([0, 0], []), [red, purple])
     assert found["accuracy"] == 0.5
 
 
 def test_accuracy_by_answer_type() -> None:
     rows = [example("q", *["yes"] * 10, kind="yes/no"), example("q", *["red"] * 10), example("q", *["no"] * 10)]
-    found = task("yes", "red").metrics(Said([0, 1, 0], []), rows)
+    found = task("yes", "red").metrics(Predictions([0, 1, 0], []), rows)
     assert found == {"accuracy": 2 / 3, "accuracy/other": 0.5, "accuracy/yes/no": 1.0}
 
 

@@ -59,7 +59,7 @@ def blip(own: HybridCrossFusion) -> BlipTextModel:
 def test_cross_fusion_equals_blip() -> None:
     own = fusion()
     text = random_tokens([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], 32, dtype=torch.float32)
-    image = random_tokens([[1, 1, 1]] * 3, 32, seed=1, dtype=torch.float32)  # BLIP pads no pictures
+    image = random_tokens([[1, 1, 1]] * 3, 32, seed=1, dtype=torch.float32)  # BLIP pads no images
     expected = blip(own)(
         encoder_embeds=text.hidden_states,
         attention_mask=text.mask.long(),
@@ -71,7 +71,7 @@ def test_cross_fusion_equals_blip() -> None:
     assert difference(got.pooled, expected.pooler_output) < 1e-5
 
 
-def test_picture_stays_as_its_encoder_left_it() -> None:
+def test_image_stays_as_its_encoder_left_it() -> None:
     text, image = random_tokens([[1, 1], [1, 0]], 32), random_tokens([[1, 1, 1]] * 2, 32, seed=1)
     module = fusion().double()
     assert torch.equal(module(text, image).image.hidden_states, image.hidden_states)

@@ -25,7 +25,7 @@ def built(layers: int, kind: type[HybridBottleneckFusion] = HybridBottleneckFusi
 
 
 def moved(fusion: HybridBottleneckFusion) -> tuple[bool, bool]:
-    """Whether another picture moves the text, and another text the picture."""
+    """Whether another image moves the text, and another text the image."""
     text, image = random_tokens(TEXT, 32), random_tokens(IMAGE, 32, seed=1)
     own = fusion(text, image)
     of_text = fusion(text, random_tokens(IMAGE, 32, seed=2)).text.hidden_states
@@ -67,7 +67,7 @@ def test_streams_meet_in_the_bottleneck_only(
 
 
 def test_second_layer_sees_nothing_but_the_average() -> None:
-    """A picture that leaves the same bottleneck behind leaves the same text."""
+    """An image that leaves the same bottleneck behind leaves the same text."""
     fusion, told = built(2), []
     text = random_tokens(TEXT, 32)
     keep = torch.randn(2, 4, 32, dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_second_layer_sees_nothing_but_the_average() -> None:
 
 
 def test_an_absent_side_has_no_part_in_the_average() -> None:
-    """The text's own copy of the bottleneck goes on where there is no picture."""
+    """The text's own copy of the bottleneck goes on where there is no image."""
     fusion = built(2)
     text, image = random_tokens(TEXT, 32), random_tokens([[1, 1], [0, 0]], 32, seed=1)
     alone = text.rows(torch.tensor([1]))

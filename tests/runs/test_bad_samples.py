@@ -1,4 +1,4 @@
-"""Pictures that can't be read: the run stops with the first, or skips them, counted and always in the same way."""
+"""Images that can't be read: the run stops with the first, or skips them, counted and always in the same way."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from PIL import Image
 from processes import CONFIG, EXACT, finish, start
 from tiers import tier
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 
 BAD = {"train": (3, 17), "val": (5,), "test": (0, 9)}
 SKIP = ["--data.on_bad_sample=skip", "--data.max_bad_fraction=0.07"]
@@ -19,7 +19,7 @@ SKIP = ["--data.on_bad_sample=skip", "--data.max_bad_fraction=0.07"]
 
 @pytest.fixture(scope="module")
 def damaged(shapes: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options of `tiny` on a copy of the data in which some pictures are cut, and one is a web page."""
+    """The options of `tiny` on a copy of the data in which some images are cut, and one is a web page."""
     folder = tmp_path_factory.mktemp("damaged") / "shapes"
     shutil.copytree(shapes, folder)
     for split, numbers in BAD.items():
@@ -41,7 +41,7 @@ def whole(damaged: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_by_default_the_first_bad_picture_stops_the_run(
+def test_by_default_the_first_bad_image_stops_the_run(
     damaged: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -50,13 +50,13 @@ def test_by_default_the_first_bad_picture_stops_the_run(
     assert "truncated or damaged" in capsys.readouterr().err
 
 
-def test_skipped_pictures_are_counted_by_split_and_reason(whole: Path) -> None:
+def test_skipped_images_are_counted_by_split_and_reason(whole: Path) -> None:
     found = {k.removeprefix("run/samples_"): v for k, v in metrics(whole).items() if k.startswith("run/samples_")}
     del found["per_second"]
     assert found == {
         "seen": 192, "repeated": 0, "lost": 0,
         "skipped": 7, "skipped/train": 2, "skipped/val": 1, "skipped/test": 2,
-        "skipped/test_seen": 1, "skipped/test_unseen": 1,  # the same pictures as in test
+        "skipped/test_seen": 1, "skipped/test_unseen": 1,  # the same images as in test
         "skipped/truncated or damaged PNG": 5, "skipped/not an image": 2,
     }  # fmt: skip
 
@@ -82,14 +82,14 @@ def test_resumed_run_that_skips_is_bit_identical(whole: Path, damaged: list[str]
     assert metrics(tmp_path)["run/samples_seen"] == 192
 
 
-def test_too_many_bad_pictures_stop_the_run_and_are_listed(
+def test_too_many_bad_images_stop_the_run_and_are_listed(
     damaged: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         fit(damaged, tmp_path, "--name=run", "--data.on_bad_sample=skip", "--data.max_bad_fraction=0.02")
     assert stopped.value.code == 1
     errors = capsys.readouterr().err
-    assert "train: 2 of 64 pictures can't be read" in errors
+    assert "train: 2 of 64 images can't be read" in errors
     assert errors.count("truncated or damaged") >= 2, "each with its record"
     assert "captions_train.json:" in errors
 
@@ -100,17 +100,17 @@ def test_one_file_in_a_hundred_is_counted_exactly(tiny: list[str], tmp_path: Pat
     rng = np.random.default_rng(0)
     bad = rng.permutation(count)[: count // 100].tolist()
     records = []
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(count):
-        file = tmp_path / f"pictures/{i}.png"
+        file = tmp_path / f"images/{i}.png"
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
         if i in bad:
             kind = bad.index(i) % 4
             file.write_bytes((b"", b"<!DOCTYPE html>", file.read_bytes()[:60], file.read_bytes()[:-40])[kind])
-        records.append(json.dumps({"image": file.name, "caption": f"picture {i}"}))
+        records.append(json.dumps({"image": file.name, "caption": f"image {i}"}))
     (tmp_path / "train.jsonl").write_text("\n".join(records))
     data = ["--data.format=jsonl", f"--data.annotations={{train: {tmp_path}/train.jsonl}}"]
-    data += [f"--data.images={tmp_path}/pictures", "--data.batch_size=100", "--data.on_bad_sample=skip"]
+    data += [f"--data.images={tmp_path}/images", "--data.batch_size=100", "--data.on_bad_sample=skip"]
     fit(tiny, tmp_path, "--name=run", *data, "--trainer.max_epochs=1", "--checkpoint.every_n_steps=50")
     found = metrics(tmp_path)
     assert found["run/samples_seen"] == count and found["run/samples_lost"] == 0
@@ -121,7 +121,7 @@ def test_one_file_in_a_hundred_is_counted_exactly(tiny: list[str], tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def uneven(damaged: list[str], shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of data that splits badly in two: the second process has 7 validation pairs and no whole picture."""
+    """Options of data that splits badly in two: the second process has 7 validation pairs and no whole image."""
     before = next(option for option in damaged if option.startswith("--data.images=")).split("=")[1]
     folder = tmp_path_factory.mktemp("uneven") / "shapes"
     shutil.copytree(Path(before).parent, folder)
@@ -144,7 +144,7 @@ def uneven(damaged: list[str], shapes: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_two_processes_that_skip_unevenly_train_and_evaluate_as_one(uneven: list[str], tmp_path: Path) -> None:
-    """In batches of 7 the first process has two for validation, the second a single one without any picture."""
+    """In batches of 7 the first process has two for validation, the second a single one without any image."""
     more = ["--name=run", "--data.on_bad_sample=skip", "--data.max_bad_fraction=0.6", "--data.eval_batch_size=7"]
     main([*CONFIG, *uneven, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
     errors = finish(start(uneven, tmp_path / "two", *more))
@@ -170,4 +170,4 @@ def test_two_processes_stop_at_what_both_skipped_together(uneven: list[str], tmp
     run = start(uneven, tmp_path, "--data.on_bad_sample=skip", "--data.max_bad_fraction=0.5")
     errors = run.communicate(timeout=120)[1]
     assert run.returncode == 1
-    assert "val: 8 of 15 pictures can't be read" in errors
+    assert "val: 8 of 15 images can't be read" in errors

@@ -91,11 +91,11 @@ def test_rows_hold_results_that_are_the_means_of_their_items(whole: tuple[str, P
         assert options["model.fusion"] == row["strategy"] and "trainer.default_root_dir" not in options
         assert row["scorers"] == {"pretrain": "itc"} and "val/itm_accuracy" in row["curves"]
         with np.load(whole[1] / "items" / f"{row['arm']}.npz") as items:
-            names = [name for name in items.files if not name.endswith(":picture")]
+            names = [name for name in items.files if not name.endswith(":image")]
             assert {"foils/overall", "retrieval/text_to_image/R@1", "pretrain/itm_accuracy"} <= {*names}
             for name in names:
                 assert items[name].mean() == pytest.approx(row["results"][name], abs=1e-12), name
-                assert items[f"{name}:picture"].shape == items[name].shape
+                assert items[f"{name}:image"].shape == items[name].shape
 
 
 def test_budgets_are_equal_and_the_arms_took_their_steps(whole: tuple[str, Path]) -> None:
@@ -323,7 +323,7 @@ class Product(Fusion):
         self.absent = torch.nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, text, image):
-        return Fused(text, image, text.or_learned(self.absent).first * image.or_learned(self.absent).first)
+        return Fused(text, image, text.with_fallback(self.absent).first * image.with_fallback(self.absent).first)
 """
 
 

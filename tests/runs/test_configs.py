@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from interrupted import ROOT, fit, trace
 from tiers import tier
 
-from mmbert.cli.parser import main
-from mmbert.compare.specs import written_options
+from mmbert.cli.main import main
+from mmbert.compare.specs import explicit_options
 
 PRESETS = sorted(
     str(p.relative_to(ROOT))
@@ -169,7 +169,7 @@ def test_option_of_an_objective_leaves_the_others_alone(
     flat: dict[str, object] = {}
     for name, value in expected.items():
         flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    assert written_options(arguments) == {f"model.objectives.{name}": value for name, value in flat.items()}
+    assert explicit_options(arguments) == {f"model.objectives.{name}": value for name, value in flat.items()}
 
 
 @pytest.mark.parametrize(

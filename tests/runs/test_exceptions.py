@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from mmbert.data.pairs import Collate
 from mmbert.data.processor import MMBertProcessor
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.checkpoints import is_whole, newest_whole, step_of
+from mmbert.training.checkpoints import is_complete, latest_complete_checkpoint, step_of
 
 
 def raising(original: Callable[..., Any], *, after: int, in_training: Callable[..., bool]) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ PLACES: dict[str, tuple[type, str, Callable[..., Any], str]] = {
     ),
     "collate": (
         Collate, "__call__",
-        lambda f: raising(f, after=7, in_training=lambda _, samples: samples[0].wrong_picture is None),
+        lambda f: raising(f, after=7, in_training=lambda _, samples: samples[0].wrong_pixel_values is None),
         "optimizer steps done, in or after batch ",
     ),
     "forward": (
@@ -97,9 +97,9 @@ def test_error_ends_the_run_with_its_place_and_the_resumed_run_is_bit_identical(
     assert code == 1
     assert "ZeroDivisionError: injected" in errors
     assert said in errors
-    newest = newest_whole(tmp_path / "run/checkpoints")
+    newest = latest_complete_checkpoint(tmp_path / "run/checkpoints")
     assert newest is not None and 4 <= step_of(newest) <= 8
-    assert all(is_whole(path) for path in (tmp_path / "run/checkpoints").glob("*.ckpt"))
+    assert all(is_complete(path) for path in (tmp_path / "run/checkpoints").glob("*.ckpt"))
     fit(tiny, tmp_path, "--name=run", "--resume=auto")
     assert trace(tmp_path) == trace(whole)
     assert results(tmp_path) == results(whole)

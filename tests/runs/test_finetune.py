@@ -1,4 +1,4 @@
-"""Fine-tuning runs of the command line: from a pretrained model, with what the picture is worth beside every score."""
+"""Fine-tuning runs of the command line: from a pretrained model, with what the image is worth beside every score."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ import yaml
 from interrupted import killed, results, trace, weights
 from processes import ROOT, finish, start
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 from mmbert.data.readers.vqa import read_annotations, read_questions, read_results
 from mmbert.inference.loading import load_folder
-from mmbert.metrics.vqa import Answered, vqa_accuracy
+from mmbert.metrics.vqa import AnsweredQuestion, vqa_accuracy
 from mmbert.model.initialization import ModelOptions, build_model
 from mmbert.model.modeling import MMBertForTask
 from mmbert.training.checkpoints import step_of
@@ -37,7 +37,7 @@ def finetune(tiny_tasks: dict[str, list[str]], task: str, root: Path, *more: str
 
 
 @pytest.mark.parametrize("task", CONFIGS)
-def test_run_leaves_scores_with_and_without_the_picture(
+def test_run_leaves_scores_with_and_without_the_image(
     task: str, tiny_tasks: dict[str, list[str]], tmp_path: Path
 ) -> None:
     finetune(tiny_tasks, task, tmp_path)
@@ -58,7 +58,9 @@ def test_predictions_score_as_the_run_says(tiny_tasks: dict[str, list[str]], sha
     questions = read_questions(shapes / "annotations/questions_test.json")
     answers = read_annotations(shapes / "annotations/answers_test.json")
     said = read_results(tmp_path / "run/predictions_test.json", questions)  # each question once, no other
-    score = vqa_accuracy(Answered(i, said[i], a.answers, a.question_type, a.answer_type) for i, a in answers.items())
+    score = vqa_accuracy(
+        AnsweredQuestion(i, said[i], a.answers, a.question_type, a.answer_type) for i, a in answers.items()
+    )
     assert round(100 * results(tmp_path)["test/vqa_accuracy"], 2) == score["overall"]
 
 
@@ -118,10 +120,10 @@ def test_checkpoint_of_other_labels_is_told(
     assert "the checkpoint chooses between" in capsys.readouterr().err
 
 
-def test_texts_without_pictures_say_so(
+def test_texts_without_images_say_so(
     tiny_tasks: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A forgotten folder is told; no picture is a model of its own."""
+    """A forgotten folder is told; no image is a model of its own."""
     with pytest.raises(SystemExit):
         finetune(tiny_tasks, "decision", tmp_path, "--data.images=")
     assert "data.images is missing" in capsys.readouterr().err
@@ -129,7 +131,7 @@ def test_texts_without_pictures_say_so(
         finetune(tiny_tasks, "decision", tmp_path, "--data.image_key=null")
     assert "leave data.images out" in capsys.readouterr().err
     finetune(tiny_tasks, "decision", tmp_path, "--data.images=", "--data.image_key=null", "--trainer.max_steps=1")
-    assert load_folder(tmp_path / "run/model")[0].config.pictures == 0
+    assert load_folder(tmp_path / "run/model")[0].config.images == 0
 
 
 def test_folder_that_is_no_model_is_told(tmp_path: Path) -> None:

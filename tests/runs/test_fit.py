@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 from mmbert.data.processor import MMBertProcessor
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining

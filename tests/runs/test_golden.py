@@ -12,7 +12,7 @@ import pytest
 import torch
 from interrupted import ROOT, trace
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 
 FOLDER = ROOT / "tests/golden"
 

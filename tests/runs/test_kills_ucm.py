@@ -1,4 +1,4 @@
-"""20 `kill -9` at random moments over one run with real pictures, real encoders and 2 loader processes."""
+"""20 `kill -9` at random moments over one run with real images, real encoders and 2 loader processes."""
 
 import os
 import random

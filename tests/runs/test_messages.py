@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -175,7 +175,7 @@ def test_missing_annotation_file_is_named(tiny: list[str], tmp_path: Path, capsy
     assert "nowhere.json" in message(capsys, 1, [*tiny, "--data.annotations={train: nowhere.json}"])
 
 
-def test_missing_picture_is_named_with_its_record(
+def test_missing_image_is_named_with_its_record(
     tiny: list[str], tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = message(capsys, 1, [*tiny, *coco(tmp_path, shapes, file_name="train/nowhere.png")])
@@ -184,7 +184,7 @@ def test_missing_picture_is_named_with_its_record(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_picture_stops_the_run_with_its_name(
+def test_broken_image_stops_the_run_with_its_name(
     workers: int, tiny: list[str], tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (shapes / "images/broken.png").write_bytes(b"<html>not found</html>")
@@ -196,7 +196,7 @@ def test_broken_picture_stops_the_run_with_its_name(
 
 def test_mistake_is_told_within_five_seconds_beyond_the_imports(tiny: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys, time; from mmbert.cli.parser import main; t = time.process_time()\n"
+        "import sys, time; from mmbert.cli.main import main; t = time.process_time()\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as e: print(e.code, time.process_time() - t)"
     )

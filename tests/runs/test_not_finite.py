@@ -8,7 +8,7 @@ import torch
 from interrupted import fit, trace
 
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.checkpoints import WholeCheckpointIO, newest_whole
+from mmbert.training.checkpoints import VerifiedCheckpointIO, latest_complete_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_run_stops_with_step_rates_norms_and_samples(
     assert facts["samples"][0]["image"].endswith(".png")
     assert [set(losses) for losses in facts["losses"]] == [{"mlm", "itm", "itc"}] * 2
     assert len(trace(tmp_path)) == 4, "three steps were taken"
-    newest = newest_whole(tmp_path / "run/checkpoints")
+    newest = latest_complete_checkpoint(tmp_path / "run/checkpoints")
     assert newest is not None
-    weights = WholeCheckpointIO().load_checkpoint(newest)["state_dict"]
+    weights = VerifiedCheckpointIO().load_checkpoint(newest)["state_dict"]
     assert all(bool(value.isfinite().all()) for value in weights.values())

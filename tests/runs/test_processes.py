@@ -11,7 +11,7 @@ import torch
 from interrupted import results, trace
 from processes import CONFIG, EXACT, finish, start
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 from mmbert.model.modeling import MMBertForPreTraining
 
 

@@ -8,7 +8,7 @@ import torch
 from interrupted import fit, killed_at, results, trace, weights
 from tiers import tier
 
-from mmbert.training.checkpoints import is_whole, newest_whole, step_of
+from mmbert.training.checkpoints import is_complete, latest_complete_checkpoint, step_of
 
 KILLS = tier(5, 50)
 
@@ -35,10 +35,10 @@ def test_random_kills_lose_at_most_one_step_and_change_nothing(tiny: list[str], 
             if not going_on:
                 length = min(length, time.monotonic() - started)  # the first run was cold, or the machine busy
                 break
-            newest = newest_whole(root / "run/checkpoints")
+            newest = latest_complete_checkpoint(root / "run/checkpoints")
             assert steps_done(root) - (step_of(newest) if newest else 0) <= 1, "the interval is one step"
             latest = root / "run/checkpoints/latest"
-            assert not latest.is_file() or is_whole(latest.with_name(latest.read_text().strip()))
+            assert not latest.is_file() or is_complete(latest.with_name(latest.read_text().strip()))
         if going_on:
             fit(tiny, root, *options)
         assert trace(root) == trace(whole)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import mmbert
-from mmbert.cli.commands import _parser, run_command
-from mmbert.cli.parser import main
+from mmbert.cli.commands import _parser
+from mmbert.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -80,7 +80,7 @@ def test_fusion_of_ones_own_trains_and_matches(
     assert curves[0] == curves[1] and curves[0].count("\n") == 4
 
     capsys.readouterr()
-    run_command(match[1:])
+    main(match[1:])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "probability" and printed[1].endswith("a red circle")
 

@@ -11,7 +11,7 @@ from tiny import randomize, tiny_batch, tiny_config
 from torch import Tensor
 
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.runtime.distributed import gather, gather_ragged, leave_together, maximum
+from mmbert.runtime.distributed import all_gather, all_gather_ragged, all_reduce_max, exit_together
 
 ROWS = 6
 OBJECTIVES = {"mlm": 0.7, "itm": {"weight": 1.3, "negatives": "hard"}, "itc": {"weight": 0.5, "embedding_size": 16}}
@@ -64,7 +64,11 @@ def test_two_processes_give_the_loss_and_gradients_of_one(fusion: str, tmp_path:
 def test_gather_keeps_the_order_of_processes_and_pads_ragged_rows(tmp_path: Path) -> None:
     def work(rank: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         ragged = torch.full((2, 1 + rank), rank)
-        return gather(torch.tensor([[rank], [10 + rank]])), gather_ragged(ragged, pad=-1), maximum(rank, 5 - rank)
+        return (
+            all_gather(torch.tensor([[rank], [10 + rank]])),
+            all_gather_ragged(ragged, pad=-1),
+            all_reduce_max(rank, 5 - rank),
+        )
 
     for rows, ragged, largest in in_processes(2, work, tmp_path):
         assert rows.tolist() == [[0], [10], [1], [11]]
@@ -77,12 +81,12 @@ def test_nobody_leaves_while_another_still_writes(tmp_path: Path) -> None:
         if rank == 0:
             time.sleep(1)
             (tmp_path / "metrics.json").write_text("{}")
-        leave_together()
+        exit_together()
         return (tmp_path / "metrics.json").is_file(), dist.is_initialized()
 
     assert in_processes(2, work, tmp_path) == [(True, False), (True, False)]
 
 
 def test_one_process_leaves_alone() -> None:
-    leave_together()
+    exit_together()
     assert not dist.is_initialized()

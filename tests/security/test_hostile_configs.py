@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = (
@@ -49,7 +49,7 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def watched(arguments: list[str], folder: Path) -> tuple[int, str, list[str]]:
+def monitors(arguments: list[str], folder: Path) -> tuple[int, str, list[str]]:
     """Exit code, error stream and forbidden events of `main(arguments)` in a process of its own."""
     events, errors = folder / "events.txt", folder / "stderr.txt"
 
@@ -79,7 +79,7 @@ def watched(arguments: list[str], folder: Path) -> tuple[int, str, list[str]]:
 def test_hostile_configuration_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
     config = tmp_path / "hostile.yaml"
     config.write_text(CONFIGS[name].replace("SENTINEL", str(tmp_path / "SENTINEL")))
-    code, errors, events = watched(["fit", "--config", str(config)], tmp_path)
+    code, errors, events = monitors(["fit", "--config", str(config)], tmp_path)
     assert events == []
     assert not (tmp_path / "SENTINEL").exists()
     assert code in (1, 2), errors

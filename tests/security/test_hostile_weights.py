@@ -19,7 +19,7 @@ from tiny import tiny_config
 
 from mmbert import MMBertForPreTraining
 from mmbert.model.initialization import ModelOptions, build_model
-from mmbert.training.checkpoints import WholeCheckpointIO
+from mmbert.training.checkpoints import VerifiedCheckpointIO
 
 SENTINEL = Path("executed")
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
@@ -115,7 +115,7 @@ def refused(work: Callable[[], object], folder: Path) -> str:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_hostile_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     path = CHECKPOINTS[name](tmp_path)
-    assert refused(lambda: WholeCheckpointIO().load_checkpoint(path), tmp_path)
+    assert refused(lambda: VerifiedCheckpointIO().load_checkpoint(path), tmp_path)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -160,6 +160,6 @@ def test_code_in_a_model_folder_is_never_imported(model_folder: Path, tmp_path: 
 
 
 def test_every_file_of_a_run_is_tensors_and_text(tmp_path: Path) -> None:
-    io, path = WholeCheckpointIO(), tmp_path / "step=1.ckpt"
+    io, path = VerifiedCheckpointIO(), tmp_path / "step=1.ckpt"
     io.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "loops": {"a": [1, 2.0, "x", None, True]}}, path)
     assert io.load_checkpoint(path)["loops"] == {"a": [1, 2.0, "x", None, True]}

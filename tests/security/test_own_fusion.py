@@ -11,8 +11,7 @@ import pytest
 from tiny import tiny_config, tiny_processor
 
 import mmbert
-from mmbert.cli.commands import run_command
-from mmbert.cli.parser import main
+from mmbert.cli.main import main
 from mmbert.errors import UsageError
 from mmbert.model.fusion import build_fusion
 from mmbert.model.modeling import MMBertForPreTraining
@@ -30,7 +29,7 @@ class Own(Fusion):
         self.absent = torch.nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, text, image):
-        return Fused(text, image, text.or_learned(self.absent).first + image.or_learned(self.absent).first)
+        return Fused(text, image, text.with_fallback(self.absent).first + image.with_fallback(self.absent).first)
 
 class NoFusion(torch.nn.Module):
     pass
@@ -82,7 +81,7 @@ def test_saved_model_that_names_a_class_imports_nothing(saved: Path, capsys: pyt
     )  # fmt: skip
     for command in commands:
         with pytest.raises(SystemExit) as stopped:
-            run_command(command)
+            main(command)
         assert stopped.value.code == 2
         assert "--allow-import stranger_fusion" in capsys.readouterr().err
     assert not (saved.parent / "IMPORTED").exists() and "stranger_fusion" not in sys.modules

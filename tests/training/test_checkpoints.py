@@ -15,11 +15,11 @@ from mmbert.evaluation.pairs import metric_names
 from mmbert.model.objectives import OBJECTIVES
 from mmbert.model.tasks import TASKS
 from mmbert.training.checkpoints import (
-    WholeCheckpointIO,
+    VerifiedCheckpointIO,
+    checksum_path,
     is_better,
-    is_whole,
-    newest_whole,
-    sum_path,
+    is_complete,
+    latest_complete_checkpoint,
     tensor_bytes,
 )
 
@@ -42,7 +42,7 @@ def limited(work: Any, *, file_bytes: int) -> dict[str, Any]:
 
 
 def test_full_disk_leaves_the_checkpoint_before_it_and_says_what_is_needed(tmp_path: Path) -> None:
-    io = WholeCheckpointIO()
+    io = VerifiedCheckpointIO()
     io.save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path / "step=1.ckpt")
 
     def save() -> dict[str, str]:
@@ -56,12 +56,12 @@ def test_full_disk_leaves_the_checkpoint_before_it_and_says_what_is_needed(tmp_p
     assert f"{tmp_path}/step=2.ckpt: the checkpoint could not be written" in error
     assert "about 0.2 MB" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step=1.ckpt", "step=1.ckpt.sha256"]
-    assert newest_whole(tmp_path) == tmp_path / "step=1.ckpt"
+    assert latest_complete_checkpoint(tmp_path) == tmp_path / "step=1.ckpt"
     assert io.load_checkpoint(tmp_path / "step=1.ckpt")["epoch"] == 1
 
 
 def test_failed_save_over_an_older_one_keeps_the_older_one(tmp_path: Path) -> None:
-    io, path = WholeCheckpointIO(), tmp_path / "best-step=5.ckpt"
+    io, path = VerifiedCheckpointIO(), tmp_path / "best-step=5.ckpt"
     io.save_checkpoint({"epoch": 1}, path)
 
     def save() -> dict[str, str]:
@@ -70,25 +70,25 @@ def test_failed_save_over_an_older_one_keeps_the_older_one(tmp_path: Path) -> No
         return {}
 
     limited(save, file_bytes=100_000)
-    assert is_whole(path)
+    assert is_complete(path)
     assert io.load_checkpoint(path) == {"epoch": 1}
 
 
 def test_folder_that_can_not_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file stands where the folder should")
     with pytest.raises(DataError, match="could not be written"):
-        WholeCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "checkpoints/step=1.ckpt")
+        VerifiedCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "checkpoints/step=1.ckpt")
 
 
 def test_temporary_folder_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/nowhere")
     monkeypatch.setattr("tempfile.tempdir", None)
-    WholeCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "step=1.ckpt")
-    assert is_whole(tmp_path / "step=1.ckpt")
+    VerifiedCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "step=1.ckpt")
+    assert is_complete(tmp_path / "step=1.ckpt")
 
 
 def test_every_cut_and_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    io, path = WholeCheckpointIO(), tmp_path / "step=1.ckpt"
+    io, path = VerifiedCheckpointIO(), tmp_path / "step=1.ckpt"
     io.save_checkpoint(CHECKPOINT, path)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -100,24 +100,24 @@ def test_every_cut_and_every_flipped_bit_is_found(tmp_path: Path) -> None:
         else:
             del damaged[at:]
         path.write_bytes(damaged)
-        assert not is_whole(path)
+        assert not is_complete(path)
         with pytest.raises(DataError, match="torn"):
             io.load_checkpoint(path)
     path.write_bytes(whole)
-    assert is_whole(path)
+    assert is_complete(path)
 
 
 def test_what_is_read_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmbert.training.checkpoints.digest", lambda path: "of something else")
     with pytest.raises(DataError, match="not what was written"):
-        WholeCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "step=1.ckpt")
+        VerifiedCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "step=1.ckpt")
     assert not list(tmp_path.iterdir())
 
 
 def test_less_is_better_of_losses_and_median_ranks_and_more_of_all_other_results() -> None:
     known = [
         *metric_names(OBJECTIVES),
-        *(f"{name}_{result}" for name, task in TASKS.items() for result in task.watched),
+        *(f"{name}_{result}" for name, task in TASKS.items() for result in task.monitors),
     ]
     less = {f"val/{name}" for name in known if is_better(f"val/{name}", 1.0, than=2.0)}
     ways = ("image_to_text", "text_to_image")
@@ -128,8 +128,8 @@ def test_less_is_better_of_losses_and_median_ranks_and_more_of_all_other_results
 
 
 def test_sum_without_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
-    sum_path(tmp_path / "step=1.ckpt").write_text("0\n")
-    assert newest_whole(tmp_path) is None
+    checksum_path(tmp_path / "step=1.ckpt").write_text("0\n")
+    assert latest_complete_checkpoint(tmp_path) is None
 
 
 def test_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "step=1.ckpt"
     torch.save({"state_dict": {}, "loops": Hostile()}, path)
     with pytest.raises(Exception, match="Weights only load failed"):
-        WholeCheckpointIO().load_checkpoint(path)
+        VerifiedCheckpointIO().load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
 
 

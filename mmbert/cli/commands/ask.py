@@ -2,9 +2,10 @@
 
 import argparse
 
-from mmbert.cli.command_line import add_model, print_line
+from mmbert.cli.command_line import add_model
 from mmbert.errors import printable
 from mmbert.inference.loaded import load
+from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.set_defaults(run=_ask)
     add_model(command)
-    command.add_argument("image", metavar="IMAGE", help="A picture file.")
+    command.add_argument("image", metavar="IMAGE", help="An image file.")
     command.add_argument("question", metavar="QUESTION", help="A question or statement about it.")
     command.add_argument("--top_k", type=int, default=5, help="Answers wanted.")
     command.add_argument("--device", help="cpu, cuda, cuda:1 ...; without it the GPU if there is one.")

@@ -47,11 +47,11 @@ def _compare(
     report_only: bool,
 ) -> int:
     # Here, or every small command would wait for Lightning and matplotlib.
-    from mmbert.compare.folder import refuse_others
+    from mmbert.compare.folder import check_same_comparison
     from mmbert.compare.plan import load_comparison
     from mmbert.compare.report import report_from
     from mmbert.compare.rows import read_rows
-    from mmbert.compare.runner import run_comparison, tell_report
+    from mmbert.compare.runner import log_report, run_comparison
     from mmbert.compare.specs import Settings
 
     comparison = load_comparison(config, changes)
@@ -62,8 +62,8 @@ def _compare(
         rows = read_rows(folder)
         if not rows:
             raise UsageError(f"--report_only: {folder}/results.jsonl has no row; compare first.")
-        refuse_others(comparison, settings, rows, foils_moved=True)
-        tell_report(comparison, settings, rows)
+        check_same_comparison(comparison, settings, rows, foils_moved=True)
+        log_report(comparison, settings, rows)
     else:
         rows = run_comparison(comparison, settings)
     log.info("report in %s", report_from(folder))

@@ -21,7 +21,7 @@ from mmbert.evaluation.foils import score_foils
 from mmbert.evaluation.retrieval import NEEDS, SCORERS, Candidates, choose_scorer, retrieve
 from mmbert.inference.loading import load_folder
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.runtime.distributed import processes_of_torchrun, rank
+from mmbert.runtime.distributed import rank, torchrun_process_group
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     tasks = command.add_subparsers(required=True, metavar="retrieval|foils")
     retrieval = tasks.add_parser(
         "retrieval",
-        help="rank pictures and captions against each other",
+        help="rank images and captions against each other",
         description="Prints recall at 1, 5 and 10 of both directions, median ranks and rsum, with the number of "
         "encoder and fusion passes, the time and the peak memory; docs/evaluation.md tells how it is counted.",
     )
@@ -42,13 +42,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     retrieval.add_argument("--scorer", nargs="+", default=["auto"], choices=["auto", *SCORERS],
                            help="One or more: itc (contrastive), itm (every pair is fused), two_stage (pairs that are "
                            "near by itc are fused); auto: two_stage where the model has both objectives.")  # fmt: skip
-    retrieval.add_argument("--k", type=int, default=32, help="Shortlist of two_stage, in texts a picture and in "
-                           "pictures a text.")  # fmt: skip
+    retrieval.add_argument("--k", type=int, default=32, help="Shortlist of two_stage, in texts an image and in "
+                           "images a text.")  # fmt: skip
     retrieval.add_argument("--folds", type=int, nargs="+", default=[1], help="One or more: mean over so many "
-                           "consecutive parts of the pictures; 5 is the 1k protocol of COCO's 5,000.")  # fmt: skip
+                           "consecutive parts of the images; 5 is the 1k protocol of COCO's 5,000.")  # fmt: skip
     retrieval.add_argument("--equal_texts", action="store_true",
-                           help="Count a caption as right for every picture that carries an equal one.")  # fmt: skip
-    retrieval.add_argument("--image_key", metavar="K", help="Field with the picture's path (jsonl, csv).")
+                           help="Count a caption as right for every image that carries an equal one.")  # fmt: skip
+    retrieval.add_argument("--image_key", metavar="K", help="Field with the image's path (jsonl, csv).")
     retrieval.add_argument("--caption_key", metavar="K", nargs="+", help="Fields with captions (jsonl, csv).")
     retrieval.add_argument("--split_key", metavar="K", help="Field that tells the split (jsonl, csv).")
 
@@ -56,20 +56,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "foils",
         help="compare true captions with false ones (SugarCrepe)",
         description="Prints, for each category, how often the true caption scores above the foil: with the right "
-        "picture, with a blank one, and with another picture of the file.",
+        "image, with a blank one, and with another image of the file.",
     )
     foils.set_defaults(run=_foils)
     _add_common(foils)
     foils.add_argument("--foils", metavar="FILE", nargs="+", required=True, help="Files in SugarCrepe's format.")
     foils.add_argument("--scorer", default="auto", choices=["auto", "itm", "itc"], help="auto: itm, else itc.")
-    foils.add_argument("--seed", type=int, default=0, help="Of the wrong pictures.")
+    foils.add_argument("--seed", type=int, default=0, help="Of the wrong images.")
 
 
 def _add_common(task: argparse.ArgumentParser) -> None:
     add_model(task)
-    task.add_argument("--images", metavar="DIR", required=True, help="Folder of the pictures.")
-    task.add_argument("--batch_size", type=int, default=64, help="Pictures, or texts, encoded in one call.")
-    task.add_argument("--num_workers", type=int, default=0, help="Processes that decode pictures.")
+    task.add_argument("--images", metavar="DIR", required=True, help="Folder of the images.")
+    task.add_argument("--batch_size", type=int, default=64, help="Images, or texts, encoded in one call.")
+    task.add_argument("--num_workers", type=int, default=0, help="Processes that decode images.")
     task.add_argument("--out", metavar="REPORT.json", help="Writes all numbers to this file.")
 
 
@@ -89,7 +89,7 @@ def _retrieval(
     out: str | None,
     **keys: str | list[str] | None,
 ) -> int:
-    with processes_of_torchrun():
+    with torchrun_process_group():
         ready, processor = _load(model, batch_size, num_workers)
         split = _split(split, told=format == "karpathy" or keys["split_key"] is not None, format=format)
         scorers = list(dict.fromkeys(choose_scorer(ready, name) for name in scorer))
@@ -98,7 +98,7 @@ def _retrieval(
         encoded = encode(
             ready,
             processor,
-            candidates.pictures,
+            candidates.images,
             candidates.texts,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -131,7 +131,7 @@ def _candidates(format: str, annotations: str, images: str, split: str, keys: Ma
         found = read_examples(format, {split: annotations}, images, **keys)
     if not found.get(split):
         raise DataError(
-            annotations, f"no picture in the split {split!r}", f"one of the splits it has: {', '.join(found)}"
+            annotations, f"no image in the split {split!r}", f"one of the splits it has: {', '.join(found)}"
         )
     return Candidates.of(found[split])
 
@@ -158,7 +158,7 @@ def _retrieval_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         "peak memory": [f"{r['peak_memory'] / 1e9:.2f} GB" for r in reports],
     }
     ties = "equal texts are right" if first["equal_texts"] else "equal texts are wrong"
-    head = f"{first['num_images']:,} pictures, {first['num_texts']:,} texts of {first['split']}; ties rank last; {ties}"
+    head = f"{first['num_images']:,} images, {first['num_texts']:,} texts of {first['split']}; ties rank last; {ties}"
     return [head, *_aligned([[name, *values] for name, values in rows.items()])]
 
 
@@ -173,7 +173,7 @@ def _foils(
     num_workers: int,
     out: str | None,
 ) -> int:
-    with processes_of_torchrun():
+    with torchrun_process_group():
         ready, processor = _load(model, batch_size, num_workers)
         records = read_foils([Path(file) for file in foils], ImageFolder(images))
         report = score_foils(

@@ -1,21 +1,22 @@
-"""`mmbert match MODEL IMAGE "text" "text" ...`: how well each text fits a picture."""
+"""`mmbert match MODEL IMAGE "text" "text" ...`: how well each text fits an image."""
 
 import argparse
 
-from mmbert.cli.command_line import add_model, print_line
+from mmbert.cli.command_line import add_model
 from mmbert.errors import printable
 from mmbert.inference.loaded import load
+from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Adds what may follow `mmbert match`."""
     command.description = (
-        "Prints how well each text fits the picture, best first: the probability that they belong together, or for a "
+        "Prints how well each text fits the image, best first: the probability that they belong together, or for a "
         "model with itc alone the cosine of their vectors; the first line says which."
     )
     command.set_defaults(run=_match)
     add_model(command)
-    command.add_argument("image", metavar="IMAGE", help="A picture file.")
+    command.add_argument("image", metavar="IMAGE", help="An image file.")
     command.add_argument("texts", metavar="TEXT", nargs="+", help="One or more texts.")
     command.add_argument("--device", help="cpu, cuda, cuda:1 ...; without it the GPU if there is one.")
 

@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
-from mmbert.cli.command_line import add_model, print_line
+from mmbert.cli.command_line import add_model
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.vqa import read_vqav2
 from mmbert.errors import UsageError, printable
 from mmbert.inference.loaded import load
 from mmbert.inference.prediction import predict_vqa
+from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -22,13 +23,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     vqa.set_defaults(run=_vqa)
     add_model(vqa, "A folder RUN/model that was fine-tuned with model.task=vqa.")
     vqa.add_argument("--questions", metavar="Q.json", required=True, help="Questions as VQAv2 publishes them.")
-    vqa.add_argument("--images", metavar="DIR", required=True, help="Folder of the pictures.")
+    vqa.add_argument("--images", metavar="DIR", required=True, help="Folder of the images.")
     vqa.add_argument("--image_names", metavar="NAMES", required=True, help="How an image_id becomes a file name: a "
                      "template such as COCO_test2015_{:012d}.jpg, or a JSON file whose list \"images\" has \"id\" and "
                      "\"file_name\".")  # fmt: skip
     vqa.add_argument("--out", metavar="R.json", required=True, help="The file to write.")
     vqa.add_argument("--batch_size", type=int, default=64, help="Questions in one call of the model.")
-    vqa.add_argument("--num_workers", type=int, default=1, help="Processes that decode pictures.")
+    vqa.add_argument("--num_workers", type=int, default=1, help="Processes that decode images.")
     vqa.add_argument("--device", help="cpu, cuda, cuda:1 ...; without it the GPU if there is one.")
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from mmbert.data.readers.vqa import check_same_questions, read_annotations, read_questions, read_results
-from mmbert.metrics.vqa import MODES, Answered, vqa_accuracy
+from mmbert.metrics.vqa import MODES, AnsweredQuestion, vqa_accuracy
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def _vqa(*, questions: str, annotations: str, results: str, mode: str, out: str 
     check_same_questions(asked, answered)
     said = read_results(Path(results), answered)
     rows = (
-        Answered(number, said[number], known.answers, known.question_type, known.answer_type)
+        AnsweredQuestion(number, said[number], known.answers, known.question_type, known.answer_type)
         for number, known in answered.items()
     )
     scores = vqa_accuracy(rows, mode=mode)

@@ -10,29 +10,33 @@ import numpy as np
 
 from mmbert.compare.report import drawing, markdown, page
 from mmbert.compare.report.document import Example, build
-from mmbert.compare.report.outcomes import Items, Outcomes, Row
+from mmbert.compare.report.outcomes import ItemOutcomes, Outcomes, Row
 from mmbert.data.images import BadImageError, load_image, read_content
 from mmbert.errors import DataError
 
 LARGEST_EXAMPLE = 360
-"""Pixels of the longer side of a picture in the report."""
+"""Pixels of the longer side of an image in the report."""
 
 
 def write_report(
-    out: Path, rows: Sequence[Row], items: Items, comparison: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
+    out: Path,
+    rows: Sequence[Row],
+    items: ItemOutcomes,
+    comparison: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]],
 ) -> Path:
     """Writes the whole report of what has finished; the same input gives the same bytes.
 
-    `comparison.json`, `examples.json` and the examples' pictures are written too, so that with the runner's
+    `comparison.json`, `examples.json` and the examples' images are written too, so that with the runner's
     `results.jsonl` and `items/` `report_from` can do it again.
 
     Args:
         out: Folder of the comparison.
         rows: One an arm, done or failed.
-        items: Arm -> measure -> outcomes (items,) from 0 to 1, and "<measure>:picture" -> picture numbers (items,).
+        items: Arm -> measure -> outcomes (items,) from 0 to 1, and "<measure>:image" -> image numbers (items,).
         comparison: `name`, `strategies` (their order gives the colours), `seeds`, `budget_rule` (a sentence or the
             options), `primary` (names of measures or categories), `dataset`, `command`; all may be missing.
-        examples: Where strategies disagree: `picture` (path, in `out` or not, or content), `caption`, `foil`,
+        examples: Where strategies disagree: `image` (path, in `out` or not, or content), `caption`, `foil`,
             `category`, `said` (strategy -> whether it was right, or what it said).
 
     Returns:
@@ -95,9 +99,9 @@ def _parse(text: str, place: str) -> Any:
 
 def _example(out: Path, number: int, given: Mapping[str, Any]) -> Example:
     try:
-        content = _small(out, given["picture"])
+        content = _small(out, given["image"])
     except (KeyError, TypeError, BadImageError):
-        content = None  # told in the report: a picture that is gone must not cost the rest
+        content = None  # told in the report: an image that is gone must not cost the rest
     words = [str(given.get(name) or "") for name in ("caption", "foil", "category")]
     return Example(content, number, *words, said=_said(given.get("said") or {}))
 
@@ -108,19 +112,19 @@ def _said(given: Mapping[str, Any]) -> dict[str, bool | str]:
 
 
 def _small(out: Path, source: str | Path | bytes) -> bytes:
-    """A picture's content, small; one that is small and of the report is kept byte for byte."""
+    """An image's content, small; one that is small and of the report is kept byte for byte."""
     if not isinstance(source, bytes):
         inside = out / source
         own = inside.is_file() and inside.resolve().parent == (out / "examples").resolve()
         source = read_content(inside if inside.is_file() else source)
         if own:
             return source
-    picture = load_image(source)
-    picture.thumbnail((LARGEST_EXAMPLE, LARGEST_EXAMPLE))
+    image = load_image(source)
+    image.thumbnail((LARGEST_EXAMPLE, LARGEST_EXAMPLE))
     # Drawn scenes have few colours, and JPEG would smear their edges.
-    few_colours = picture.getcolors(maxcolors=4096) is not None
+    few_colours = image.getcolors(maxcolors=4096) is not None
     buffer = BytesIO()
-    picture.save(buffer, "PNG", optimize=True) if few_colours else picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "PNG", optimize=True) if few_colours else image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
@@ -128,11 +132,11 @@ def _save_inputs(out: Path, comparison: Mapping[str, Any], examples: Sequence[Ex
     (out / "comparison.json").write_text(json.dumps(comparison, indent=2, sort_keys=True) + "\n")
     listed = []
     for example in examples:
-        if example.picture is not None:
+        if example.image is not None:
             file = out / example.file
             file.parent.mkdir(exist_ok=True)
-            file.write_bytes(example.picture)
+            file.write_bytes(example.image)
         listed.append(
-            {"picture": example.file, **{k: getattr(example, k) for k in ("caption", "foil", "category", "said")}}
+            {"image": example.file, **{k: getattr(example, k) for k in ("caption", "foil", "category", "said")}}
         )
     (out / "examples.json").write_text(json.dumps(listed, indent=2) + "\n")

@@ -14,20 +14,20 @@ MOST_SENTENCES = 12
 """About pairs; more are told together."""
 
 HOW = (
-    "Intervals (95 %) are meant for other seeds and other pictures of the same kind; with one seed for other pictures "
-    "only. Pairs of strategies are tested on the same items, items of one picture kept together; p-values are "
+    "Intervals (95 %) are meant for other seeds and other images of the same kind; with one seed for other images "
+    "only. Pairs of strategies are tested on the same items, items of one image kept together; p-values are "
     "corrected by Holm over all pairs on all primary measures together, those of the other measures among themselves. "
     "A strategy is called better only where such a test shows it. The tests take seeds to spread about normally: a "
     "strategy of which some seeds collapse is told by its dots in the plots, not by a test. Scores are fractions; a "
     "point is 0.010. Without outcomes of single items nothing is tested, and ± is half of Student's 95 % interval over "
-    "seeds alone: other pictures would add to it. One seed has none, nor have seeds that agree to the last digit."
+    "seeds alone: other images would add to it. One seed has none, nor have seeds that agree to the last digit."
 )
 
 
 class Example(NamedTuple):
     """A test item about which strategies disagree."""
 
-    picture: bytes | None  # JPEG or PNG, None where it could not be read
+    image: bytes | None  # JPEG or PNG, None where it could not be read
     number: int
     caption: str
     foil: str
@@ -36,13 +36,13 @@ class Example(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The picture's place inside the report's folder, "" without one."""
-        return f"examples/{self.number}.{self.kind}" if self.picture is not None else ""
+        """The image's place inside the report's folder, "" without one."""
+        return f"examples/{self.number}.{self.kind}" if self.image is not None else ""
 
     @property
     def kind(self) -> str:
-        """Of the picture's content: what its data URI says."""
-        return "png" if (self.picture or b"").startswith(b"\x89PNG") else "jpeg"
+        """Of the image's content: what its data URI says."""
+        return "png" if (self.image or b"").startswith(b"\x89PNG") else "jpeg"
 
 
 class Section(NamedTuple):
@@ -92,7 +92,7 @@ def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
     sections = [
         Section("What is shown", verdicts, [], tested),
         Section("Quality", [], figure("quality"), tables.quality(outcomes)),
-        Section(_needs_title(outcomes), [], figure("picture"), tables.needs(outcomes)),
+        Section(_needs_title(outcomes), [], figure("image"), tables.needs(outcomes)),
         Section("By category", [], figure("categories"), tables.categories(outcomes)),
         Section("Seen and unseen pairs", [], [], tables.parts(outcomes)),
         Section("Cost", [], figure("cost"), [costs.cost(outcomes)] if outcomes.done else []),

@@ -41,9 +41,9 @@ def find(outcomes: Outcomes) -> Findings:
     for measure in dict.fromkeys(names):
         found = {name: list(outcomes.outcomes(name, measure).values()) for name in outcomes.strategies}
         found = {name: runs for name, runs in found.items() if runs}
-        pictures = outcomes.clusters(measure)
-        if pictures is not None and len(found) > 1:
-            items[measure], clusters[measure] = found, pictures
+        images = outcomes.clusters(measure)
+        if images is not None and len(found) > 1:
+            items[measure], clusters[measure] = found, images
     verdicts = compare_all(items, clusters, primary=chosen)
     if outcomes.exploratory:
         verdicts = [verdict._replace(shown=False) for verdict in verdicts]
@@ -67,7 +67,7 @@ def headline(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "Nothing was tested: no outcomes of single items"
     if not any(verdict.p == verdict.p for verdict in verdicts):
-        return "Nothing can be tested: that takes two seeds of each strategy, and several pictures"
+        return "Nothing can be tested: that takes two seeds of each strategy, and several images"
     shown = [verdict for verdict in verdicts if verdict.shown]
     if not shown:
         return f"No difference shown between {listed(done)}"
@@ -129,7 +129,7 @@ def sentence(verdict: Verdict, names: Mapping[str, str] | None = None) -> str:
     difference, low, high = verdict.difference, verdict.low, verdict.high
     level = f"{100 * verdict.level:g} % interval"
     if not verdict.shown:
-        reason = "; no test is possible with one seed or one picture" if isnan(verdict.p) else ""
+        reason = "; no test is possible with one seed or one image" if isnan(verdict.p) else ""
         return (
             f"no difference shown between {a} and {b} on {measure} (difference {_points(difference)} points, "
             f"{level} {_points(low)} to {_points(high)}{reason})"

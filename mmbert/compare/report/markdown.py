@@ -11,7 +11,7 @@ EXPLORATORY = "*Exploratory: no claim.*"
 
 
 def render(document: Document) -> str:
-    """The text of report.md; plots and pictures are named by their files."""
+    """The text of report.md; plots and images are named by their files."""
     lines = [f"# {escape(document.name)}: fusion strategies compared", "", f"**{escape(document.headline)}.**", ""]
     lines += [f"> {escape(text)}\n" for text in document.warnings]
     lines += [f"- {name}: {escape(value)}" for name, value in document.facts]
@@ -48,7 +48,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _example(example: Example) -> list[str]:
-    lines = [f"![picture]({example.file})", ""] if example.file else ["*The picture could not be read.*", ""]
+    lines = [f"![image]({example.file})", ""] if example.file else ["*The image could not be read.*", ""]
     lines.append(f"- true: {escape(example.caption)}")
     if example.foil:
         lines.append(f"- foil{f' ({escape(example.category)})' if example.category else ''}: {escape(example.foil)}")

@@ -12,11 +12,11 @@ from mmbert.compare.statistics import Interval
 from mmbert.errors import DataError, printable
 
 Row = Mapping[str, Any]
-Items = Mapping[str, Mapping[str, np.ndarray]]
+ItemOutcomes = Mapping[str, Mapping[str, np.ndarray]]
 
 VARIANTS = ("blank", "shuffled", "no_text")
 """Last part of a measure's name that tells what was taken away from the model."""
-TAKEN = {"blank": "picture", "shuffled": "picture", "no_text": "text"}
+TAKEN = {"blank": "image", "shuffled": "image", "no_text": "text"}
 """Variant -> what was taken away."""
 PARTS = ("seen", "unseen")
 """Part of a name that tells whether training had pairs of the kind."""
@@ -50,12 +50,12 @@ class Outcomes:
 
     Args:
         rows: One a finished arm; of two rows of one arm the later counts.
-        items: Arm -> measure -> outcomes (items,), and "<measure>:picture" -> picture numbers (items,).
+        items: Arm -> measure -> outcomes (items,), and "<measure>:image" -> image numbers (items,).
         comparison: What was compared: name, strategies, seeds, arms, exploratory, budget_rule, primary, dataset,
             command. With `arms` rows of others are left out.
     """
 
-    def __init__(self, rows: Sequence[Row], items: Items, comparison: Mapping[str, Any]) -> None:
+    def __init__(self, rows: Sequence[Row], items: ItemOutcomes, comparison: Mapping[str, Any]) -> None:
         asked = comparison.get("arms")
         rows = list({str(row["arm"]): row for row in rows if asked is None or row["arm"] in asked}.values())
         named = [*comparison.get("strategies", ()), *(row["strategy"] for row in rows)]
@@ -108,12 +108,12 @@ class Outcomes:
         return found
 
     def clusters(self, measure: str) -> np.ndarray | None:
-        """Which picture each item of a measure is about (items,); a variant may leave it to its measure."""
+        """Which image each item of a measure is about (items,); a variant may leave it to its measure."""
         parent, _, last = measure.rpartition("/")
-        if last in VARIANTS and not any(f"{measure}:picture" in found for found in self.items.values()):
+        if last in VARIANTS and not any(f"{measure}:image" in found for found in self.items.values()):
             measure = parent
         for row in self.done:
-            found = self.items.get(row["arm"], {}).get(f"{measure}:picture")
+            found = self.items.get(row["arm"], {}).get(f"{measure}:image")
             if found is not None:
                 return np.asarray(found)
         return None
@@ -152,17 +152,17 @@ class Outcomes:
         return statistics.interval_over_seeds(list(values.values()))
 
     def gap(self, strategy: str, first: str, second: str) -> Interval | None:
-        """How much more a strategy has of one measure than of another that is about other pictures."""
+        """How much more a strategy has of one measure than of another that is about other images."""
         values, others = self.values(strategy, first), self.values(strategy, second)
         seeds = [seed for seed in values if seed in others]
         found = [self.outcomes(strategy, first), self.outcomes(strategy, second)]
-        pictures = [self.clusters(first), self.clusters(second)]
+        images = [self.clusters(first), self.clusters(second)]
         if not seeds:
             return None
-        if pictures[0] is None or pictures[1] is None or any(seed not in runs for runs in found for seed in seeds):
+        if images[0] is None or images[1] is None or any(seed not in runs for runs in found for seed in seeds):
             return statistics.interval_over_seeds([values[seed] - others[seed] for seed in seeds])
         one, other = ([runs[seed] for seed in seeds] for runs in found)
-        return statistics.difference_between_items(one, pictures[0], other, pictures[1])
+        return statistics.difference_between_items(one, images[0], other, images[1])
 
     def names(self) -> list[str]:
         """Every name of a result, those of the primary measures first."""
@@ -251,27 +251,27 @@ class Outcomes:
         found, first = self.candidates(), re.fullmatch(r"R@(\d+)", last)
         if task != "retrieval" or way not in ([w] for w in WAYS) or first is None or found is None:
             return math.nan
-        pictures, captions = found
-        if any(_retrieval(row).get("equal_texts") for row in self.done) or captions % pictures:
+        images, captions = found
+        if any(_retrieval(row).get("equal_texts") for row in self.done) or captions % images:
             return math.nan  # how many of the captions are right is not written down
-        k, own = int(first[1]), captions // pictures
+        k, own = int(first[1]), captions // images
         if way == ["text_to_image"]:
-            return min(1.0, k / pictures)
+            return min(1.0, k / images)
         k = min(k, captions)
         return 1 - math.comb(captions - own, k) / math.comb(captions, k)
 
     def candidates(self) -> tuple[int, int] | None:
-        """Pictures and captions that "retrieval" ranks, None where that was not written down."""
+        """Images and captions that "retrieval" ranks, None where that was not written down."""
         for row in self.done:
             cost, asked = row.get("cost") or {}, _retrieval(row)
-            pictures = number(cost.get("search_images", asked.get("images")))
-            captions = number(cost.get("search_texts", pictures * number(asked.get("captions", 1))))
-            if pictures > 0 and captions > 0:
-                return int(pictures), int(captions)
+            images = number(cost.get("search_images", asked.get("images")))
+            captions = number(cost.get("search_texts", images * number(asked.get("captions", 1))))
+            if images > 0 and captions > 0:
+                return int(images), int(captions)
         return None
 
     def scorers(self, task: str) -> dict[str, list[str]]:
-        """What ranked a task's pictures and captions -> strategies of which it is written down."""
+        """What ranked a task's images and captions -> strategies of which it is written down."""
         found: dict[str, list[str]] = {}
         for row in self.done:
             asked = _retrieval(row) if task == "retrieval" else {}

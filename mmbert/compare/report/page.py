@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: plots and pictures inside, no scripts, light and dark."""
+"""A report as one HTML file that needs nothing else: plots and images inside, no scripts, light and dark."""
 
 import base64
 import html
@@ -120,10 +120,10 @@ def _name(name: str, signs: dict[str, int]) -> str:
 
 
 def _example(example: Example, signs: dict[str, int]) -> str:
-    picture = '<div class="missing">The picture could not be read.</div>'
-    if example.picture is not None:
-        content = base64.b64encode(example.picture).decode()
-        picture = f'<img alt="" src="data:image/{example.kind};base64,{content}">'
+    image = '<div class="missing">The image could not be read.</div>'
+    if example.image is not None:
+        content = base64.b64encode(example.image).decode()
+        image = f'<img alt="" src="data:image/{example.kind};base64,{content}">'
     foil = f'<p><span class="tag">foil</span> {escape(example.foil)}</p>' if example.foil else ""
     said = "".join(
         f'<li class="{verdict(answer) if isinstance(answer, bool) else "said"}">'
@@ -132,7 +132,7 @@ def _example(example: Example, signs: dict[str, int]) -> str:
     )
     category = f'<p class="kicker">{escape(example.category.replace("_", " "))}</p>' if example.category else ""
     return (
-        f'<article>{picture}<div class="what">{category}<p><span class="tag">true</span> {escape(example.caption)}</p>'
+        f'<article>{image}<div class="what">{category}<p><span class="tag">true</span> {escape(example.caption)}</p>'
         f"{foil}<ul>{said}</ul></div></article>"
     )
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from mmbert.compare.report.costs import COSTS, costs_of
 from mmbert.compare.report.drawing import GRID, MUTED, PAPER, Figure, Panel, look, shorten
 from mmbert.compare.report.outcomes import TAKEN, Outcomes, is_reference, is_score, mean_of, number, title
-from mmbert.compare.report.tables import percent, told_of
+from mmbert.compare.report.tables import percent, task_table
 from mmbert.compare.statistics import Interval
 
 ROW, FRAME = 0.34, 0.62
@@ -27,7 +27,7 @@ COST_AXES = ("parameters", "training_flops", "train_seconds", "ms_per_pair")
 
 def figures(outcomes: Outcomes) -> list[Figure]:
     """All that there is something to draw for."""
-    drawn = [quality(outcomes), picture(outcomes), categories(outcomes), cost(outcomes), curves(outcomes)]
+    drawn = [quality(outcomes), image(outcomes), categories(outcomes), cost(outcomes), curves(outcomes)]
     drawn.append(low_data(outcomes))
     return [figure._replace(panels=figure.panels[:MOST_PANELS]) for figure in drawn if figure.panels]
 
@@ -38,7 +38,7 @@ def quality(outcomes: Outcomes) -> Figure:
     tested = [measure for measure in scores if outcomes.clusters(measure) is not None]
     measures = list(dict.fromkeys([*outcomes.leading(), *tested, *scores]))
     caption = f"{DOTS} Dashed: what is reached without a model."
-    told = [told_of(outcomes, task) for task in dict.fromkeys(measure.split("/")[0] for measure in measures)]
+    told = [task_table(outcomes, task) for task in dict.fromkeys(measure.split("/")[0] for measure in measures)]
     caption += "".join(f" {text[0].upper()}{text[1:]}." for text in told if ": " in text)
     panels = [_dots(outcomes, measure) for measure in measures if _known(outcomes, measure)]
     return Figure("quality", "Quality", caption, panels, legend=False)
@@ -68,9 +68,9 @@ def _dots(outcomes: Outcomes, measure: str) -> Panel:
     return Panel(title(measure), draw, FRAME + ROW * len(outcomes.strategies))
 
 
-def picture(outcomes: Outcomes) -> Figure:
-    """With the true picture, a blank one, another one, and without the text: one line a strategy."""
-    signs = {"blank": ("X", "blank picture"), "shuffled": ("|", "another picture"), "no_text": ("2", "no text")}
+def image(outcomes: Outcomes) -> Figure:
+    """With the true image, a blank one, another one, and without the text: one line a strategy."""
+    signs = {"blank": ("X", "blank image"), "shuffled": ("|", "another image"), "no_text": ("2", "no text")}
     panels = []
     used = {v for found in outcomes.variants().values() for v in found}
     for measure, variants in outcomes.variants().items():
@@ -94,7 +94,7 @@ def picture(outcomes: Outcomes) -> Figure:
     caption = "Large sign: as it is; " + "; ".join(f"{told[s]}: {what}" for v, (s, what) in signs.items() if v in used)
     what = " or the ".join(sorted({TAKEN[v] for v in used}))
     caption += f". What lies between is the part that needs the {what}."
-    return Figure("picture", f"With and without the {what}", caption, panels, legend=False)
+    return Figure("image", f"With and without the {what}", caption, panels, legend=False)
 
 
 def cost(outcomes: Outcomes) -> Figure:
@@ -255,7 +255,7 @@ def _bounds(found: Interval) -> tuple[float, float]:
 
 
 def _stroke(found: Interval, width: float) -> dict[str, Any]:
-    """Of an interval's line; one over seeds alone looks like less than one over pictures too."""
+    """Of an interval's line; one over seeds alone looks like less than one over images too."""
     return {"linewidth": width} if found.over_items else {"linewidth": 1.1, "linestyle": (0, (1.5, 1.2))}
 
 

@@ -30,19 +30,19 @@ def quality(outcomes: Outcomes) -> list[Table]:
     tasks: dict[str, list[str]] = {}
     for measure in outcomes.measures():
         tasks.setdefault(measure.split("/")[0], []).append(measure)
-    return [_by_strategy(outcomes, told_of(outcomes, task), found) for task, found in tasks.items()]
+    return [_by_strategy(outcomes, task_table(outcomes, task), found) for task, found in tasks.items()]
 
 
-def told_of(outcomes: Outcomes, task: str) -> str:
+def task_table(outcomes: Outcomes, task: str) -> str:
     """A task's name, and where it ranks: what, and by which scorer, since two rankings of a model differ by that."""
     if not any(is_ranking(name) for name in outcomes.measures() if name.startswith(f"{task}/")):
         return _words(task)
     what = ["the run's own test"]
     if task == "retrieval":
-        pictures, captions = outcomes.candidates() or (0, 0)
-        each, rest = divmod(captions, pictures or 1)
-        what = [f"{pictures:,} pictures", f"{captions:,} captions" if rest else
-                f"{each} caption{'s' if each > 1 else ''} each"] if pictures else []  # fmt: skip
+        images, captions = outcomes.candidates() or (0, 0)
+        each, rest = divmod(captions, images or 1)
+        what = [f"{images:,} images", f"{captions:,} captions" if rest else
+                f"{each} caption{'s' if each > 1 else ''} each"] if images else []  # fmt: skip
     scorers = outcomes.scorers(task)
     by = list(scorers) if len(scorers) == 1 else [f"{scorer} ({listed(names)})" for scorer, names in scorers.items()]
     what += [f"ranked by {listed(by)}"] if by else ["by which scorer is not written down"]
@@ -75,7 +75,7 @@ def _interval_note(rows: Sequence[Sequence[str]]) -> str:
 
 
 def needs(outcomes: Outcomes) -> list[Table]:
-    """What is lost without the picture, or the text: strategies x (true, variants, differences), a table a measure."""
+    """What is lost without the image, or the text: strategies x (true, variants, differences), a table a measure."""
     tables = []
     for measure, variants in outcomes.variants().items():
         lost = [(f"lost: {_variant(v)}", v) for v in variants]
@@ -86,7 +86,7 @@ def needs(outcomes: Outcomes) -> list[Table]:
             own = mean_of(list(outcomes.values(strategy, measure).values()))
             gaps = [cell(outcomes.interval(strategy, measure, minus=f"{measure}/{v}"), write=signed) for _, v in lost]
             rows.append([strategy, share(own), *map(share, means), *gaps])
-        what = "picture or text" if len({TAKEN[v] for v in variants}) > 1 else TAKEN[variants[0]]
+        what = "image or text" if len({TAKEN[v] for v in variants}) > 1 else TAKEN[variants[0]]
         tables.append(Table(f"{title(measure)}, with and without the {what}", head, rows, note=_interval_note(rows)))
     return tables
 
@@ -125,7 +125,7 @@ def parts(outcomes: Outcomes) -> list[Table]:
 
 
 UNPAIRED = (
-    "Seen and unseen pairs are different items, so that their difference is paired over seeds but not over pictures; "
+    "Seen and unseen pairs are different items, so that their difference is paired over seeds but not over images; "
     "its interval allows for both samples of items."
 )
 
@@ -234,4 +234,4 @@ def _words(name: str) -> str:
 
 
 def _variant(name: str) -> str:
-    return {"no_text": "no text", "blank": "blank picture", "shuffled": "another picture"}[name]
+    return {"no_text": "no text", "blank": "blank image", "shuffled": "another image"}[name]

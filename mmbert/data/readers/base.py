@@ -1,4 +1,4 @@
-"""What every annotation reader shares: the example it makes, the list of problems, the picture folder."""
+"""What every annotation reader shares: the example it makes, the list of problems, the image folder."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ logger = logging.getLogger("mmbert")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture with its captions, as an annotation file gives it."""
+    """One image with its captions, as an annotation file gives it."""
 
     image: Path
-    """Picture file: links resolved, inside the image root, known to exist."""
+    """Image file: links resolved, inside the image root, known to exist."""
     captions: tuple[str, ...]
     """At least one; none empty, no white space at the ends."""
     image_id: str
@@ -100,17 +100,17 @@ class Problems:
             logger.warning("%s: %s (first: %s)", kind, f"{count:,}", first)
 
 
-class NoPictureError(DataError):
-    """A record names a picture that is not in the folder."""
+class NoImageError(DataError):
+    """A record names an image that is not in the folder."""
 
 
 class ImageFolder:
-    """Turns the picture names of an annotation file into files that exist inside one folder.
+    """Turns the image names of an annotation file into files that exist inside one folder.
 
-    Every folder is listed once, so 120,000 names cost a few folder scans and no call per picture.
+    Every folder is listed once, so 120,000 names cost a few folder scans and no call per image.
 
     Args:
-        root: the folder; no picture may lie outside it, not even through a link.
+        root: the folder; no image may lie outside it, not even through a link.
 
     Raises:
         DataError: `root` is not a folder.
@@ -119,36 +119,34 @@ class ImageFolder:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.realpath(root)
         if not os.path.isdir(self.root):
-            raise DataError(os.fspath(root), "no such folder", "the folder with the pictures; check the images option")
+            raise DataError(os.fspath(root), "no such folder", "the folder with the images; check the images option")
         self._folders: dict[str, tuple[Path, dict[str, os.DirEntry[str]]]] = {}
         self._hints_left = 20
 
     def find(self, name: str, place: str) -> tuple[Path, str]:
-        """Return the picture file called `name`, and its name in plain form ("a.jpg" for "./a.jpg").
+        """Return the image file called `name`, and its name in plain form ("a.jpg" for "./a.jpg").
 
         Args:
             name: path relative to the root, with forward slashes.
-            place: record that names the picture, for the message.
+            place: record that names the image, for the message.
 
         Raises:
-            NoPictureError: there is no such file.
+            NoImageError: there is no such file.
             DataError: the name leaves the root, or is not that of a file.
         """
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
-            raise DataError(
-                place, f"the picture name {quote(name)}", f"a relative path without '..' inside {self.root}"
-            )
+            raise DataError(place, f"the image name {quote(name)}", f"a relative path without '..' inside {self.root}")
         folder, entries = self._list(str(path.parent), name, place)
         entry = entries.get(path.name)
         if entry is None:
             hint = self._other_spelling(path, entries)
-            raise NoPictureError(place, f"no picture file {quote(name)}", f"it inside {self.root}.{hint}")
+            raise NoImageError(place, f"no image file {quote(name)}", f"it inside {self.root}.{hint}")
         file = folder / path.name
         if entry.is_symlink():
             file = self._inside(str(file), name, place)
         if not _is_file(entry):
-            raise DataError(place, f"{quote(name)} is not a file", "a picture file")
+            raise DataError(place, f"{quote(name)} is not a file", "an image file")
         return file, str(path)
 
     def _list(self, parent: str, name: str, place: str) -> tuple[Path, dict[str, os.DirEntry[str]]]:
@@ -163,8 +161,8 @@ class ImageFolder:
                 ) from None
             except (OSError, ValueError):  # ValueError: NUL or a lone surrogate in the name
                 # Not remembered: a wrong folder name is rare, and a typo may be in every record.
-                found = f"no picture file {quote(name)}"
-                raise NoPictureError(place, found, f"its folder inside {self.root}") from None
+                found = f"no image file {quote(name)}"
+                raise NoImageError(place, found, f"its folder inside {self.root}") from None
         return self._folders[parent]
 
     def _inside(self, path: str, name: str, place: str) -> Path:
@@ -172,7 +170,7 @@ class ImageFolder:
         if os.path.commonpath([real, self.root]) != self.root:
             raise DataError(
                 place,
-                f"the picture {quote(name)} is a link to {real}",
+                f"the image {quote(name)} is a link to {real}",
                 f"a file inside {self.root}; copy it there, or give the folder that holds both",
             )
         return Path(real)

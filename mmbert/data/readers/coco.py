@@ -20,10 +20,10 @@ def read_coco(
 
     Args:
         path: the annotation file.
-        images: folder of the pictures.
+        images: folder of the images.
         problems: receives what is wrong.
         split: name of the split the file is; "train" if not given.
-        drop_uncaptioned: leave pictures without a caption out instead of refusing the file.
+        drop_uncaptioned: leave images without a caption out instead of refusing the file.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -32,7 +32,7 @@ def read_coco(
     records = field(top, "images", list, str(path))
     annotations = field(top, "annotations", list, str(path))
 
-    pictures: dict[int | str, tuple[Path, str]] = {}
+    known_images: dict[int | str, tuple[Path, str]] = {}
     files: dict[Path, str] = {}
     bad_ids: set[int | str] = set()
     for index, record in enumerate(records):
@@ -40,17 +40,17 @@ def read_coco(
         with problems:
             record = expect(record, dict, "the image", place)
             key = _identifier(record, "id", place)
-            if key in pictures:
-                raise DataError(place, f"id {quote(key)} is also the id of {pictures[key][1]}", "each id once")
+            if key in known_images:
+                raise DataError(place, f"id {quote(key)} is also the id of {known_images[key][1]}", "each id once")
             bad_ids.add(key)
             file, _ = images.find(field(record, "file_name", str, place), place)
             if file in files:
-                raise DataError(place, f"the file of {files[file]} again", "each picture once")
+                raise DataError(place, f"the file of {files[file]} again", "each image once")
             files[file] = place
-            pictures[key] = file, place
+            known_images[key] = file, place
             bad_ids.discard(key)
 
-    captions: dict[int | str, list[str]] = {key: [] for key in pictures}
+    captions: dict[int | str, list[str]] = {key: [] for key in known_images}
     used: dict[int | str, str] = {}
     reported: set[int | str | None] = set()
     for index, record in enumerate(annotations):
@@ -84,13 +84,13 @@ def read_coco(
             reported.add(key)
 
     examples = []
-    for key, (file, place) in pictures.items():
+    for key, (file, place) in known_images.items():
         if captions[key]:
             examples.append(Example(file, tuple(captions[key]), str(key), split or "train", place))
             continue
         found = f"no caption for image {quote(key)}"
         if drop_uncaptioned:
-            problems.note("pictures without a caption dropped", place, found, "at least one")
+            problems.note("images without a caption dropped", place, found, "at least one")
         elif key not in reported:  # otherwise what is wrong with its captions is already said
             problems.add(place, found, "at least one, or drop_uncaptioned=True")
     return examples

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.data.readers.base import ImageFolder, Problems
-from mmbert.data.readers.labelled import LabelledExample, clean_text, find_pictures
+from mmbert.data.readers.labelled import LabelledExample, clean_text, find_images
 from mmbert.data.readers.strict import expect, load_json
 from mmbert.data.readers.vqa import PEOPLE
 from mmbert.errors import DataError, UsageError
 
 VALIDATION_FROM = 3800
-"""Pictures of the training split from this number on, of 4,000, validate: the package has no validation split."""
+"""Images of the training split from this number on, of 4,000, validate: the package has no validation split."""
 
 
 def package_folder() -> Path:
@@ -27,7 +27,7 @@ def package_folder() -> Path:
 
 
 def read_easy_vqa(folder: Path) -> list[LabelledExample]:
-    """Reads `{train,test}/questions.json`, lists of [question, answer, picture number], and `images/NUMBER.png`.
+    """Reads `{train,test}/questions.json`, lists of [question, answer, image number], and `images/NUMBER.png`.
 
     Each question has one answer, which is taken as that of ten people.
 
@@ -41,10 +41,10 @@ def read_easy_vqa(folder: Path) -> list[LabelledExample]:
         for number, row in enumerate(expect(load_json(path), list, "the file", str(path))):
             place = f"{path}:[{number}]"
             with problems:
-                question, answer, picture = _row(row, place)
-                split = "val" if part == "train" and picture >= VALIDATION_FROM else part
+                question, answer, image = _row(row, place)
+                split = "val" if part == "train" and image >= VALIDATION_FROM else part
                 kind = "yes/no" if answer in ("yes", "no") else "other"
-                files = find_pictures(images, [f"{picture}.png"], place)
+                files = find_images(images, [f"{image}.png"], place)
                 examples.append(
                     LabelledExample(
                         files, question, (answer,) * PEOPLE, number, split, place,
@@ -57,5 +57,5 @@ def read_easy_vqa(folder: Path) -> list[LabelledExample]:
 
 def _row(row: Any, place: str) -> tuple[str, str, int]:
     if not isinstance(row, list) or len(row) != 3:
-        raise DataError(place, f"{row!r:.60}", "[question, answer, picture number]")
-    return clean_text(row[0], place), clean_text(row[1], place), expect(row[2], int, "the picture", place)
+        raise DataError(place, f"{row!r:.60}", "[question, answer, image number]")
+    return clean_text(row[0], place), clean_text(row[1], place), expect(row[2], int, "the image", place)

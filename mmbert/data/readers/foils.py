@@ -1,4 +1,4 @@
-"""Foils in the format of SugarCrepe (arXiv:2306.14610): a picture, its caption, and the caption made false."""
+"""Foils in the format of SugarCrepe (arXiv:2306.14610): an image, its caption, and the caption made false."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from mmbert.errors import DataError
 class Foil(NamedTuple):
     """One record."""
 
-    picture: Path
+    image: Path
     caption: str
     foil: str
     category: str
@@ -25,7 +25,7 @@ def read_foils(files: Sequence[Path], images: ImageFolder, problems: Problems | 
 
     Args:
         files: One file or more; records in their order.
-        images: Folder of the pictures.
+        images: Folder of the images.
         problems: Receives what is wrong; 10 problems are listed if not given.
 
     Raises:
@@ -37,7 +37,7 @@ def read_foils(files: Sequence[Path], images: ImageFolder, problems: Problems | 
         with problems:
             records = expect(load_json(path), dict, "the file", str(path))
             if not records:
-                raise DataError(str(path), "no records", "at least one picture with caption and negative_caption")
+                raise DataError(str(path), "no records", "at least one image with caption and negative_caption")
             for key, record in records.items():
                 with problems:
                     foils.append(_foil(path, f"{path}:{key}", record, images, problems))
@@ -48,12 +48,12 @@ def read_foils(files: Sequence[Path], images: ImageFolder, problems: Problems | 
 
 def _foil(path: Path, place: str, record: object, images: ImageFolder, problems: Problems) -> Foil:
     record = expect(record, dict, "the record", place)
-    picture, _ = images.find(field(record, "filename", str, place), place)
+    image, _ = images.find(field(record, "filename", str, place), place)
     caption, foil = _text(record, "caption", place), _text(record, "negative_caption", place)
     if caption == foil:  # it counts as wrong, as in SugarCrepe's own script
         problems.note("foils equal to their caption", place, "a foil equal to its caption", "another text")
     category = field(record, "category", str, place) if "category" in record else path.stem
-    return Foil(picture, caption, foil, category or path.stem, str(path), place)
+    return Foil(image, caption, foil, category or path.stem, str(path), place)
 
 
 def _text(record: dict[str, Any], key: str, place: str) -> str:

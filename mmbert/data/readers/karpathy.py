@@ -19,7 +19,7 @@ def read_karpathy(
         images: folder that holds `filename`, or `filepath`/`filename` where a `filepath` is given.
         problems: receives what is wrong.
         split: not allowed, since the file names its splits.
-        only: train, val or test: records of the others are passed over, so their pictures need not be there.
+        only: train, val or test: records of the others are passed over, so their images need not be there.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -48,7 +48,7 @@ def read_karpathy(
                 filename = f"{field(record, 'filepath', str, place)}/{filename}"
             file, image_id = images.find(filename, place)
             if file in seen:
-                raise DataError(place, f"the picture of {seen[file]} again", "each picture in one record")
+                raise DataError(place, f"the image of {seen[file]} again", "each image in one record")
             seen[file] = place
             captions = []
             before = problems.total
@@ -66,7 +66,5 @@ def read_karpathy(
             elif problems.total == before:  # otherwise its empty captions are already reported
                 raise DataError(place, "no sentence with text", "at least one caption")
     if others and not examples and not problems.total:
-        raise DataError(
-            str(path), f"no picture in the split {only!r}", f"one of the splits it has: {', '.join(others)}"
-        )
+        raise DataError(str(path), f"no image in the split {only!r}", f"one of the splits it has: {', '.join(others)}")
     return examples

@@ -1,4 +1,4 @@
-"""Texts with pictures and a label: the example that all such readers make, and the reader of JSON lines."""
+"""Texts with images and a label: the example that all such readers make, and the reader of JSON lines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from mmbert.errors import DataError, quote
 
 @dataclass(frozen=True, slots=True)
 class LabelledExample:
-    """One text, the pictures it is about, and what people said of it."""
+    """One text, the images it is about, and what people said of it."""
 
     images: tuple[Path, ...]
-    """Picture files as in `Example.image`: one; two for NLVR2; none for text alone."""
+    """Image files as in `Example.image`: one; two for NLVR2; none for text alone."""
     text: str
     answers: tuple[str, ...]
     """The label; or what each person answered, in the order of the file. Empty: not known."""
@@ -34,8 +34,8 @@ class LabelledExample:
 
     @property
     def image(self) -> Path:
-        """The first picture, for messages."""
-        return self.images[0] if self.images else Path("no picture")
+        """The first image, for messages."""
+        return self.images[0] if self.images else Path("no image")
 
     @property
     def contents(self) -> tuple[str, ...]:
@@ -43,15 +43,15 @@ class LabelledExample:
         return (*(image.name for image in self.images), self.text, *self.answers)
 
 
-def find_pictures(images: ImageFolder | None, names: Sequence[str], place: str) -> tuple[Path, ...]:
-    """The files of the pictures called `names`.
+def find_images(images: ImageFolder | None, names: Sequence[str], place: str) -> tuple[Path, ...]:
+    """The files of the images called `names`.
 
     Raises:
         DataError: There is no such file, or no folder was given.
     """
     if images is None:
         if names:
-            raise DataError(place, f"the picture {quote(names[0])}", "no pictures, as data.images names no folder")
+            raise DataError(place, f"the image {quote(names[0])}", "no images, as data.images names no folder")
         return ()
     return tuple(images.find(name, place)[0] for name in names)
 
@@ -86,10 +86,10 @@ def read_labelled_jsonl(
 
     Args:
         path: The file.
-        images: Folder of the pictures; None for text alone.
+        images: Folder of the images; None for text alone.
         problems: Receives what is wrong.
         split: The whole file is this split.
-        image_key: Key of the picture's name; a list of keys for several pictures; None for text alone.
+        image_key: Key of the image's name; a list of keys for several images; None for text alone.
         image_names: What a name is made of, such as "{}.jpg" for SNLI-VE's Flickr30K_ID.
         text_key: Key of the text.
         label_key: Key of the label, a string, a whole number or true/false. A row without it has no label.
@@ -108,7 +108,7 @@ def read_labelled_jsonl(
     for number, (place, record) in enumerate(iter_json_lines(path, problems)):
         with problems:
             name = splits.of(record, place)
-            pictures = find_pictures(images, [_name(record, key, image_names, place) for key in keys], place)
+            files = find_images(images, [_name(record, key, image_names, place) for key in keys], place)
             if text_key not in record:
                 raise missing_key(text_key, record, place)
             text = clean_text(record[text_key], place)
@@ -117,7 +117,7 @@ def read_labelled_jsonl(
                 raise DataError(place, f"{id_key} {quote(key)} again, as in {seen[key]}", "each row once")
             seen[key] = place
             answers = (str(_plain(record, label_key, place)),) if record.get(label_key) is not None else ()
-            examples.append(LabelledExample(pictures, text, answers, key, name, place))
+            examples.append(LabelledExample(files, text, answers, key, name, place))
     splits.report_unused(problems)
     return examples
 

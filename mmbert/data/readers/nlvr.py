@@ -1,10 +1,10 @@
-"""NLVR (lil.nlp.cornell.edu/nlvr, one picture) and NLVR2 (arXiv:1811.00491, two): is the statement true?"""
+"""NLVR (lil.nlp.cornell.edu/nlvr, one image) and NLVR2 (arXiv:1811.00491, two): is the statement true?"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from mmbert.data.readers.base import ImageFolder, Problems
-from mmbert.data.readers.labelled import LabelledExample, clean_text, find_pictures
+from mmbert.data.readers.labelled import LabelledExample, clean_text, find_images
 from mmbert.data.readers.strict import field, iter_json_lines
 from mmbert.errors import DataError, quote
 
@@ -16,12 +16,12 @@ def read_nlvr(
 ) -> list[LabelledExample]:
     """Reads `{"sentence", "label", "identifier": "SENTENCE-POSITION", "image"}` a line.
 
-    The name of the picture and the position give the label away, so nothing but the sentence and the pixels gets on.
+    The name of the image and the position give the label away, so nothing but the sentence and the pixels gets on.
 
     Raises:
         DataError: The file as a whole can't be read.
     """
-    return _read(path, images, problems, split or "train", pictures=1)
+    return _read(path, images, problems, split or "train", images_each=1)
 
 
 def read_nlvr2(
@@ -29,16 +29,16 @@ def read_nlvr2(
 ) -> list[LabelledExample]:
     """Reads `{"identifier": "SPLIT-SET-PAIR-SENTENCE", "sentence", "label"}` a line.
 
-    The pictures are `SPLIT-SET-PAIR-img0.png` and `-img1.png`, in a folder of the name in "directory" if there is one.
+    The images are `SPLIT-SET-PAIR-img0.png` and `-img1.png`, in a folder of the name in "directory" if there is one.
 
     Raises:
         DataError: The file as a whole can't be read.
     """
-    return _read(path, images, problems, split or "train", pictures=2)
+    return _read(path, images, problems, split or "train", images_each=2)
 
 
 def _read(
-    path: Path, images: ImageFolder | None, problems: Problems, split: str, *, pictures: int
+    path: Path, images: ImageFolder | None, problems: Problems, split: str, *, images_each: int
 ) -> list[LabelledExample]:
     examples: list[LabelledExample] = []
     seen: dict[str, str] = {}
@@ -46,18 +46,18 @@ def _read(
         with problems:
             identifier = field(record, "identifier", str, place)
             parts = identifier.split("-")
-            if len(parts) != 2 * pictures:
-                form = "SENTENCE-POSITION" if pictures == 1 else "SPLIT-SET-PAIR-SENTENCE"
+            if len(parts) != 2 * images_each:
+                form = "SENTENCE-POSITION" if images_each == 1 else "SPLIT-SET-PAIR-SENTENCE"
                 raise DataError(place, f"identifier {quote(identifier)}", form)
             if identifier in seen:
                 raise DataError(place, f"identifier {quote(identifier)} again, as in {seen[identifier]}", "each once")
             seen[identifier] = place
-            if pictures == 1:
+            if images_each == 1:
                 names, group = [field(record, "image", str, place)], parts[0]
             else:
                 folder = f"{record['directory']}/" if "directory" in record else ""
                 names = [f"{folder}{'-'.join(parts[:3])}-img{i}.png" for i in range(2)]
-                group = "-".join((parts[0], parts[1], parts[3]))  # one statement about several pairs of pictures
+                group = "-".join((parts[0], parts[1], parts[3]))  # one statement about several pairs of images
             text = clean_text(field(record, "sentence", str, place), place)
             answers: tuple[str, ...] = ()
             if "label" in record:
@@ -65,6 +65,6 @@ def _read(
                 if label not in LABELS:
                     raise DataError(place, f"label {quote(label)}", "true or false")
                 answers = (LABELS[label],)
-            files = find_pictures(images, names, place)
+            files = find_images(images, names, place)
             examples.append(LabelledExample(files, text, answers, identifier, split, place, group=group))
     return examples

@@ -1,4 +1,4 @@
-"""Tables of captions, JSON lines or CSV: one row names a picture and one or more captions."""
+"""Tables of captions, JSON lines or CSV: one row names an image and one or more captions."""
 
 import csv
 import io
@@ -29,14 +29,14 @@ def read_jsonl(
     split_key: str | None = None,
     split_values: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Example]:
-    """Read a file of one JSON object per line. Rows with the same picture become one example.
+    """Read a file of one JSON object per line. Rows with the same image become one example.
 
     Args:
         path: the annotation file.
-        images: folder of the pictures.
+        images: folder of the images.
         problems: receives what is wrong.
         split: the whole file is this split.
-        image_key: key of the picture name.
+        image_key: key of the image name.
         caption_key: key or keys of the captions; a value may be a string or a list of strings. Empty ones
             are dropped; a row is wrong only if it has none left.
         split_key: key of the split; without it (and without `split`) all rows are "train".
@@ -69,7 +69,7 @@ def read_csv(
 
     Args:
         path: the annotation file.
-        images: folder of the pictures.
+        images: folder of the images.
         problems: receives what is wrong.
         split: as in `read_jsonl`.
         image_key: as in `read_jsonl`.
@@ -117,9 +117,7 @@ def _read_rows(
             elif first.split == name:
                 examples[file] = replace(first, captions=first.captions + captions)
             else:
-                raise DataError(
-                    place, f"the picture of {first.place} again, now in {name}", f"it in {first.split} only"
-                )
+                raise DataError(place, f"the image of {first.place} again, now in {name}", f"it in {first.split} only")
     if len(keys) > 1:  # with one key, every row that lacks it is already reported
         for key in unseen if columns else ():
             problems.add(str(path), f"no row has the key {key!r}", f"a caption key.{did_you_mean(key, columns)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmbert.data.readers.base import ImageFolder, Problems
-from mmbert.data.readers.labelled import LabelledExample, clean_text, find_pictures
+from mmbert.data.readers.labelled import LabelledExample, clean_text, find_images
 from mmbert.data.readers.strict import expect, field, load_json
 from mmbert.errors import DataError, quote
 
@@ -17,7 +17,7 @@ PEOPLE = 10
 
 
 class Question(NamedTuple):
-    """A question about a picture."""
+    """A question about an image."""
 
     image_id: int | str
     text: str
@@ -131,14 +131,14 @@ def check_same_questions(questions: Mapping[int, Question], annotations: Mapping
 def read_vqav2(
     questions: Path, annotations: Path | None, images: ImageFolder, *, split: str, image_names: str
 ) -> list[LabelledExample]:
-    """Reads the questions of one split with their pictures and, if they are known, the answers.
+    """Reads the questions of one split with their images and, if they are known, the answers.
 
     Args:
         questions: Question file.
         annotations: Annotation file of the same split; None: the answers are not known.
-        images: Folder of the pictures.
+        images: Folder of the images.
         split: Name of the split.
-        image_names: How an image_id becomes a file name, see `picture_namer`.
+        image_names: How an image_id becomes a file name, see `image_name_formatter`.
 
     Raises:
         DataError: Something is wrong with the files; lists the first problems.
@@ -147,12 +147,12 @@ def read_vqav2(
     answered = {} if annotations is None else read_annotations(annotations)
     if annotations is not None:
         check_same_questions(asked, answered)
-    name_of = picture_namer(image_names)
+    name_of = image_name_formatter(image_names)
     examples, problems = [], Problems()
     for number, question in asked.items():
         with problems:
             text = clean_text(question.text, question.place)
-            files = find_pictures(images, [name_of(question.image_id, question.place)], question.place)
+            files = find_images(images, [name_of(question.image_id, question.place)], question.place)
             known = answered.get(number)
             examples.append(
                 LabelledExample(
@@ -165,7 +165,7 @@ def read_vqav2(
     return examples
 
 
-def picture_namer(image_names: str) -> Callable[[int | str, str], str]:
+def image_name_formatter(image_names: str) -> Callable[[int | str, str], str]:
     """Gives the function (image_id, place) -> file name.
 
     Args:

@@ -29,8 +29,8 @@ class EarlyFusion(Fusion):
         self.pooler = Pooler(config)
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
-        """See `Fusion`. Without text a learned token takes the place of [CLS] and looks at the picture."""
-        asked = text.or_learned(self.absent_text)
+        """See `Fusion`. Without text a learned token takes the place of [CLS] and looks at the image."""
+        asked = text.with_fallback(self.absent_text)
         image_states = self.image_norm(image.hidden_states + self.image_type)
         joint = Tokens(
             torch.cat([asked.hidden_states, image_states], dim=1),  # (B, T+P, D)

@@ -29,5 +29,5 @@ class HybridFusion(Fusion):
         """See `Fusion`. An absent side contributes zero to the other stream; its pooled vector is learned."""
         for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
             text, image = text_layer(text, context=image), image_layer(image, context=text)
-        pooled = self.pooler(text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first)
+        pooled = self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
         return Fused(text, image, pooled)

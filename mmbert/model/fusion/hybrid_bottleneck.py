@@ -13,7 +13,7 @@ class HybridBottleneckFusion(Fusion):
     """Attention bottlenecks (MBT, arXiv:2107.00135, Eq. 8 and 9).
 
     In each layer either stream attends to itself and to the shared tokens; the two updated copies of these are
-    averaged for the next layer. So what a picture tells the text goes through `num_bottlenecks` vectors, and reaches it
+    averaged for the next layer. So what an image tells the text goes through `num_bottlenecks` vectors, and reaches it
     in the second layer at the earliest: with `fusion_layers=1` the streams meet in the pooler only.
     """
 
@@ -39,7 +39,7 @@ class HybridBottleneckFusion(Fusion):
             text, told_by_text = _exchange(text_layer, text, shared)
             image, told_by_image = _exchange(image_layer, image, shared)
             shared = parts[0] * told_by_text + parts[1] * told_by_image
-        pooled = self.pooler(text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first)
+        pooled = self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
         return Fused(text, image, pooled)
 
 

@@ -43,7 +43,7 @@ class HybridBridgeFusion(Fusion):
             text = self.text_bridges(i, text_unimodal, previous=text)
             image = self.image_bridges(i, image_unimodal, previous=image)
             text, image = text_layer(text, context=image), image_layer(image, context=text)
-        pooled = self.pooler(text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first)
+        pooled = self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
         return Fused(text, image, pooled)
 
 

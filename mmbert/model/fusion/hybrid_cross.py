@@ -1,4 +1,4 @@
-"""Hybrid fusion, one way: the text queries the picture, which stays as its encoder left it."""
+"""Hybrid fusion, one way: the text queries the image, which stays as its encoder left it."""
 
 import torch
 from torch import nn
@@ -25,8 +25,8 @@ class HybridCrossFusion(Fusion):
         self.pooler = Pooler(config)
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
-        """See `Fusion`. An absent picture contributes zero; without text a learned token queries the picture."""
-        asking = text.or_learned(self.absent_text)
+        """See `Fusion`. An absent image contributes zero; without text a learned token queries the image."""
+        asking = text.with_fallback(self.absent_text)
         for layer in self.layers:
             asking = layer(asking, context=image)
         length = text.mask.shape[1]

@@ -12,7 +12,7 @@ from mmbert.model.tokens import Fused, Tokens
 class LateFusion(Fusion):
     """Concatenates the two pooled vectors and runs a small MLP on them; tokens never meet.
 
-    So masked language modelling can't use the picture here, by construction. `fusion_layers` counts hidden layers of
+    So masked language modelling can't use the image here, by construction. `fusion_layers` counts hidden layers of
     the MLP before the pooler; with 0 of them and the contrastive objective this is a CLIP-like pair of towers
     (arXiv:2103.00020).
     """
@@ -31,5 +31,5 @@ class LateFusion(Fusion):
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """See `Fusion`. An absent side's pooled vector is learned."""
-        vectors = [text.or_learned(self.absent_text).first, image.or_learned(self.absent_image).first]
+        vectors = [text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first]
         return Fused(text, image, self.pooler(self.mlp(torch.cat(vectors, dim=-1))))

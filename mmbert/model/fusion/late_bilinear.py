@@ -14,7 +14,7 @@ class LateBilinearFusion(Fusion):
 
     P^T (tanh(U^T x) * tanh(V^T y)) + b, product by elements; the rank is twice `hidden_size`, so that all behind it
     is as wide as in `late`, and P is the pooler's matrix (a tanh follows, as in every strategy). As in `late` tokens
-    never meet, so masked language modelling can't use the picture, and `fusion_layers` counts hidden layers of an MLP
+    never meet, so masked language modelling can't use the image, and `fusion_layers` counts hidden layers of an MLP
     before the pooler; 0 is the paper's.
     """
 
@@ -34,6 +34,6 @@ class LateBilinearFusion(Fusion):
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """See `Fusion`. An absent side's pooled vector is learned."""
-        text_factors = torch.tanh(self.text_factors(text.or_learned(self.absent_text).first))  # (B, rank)
-        image_factors = torch.tanh(self.image_factors(image.or_learned(self.absent_image).first))
+        text_factors = torch.tanh(self.text_factors(text.with_fallback(self.absent_text).first))  # (B, rank)
+        image_factors = torch.tanh(self.image_factors(image.with_fallback(self.absent_image).first))
         return Fused(text, image, self.pooler(self.mlp(text_factors * image_factors)))

@@ -25,11 +25,11 @@ class TextImageModel(Protocol):
         ...
 
     def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """(B, 3, S, S) pictures to (B, P, D) tokens."""
+        """(B, 3, S, S) images to (B, P, D) tokens."""
         ...
 
     def fuse(self, text: Tokens, image: Tokens) -> Fused:
-        """Fuses encoded texts with encoded pictures, row by row."""
+        """Fuses encoded texts with encoded images, row by row."""
         ...
 
 
@@ -64,7 +64,7 @@ class EncodedBatch:
 
     @cached_property
     def image(self) -> Tokens:
-        """Picture after its encoder."""
+        """Image after its encoder."""
         return self.model.encode_image(self.batch["pixel_values"])
 
     @cached_property
@@ -79,17 +79,17 @@ class EncodedBatch:
 
     @cached_property
     def fused(self) -> Fused:
-        """Clean text with its own picture."""
+        """Clean text with its own image."""
         return self.model.fuse(self.text, self.image)
 
     @cached_property
     def masked_fused(self) -> Fused:
-        """Masked text with its own picture."""
+        """Masked text with its own image."""
         return self.model.fuse(self.masked_text, self.image)
 
     @cached_property
     def similarities(self) -> Tensor | None:
-        """(B, B of all processes) contrastive logits of own texts with all pictures; None without that objective."""
+        """(B, B of all processes) contrastive logits of own texts with all images; None without that objective."""
         return None if self._similarity is None else self._similarity(self).detach()
 
 

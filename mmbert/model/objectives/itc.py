@@ -11,13 +11,13 @@ from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.objectives.negatives import same_pair
 from mmbert.model.tokens import Tokens
-from mmbert.runtime.distributed import gather, global_mean, rank
+from mmbert.runtime.distributed import all_gather, global_mean, rank
 
 
 class ImageTextContrast(Objective):
     """Pulls the towers' vectors of a pair together (CLIP arXiv:2103.00020; ALBEF arXiv:2107.07651).
 
-    Without ALBEF's momentum encoders and queue. Deviation: rows with the same picture or an equal caption are
+    Without ALBEF's momentum encoders and queue. Deviation: rows with the same image or an equal caption are
     positives too, with the target spread evenly.
     """
 
@@ -62,9 +62,9 @@ class ImageTextContrast(Objective):
             return F.normalize(projection(full_precision(tokens.first).to(projection.weight.dtype)), dim=-1)
 
     def similarity(self, encoded: EncodedBatch) -> Tensor:
-        """(B, B of all processes) logits of own texts with all pictures."""
+        """(B, B of all processes) logits of own texts with all images."""
         text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
-        return self._logits(text, gather(image))
+        return self._logits(text, all_gather(image))
 
     def _logits(self, own: Tensor, others: Tensor) -> Tensor:
         with no_autocast(own):
@@ -75,13 +75,13 @@ class ImageTextContrast(Objective):
         text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
         # Both directions need positives of own rows against all others; the relation is made symmetric.
         own = same_pair(encoded.batch)  # (B, B of all)
-        everything = gather(own.to(torch.uint8)).bool()  # (B of all, B of all)
+        everything = all_gather(own.to(torch.uint8)).bool()  # (B of all, B of all)
         everything = everything | everything.T
         rows = slice(rank() * len(text), (rank() + 1) * len(text))
         positive = everything[rows].to(text.dtype)
         share = positive / positive.sum(dim=1, keepdim=True)
-        text_logits = self._logits(text, gather(image))
-        image_logits = self._logits(image, gather(text))
+        text_logits = self._logits(text, all_gather(image))
+        image_logits = self._logits(image, all_gather(text))
         with no_autocast(text):
             total = -(share * (text_logits.log_softmax(dim=1) + image_logits.log_softmax(dim=1))).sum() / 2
         targets = torch.arange(len(text), device=text.device) + rank() * len(text)

@@ -9,14 +9,14 @@ from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
 from mmbert.model.tokens import Tokens
-from mmbert.runtime.distributed import gather, global_mean
+from mmbert.runtime.distributed import all_gather, global_mean
 
 
 class ImageTextMatching(Objective):
-    """Tells whether text and picture belong together (ViLT, arXiv:2102.03334, Sec. 3.2).
+    """Tells whether text and image belong together (ViLT, arXiv:2102.03334, Sec. 3.2).
 
-    Each text meets its own picture and one wrong picture of the batch. A picture that carries an equal caption is
-    never wrong; a row without a valid wrong picture is left out and counted.
+    Each text meets its own image and one wrong image of the batch. An image that carries an equal caption is
+    never wrong; a row without a valid wrong image is left out and counted.
     """
 
     def __init__(self, config: MMBertConfig, *, negatives: str = "random", text: str = "clean"):
@@ -56,9 +56,9 @@ class ImageTextMatching(Objective):
         )
         masked = self.text == "masked"
         text, right = (encoded.masked_text, encoded.masked_fused) if masked else (encoded.text, encoded.fused)
-        images = Tokens(gather(encoded.image.hidden_states), gather(encoded.image.mask))
+        images = Tokens(all_gather(encoded.image.hidden_states), all_gather(encoded.image.mask))
         if encoded.image.intermediate:
-            images = images._replace(intermediate=tuple(gather(x) for x in encoded.image.intermediate))
+            images = images._replace(intermediate=tuple(all_gather(x) for x in encoded.image.intermediate))
         mismatched = encoded.model.fuse(text, images.rows(wrong))  # fused again, never encoded again
         logits = self.logits(torch.cat([right.pooled, mismatched.pooled]))  # (2B, 2)
         targets = torch.cat([torch.ones_like(wrong), torch.zeros_like(wrong)])

@@ -10,7 +10,7 @@ from mmbert.runtime.distributed import global_mean
 
 
 class MaskedLanguageModeling(Objective):
-    """Predicts masked words from the rest of the text and the picture (BERT, arXiv:1810.04805, Sec. 3.1).
+    """Predicts masked words from the rest of the text and the image (BERT, arXiv:1810.04805, Sec. 3.1).
 
     Only masked positions meet the vocabulary. The output matrix is the word embedding itself, so it is handed in
     rather than owned.

@@ -1,25 +1,25 @@
-"""Which picture may serve as a wrong one for a text, and the draw among those."""
+"""Which image may serve as a wrong one for a text, and the draw among those."""
 
 import torch
 from torch import Tensor
 
 from mmbert.model.objectives.base import Batch
 from mmbert.model.tokens import NO_TEXT
-from mmbert.runtime.distributed import gather, gather_ragged, rank
+from mmbert.runtime.distributed import all_gather, all_gather_ragged, rank
 
 
 def same_pair(batch: Batch) -> Tensor:
-    """True where an own text (row) describes a picture (column): same image, or the image carries an equal caption.
+    """True where an own text (row) describes an image (column): same image, or the image carries an equal caption.
 
     Args:
         batch: With `image_key` (B,), `text_key` (B,) and `image_text_keys` (B, C), all int64 hashes; the last lists
-            every caption of the row's picture and is padded with `NO_TEXT`.
+            every caption of the row's image and is padded with `NO_TEXT`.
 
     Returns:
         (B, B of all processes) bool.
     """
-    image_key = gather(batch["image_key"])
-    carried = gather_ragged(batch["image_text_keys"], pad=NO_TEXT)  # (B of all, C)
+    image_key = all_gather(batch["image_key"])
+    carried = all_gather_ragged(batch["image_text_keys"], pad=NO_TEXT)  # (B of all, C)
     same_image = batch["image_key"][:, None] == image_key[None, :]
     equal_text = (batch["text_key"][:, None, None] == carried[None, :, :]).any(dim=-1)
     return same_image | equal_text
@@ -28,16 +28,16 @@ def same_pair(batch: Batch) -> Tensor:
 def sample_negatives(
     allowed: Tensor, *, generator: torch.Generator | None = None, similarities: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws one wrong picture for each text.
+    """Draws one wrong image for each text.
 
     The draw is a Gumbel-max over the batch of all processes, so it depends on the generator's seed and the batch but
     not on how rows are spread over processes.
 
     Args:
-        allowed: (B, B of all processes) bool, True where the picture (column) is a valid negative of the text (row).
+        allowed: (B, B of all processes) bool, True where the image (column) is a valid negative of the text (row).
         generator: CPU generator, the same on every process; None draws from torch's global state.
-        similarities: (B, B of all processes) logits; given, likelier pictures are drawn more often (hard negatives as
-            in ALBEF, arXiv:2107.07651, Sec. 3.2, which draws texts for a picture too).
+        similarities: (B, B of all processes) logits; given, likelier images are drawn more often (hard negatives as
+            in ALBEF, arXiv:2107.07651, Sec. 3.2, which draws texts for an image too).
 
     Returns:
         (B,) int64 columns, and (B,) bool that is False where a row has no valid negative.

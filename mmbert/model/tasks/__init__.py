@@ -2,11 +2,11 @@
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.tasks.base import Labelled, Priors, Said, Task
+from mmbert.model.tasks.base import Labelled, Predictions, Priors, Task
 from mmbert.model.tasks.decision import Decision
 from mmbert.model.tasks.vqa import VisualQuestionAnswering
 
-__all__ = ["TASKS", "Labelled", "Priors", "Said", "Task", "build_task", "task_class"]
+__all__ = ["TASKS", "Labelled", "Predictions", "Priors", "Task", "build_task", "task_class"]
 
 TASKS: dict[str, type[Task]] = {
     "vqa": VisualQuestionAnswering,

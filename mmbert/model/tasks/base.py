@@ -50,8 +50,8 @@ class Labelled(Protocol):
         ...
 
 
-class Said(NamedTuple):
-    """What a model says of the examples of one split, in their order, under one kind of picture."""
+class Predictions(NamedTuple):
+    """What a model says of the examples of one split, in their order, under one kind of image."""
 
     labels: list[int]  # (N,) the most probable label
     probabilities: list[float]  # (N,) of label 1, for tasks with two labels
@@ -79,20 +79,20 @@ class Task(Objective):
     """A head on the joint vector, its loss, and what is measured. A task is one subclass in one file, in `TASKS`.
 
     The head is that of ViLT (arXiv:2102.03334): linear to twice the width, LayerNorm, GELU, linear to the labels. A
-    text with several pictures is fused with each, and the joint vectors stand side by side (NLVR2 in ViLT and UNITER).
+    text with several images is fused with each, and the joint vectors stand side by side (NLVR2 in ViLT and UNITER).
     """
 
-    watched: tuple[str, ...]
+    monitors: tuple[str, ...]
     """Results that can choose the best checkpoint; the first does where nothing else is asked for."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__()
         if not config.labels:
             raise UsageError(f"task={config.task!r} has no labels; they are taken from the training data.")
-        self.labels, self.pictures = list(config.labels), config.pictures
+        self.labels, self.num_images = list(config.labels), config.num_images
         width = config.hidden_size
         self.head = nn.Sequential(
-            nn.Linear(max(1, self.pictures) * width, 2 * width),
+            nn.Linear(max(1, self.num_images) * width, 2 * width),
             nn.LayerNorm(2 * width, eps=config.layer_norm_eps),
             nn.GELU(),
             nn.Linear(2 * width, len(self.labels)),
@@ -108,7 +108,7 @@ class Task(Objective):
         """How right each label is, from 0 to 1, for the answers people gave; labels of score 0 are left out."""
         raise NotImplementedError
 
-    def row_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
+    def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
         """(B, labels) logits and scores to (B,) losses, in nats."""
         raise NotImplementedError
 
@@ -120,7 +120,7 @@ class Task(Objective):
         """How right each label is for its example, from 0 to 1; their mean is the accuracy."""
         raise NotImplementedError
 
-    def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
+    def metrics(self, said: Predictions, examples: Sequence[Labelled]) -> dict[str, float]:
         """Flat results, fractions; `accuracy` among them."""
         raise NotImplementedError
 
@@ -138,12 +138,12 @@ class Task(Objective):
         return Priors(_commonest(overall) if overall else 0, commonest)
 
     def pooled(self, model: TextImageModel, text: Tokens, image: Tokens | None) -> Tensor:
-        """Joint vectors of texts with their pictures.
+        """Joint vectors of texts with their images.
 
         Args:
             model: Fuses.
             text: (B, T, D) encoded texts.
-            image: (B * N, P, D) encoded pictures, those of a text in a row; None for text alone.
+            image: (B * N, P, D) encoded images, those of a text in a row; None for text alone.
 
         Returns:
             (B, N * D).
@@ -151,8 +151,8 @@ class Task(Objective):
         count = len(text.mask)
         if image is None:
             return model.fuse(text, Tokens.absent(count, text.hidden_states.shape[-1], like=text.hidden_states)).pooled
-        if self.pictures > 1:
-            text = text.rows(torch.arange(count, device=text.mask.device).repeat_interleave(self.pictures))
+        if self.num_images > 1:
+            text = text.rows(torch.arange(count, device=text.mask.device).repeat_interleave(self.num_images))
         return model.fuse(text, image).pooled.reshape(count, -1)
 
     def logits(self, pooled: Tensor) -> Tensor:
@@ -162,11 +162,11 @@ class Task(Objective):
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Reads `label_scores` (B, labels)."""
-        image = encoded.image if self.pictures else None
+        image = encoded.image if self.num_images else None
         logits = self.logits(self.pooled(encoded.model, encoded.text, image))
         scores = encoded.batch["label_scores"]
         with no_autocast(logits):
-            total = self.row_losses(logits, scores.to(logits.dtype)).sum()
+            total = self.example_losses(logits, scores.to(logits.dtype)).sum()
         count = torch.tensor(len(logits), device=logits.device)
         return ObjectiveOutput(
             global_mean(total, count), logits.detach(), scores.argmax(dim=-1), torch.zeros_like(count)

@@ -1,4 +1,4 @@
-"""A decision about a text and its pictures: entailment (SNLI-VE), NLVR2, hateful memes, any labels of your own."""
+"""A decision about a text and its images: entailment (SNLI-VE), NLVR2, hateful memes, any labels of your own."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mmbert.errors import UsageError
 from mmbert.metrics.ranking import auroc
-from mmbert.model.tasks.base import Labelled, Said, Task
+from mmbert.model.tasks.base import Labelled, Predictions, Task
 
 
 class Decision(Task):
     """Chooses one of a few labels: cross-entropy, accuracy; consistency where statements come several times."""
 
-    watched = ("accuracy", "auroc", "consistency")
+    monitors = ("accuracy", "auroc", "consistency")
 
     @classmethod
     def labels_of(cls, examples: Sequence[Labelled], *, min_count: int) -> list[str]:
@@ -32,7 +32,7 @@ class Decision(Task):
         """1 for the label."""
         return {number[answer]: 1.0 for answer in answers if answer in number}
 
-    def row_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
+    def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
         """Cross-entropy."""
         return F.cross_entropy(logits, label_scores, reduction="none")
 
@@ -44,7 +44,7 @@ class Decision(Task):
         """1 for the label, 0 for any other."""
         return [float(self.labels[label] in e.answers) for label, e in zip(labels, examples, strict=True)]
 
-    def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
+    def metrics(self, said: Predictions, examples: Sequence[Labelled]) -> dict[str, float]:
         """Accuracy; AUROC of the second of two labels; share of statements with all examples right."""
         right = self.rights(said.labels, examples)
         out = {"accuracy": sum(right) / len(right)}

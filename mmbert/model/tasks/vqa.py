@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmbert.errors import UsageError
 from mmbert.metrics.vqa import normalize_answer, question_accuracy
-from mmbert.model.tasks.base import Labelled, Said, Task
+from mmbert.model.tasks.base import Labelled, Predictions, Task
 
 
 class VisualQuestionAnswering(Task):
@@ -18,7 +18,7 @@ class VisualQuestionAnswering(Task):
     up in the normal form of the official score, as it was counted. Questions that no entry answers stay in every score.
     """
 
-    watched = ("accuracy",)
+    monitors = ("accuracy",)
 
     @classmethod
     def labels_of(cls, examples: Sequence[Labelled], *, min_count: int) -> list[str]:
@@ -50,7 +50,7 @@ class VisualQuestionAnswering(Task):
                     found[number[answer]] = score
         return found
 
-    def row_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
+    def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
         """Binary cross-entropy, summed over the answers."""
         return F.binary_cross_entropy_with_logits(logits, label_scores, reduction="none").sum(dim=-1)
 
@@ -65,7 +65,7 @@ class VisualQuestionAnswering(Task):
             for label, e in zip(labels, examples, strict=True)
         ]
 
-    def metrics(self, said: Said, examples: Sequence[Labelled]) -> dict[str, float]:
+    def metrics(self, said: Predictions, examples: Sequence[Labelled]) -> dict[str, float]:
         """Official accuracy as a fraction, over all questions and by answer type."""
         accuracies = self.rights(said.labels, examples)
         by_type: dict[str, list[float]] = {}

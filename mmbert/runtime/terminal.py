@@ -1,0 +1,66 @@
+"""What a user reads on the terminal: our own log lines, and one sentence for each user error."""
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmbert.errors import DataError, UsageError
+
+NOISE = (  # warnings of Lightning about what is meant here
+    "does not have many workers",
+    "exists and is not empty",
+    "isinstance.treespec",
+    "not supported by the model summary",
+    "in eval mode at the start of training",
+    "smaller than the logging interval",
+    "could not find the monitored key",
+    "The dirpath has changed",
+    "callbacks used to create the checkpoint need to be provided",
+    "when logging on epoch level in distributed setting",
+    "LightningCLI's args parameter is intended to run from within Python",
+)
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def set_up_logging() -> None:
+    """Shows mmbert's log on the error stream, and of other libraries what is a warning that helps."""
+    logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    logging.getLogger("mmbert").setLevel(logging.INFO if first else logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+
+
+def print_line(line: str) -> None:
+    """Prints what may hold any character, on a terminal of any encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """Turns a user's mistake into a sentence without traceback: exit code 2 for options, 1 for files."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        text = str(error)
+        if "Original Traceback" in text:  # a loader's process wraps its error
+            text = text.strip().splitlines()[-1].split(": ", 1)[-1]
+        print(f"mmbert: error: {text}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    except BrokenPipeError:  # whoever read the output, `head`, has enough; Python would try to flush once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"mmbert: error: {place}{error.strerror}; make room; a run goes on with --resume auto", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,345 @@
+"""A training run as a function: folder, trainer, test of the best checkpoint, saved model, results."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenised in the loader's own processes
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from mmbert.data.options import DataOptions
+from mmbert.errors import UsageError, did_you_mean
+from mmbert.evaluation.pairs import EvaluationOptions, metric_names
+from mmbert.model.configuration import KEYS
+from mmbert.model.initialization import STARTS_ANEW, ModelOptions, quiet_transformers
+from mmbert.model.modeling import MMBertForTask
+from mmbert.runtime.allowed_imports import allow_import as allow_modules
+from mmbert.runtime.hardware import best_precision, compute_threads
+from mmbert.runtime.isolation import isolated_process_state
+from mmbert.runtime.signals import StopSignals
+from mmbert.training import run_folder
+from mmbert.training.assembly import assemble, run_identity, validate_architecture, validate_heads
+from mmbert.training.checkpoints import (
+    CheckpointOptions,
+    RunCheckpoints,
+    VerifiedCheckpointIO,
+    default_monitor,
+    is_complete,
+    latest_complete_checkpoint,
+    step_of,
+)
+from mmbert.training.module import TrainingModule
+from mmbert.training.optim import OptimOptions
+from mmbert.training.option_checks import validate_run_options, validate_sections
+from mmbert.training.options import SECTIONS, RunOptions, dump_config, flatten_sections, parse_run, to_arguments
+from mmbert.training.result import RunResult
+from mmbert.training.sharding import fsdp_strategy, full_state_dict, load_full_state_dict
+from mmbert.training.summary import log_run_summary, write_results
+from mmbert.training.trace import Trace, continue_metrics
+
+log = logging.getLogger("mmbert")
+
+MAX_THREADS = 4096
+"""Above what any machine has; torch takes numbers that end the process."""
+
+
+def fit(
+    config: str | os.PathLike[str] | None = None,
+    *,
+    model: Mapping[str, Any] | ModelOptions | None = None,
+    data: Mapping[str, Any] | DataOptions | None = None,
+    optim: Mapping[str, Any] | OptimOptions | None = None,
+    evaluation: Mapping[str, Any] | EvaluationOptions | None = None,
+    checkpoint: Mapping[str, Any] | CheckpointOptions | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    allow_import: Sequence[str] = (),
+    handle_signals: bool = False,
+) -> RunResult:
+    """Train a model, test its best checkpoint and write the run's folder, as `mmbert fit` does.
+
+    Works in notebooks and outside the main thread; runs in one process don't affect each other.
+
+    Args:
+        config: A YAML file or the name of a preset (`mmbert configs` lists them); None: defaults.
+        model: Options on top of the configuration, as in its section `model`; a mapping or `ModelOptions`.
+        data: The same for `data`.
+        optim: The same for `optim`.
+        evaluation: The same for `evaluation`.
+        checkpoint: The same for `checkpoint`.
+        trainer: Keyword arguments of `lightning.Trainer`; callbacks and loggers may be objects.
+        name: The run's folder below `trainer["default_root_dir"]` ("runs"); a taken name gets "-2".
+        seed: Seed of everything random in the run.
+        threads: CPU threads that compute; None: the cores that the loader leaves.
+        resume: "auto" resumes the run of that name, a path resumes from that checkpoint.
+        allow_import: Modules of yours that the configuration names classes of.
+        handle_signals: Take SIGTERM, SIGINT and SIGUSR1: finish the step, save, and exit with their code. Main thread
+            only.
+
+    Raises:
+        UsageError: An option that is unknown, or a value that is not allowed.
+        DataError: Something is wrong with a file of the data.
+        NotFiniteError: The loss is not finite any more.
+    """
+    sections = {"model": model, "data": data, "optim": optim, "evaluation": evaluation, "checkpoint": checkpoint}
+    options, objects = flatten_sections({**sections, "trainer": trainer})
+    top = {"name": name, "seed_everything": seed, "threads": threads, "resume": resume}
+    options |= {key: value for key, value in top.items() if value is not None}
+    allow_modules(*allow_import)
+    if handle_signals and threading.current_thread() is not threading.main_thread():
+        raise UsageError("handle_signals=True: Python takes signals in the main thread only.")
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with isolated_process_state():
+            parsed = parse_run(to_arguments(config, options), trainer_objects=objects)
+            if handle_signals:
+                with StopSignals() as stop:
+                    return TrainingRun(parsed, stop=stop).fit()
+            return TrainingRun(parsed).fit()
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit with code 1
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread() and interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)  # which Lightning ignores after Ctrl-C
+
+
+class TrainingRun:
+    """The parts of a run: model, data, trainer and folder, built from its options.
+
+    Args:
+        options: Made by `parse_run`.
+        command: fit, validate or test.
+        stop: Signals that are taken; None takes none.
+        started: When the run began, in seconds since 1970; None: now.
+        dry: Build the parts only: nothing is written or printed.
+
+    Raises:
+        UsageError: Options that can't be meant, or contradict each other.
+        DataError: Something is wrong with a file.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        *,
+        command: str = "fit",
+        stop: StopSignals | None = None,
+        started: float | None = None,
+        dry: bool = False,
+    ):
+        self.options, self.command, self.stop = options, command, stop or StopSignals()
+        self.started = time.time() if started is None else started
+        config, sections = options.config, options.sections
+        validate_sections(config, {**SECTIONS, "trainer": None})
+        if (config.threads or 1) > MAX_THREADS:
+            raise UsageError(f"--threads {config.threads}: at most {MAX_THREADS:,}.")
+        torch.set_num_threads(config.threads or compute_threads(sections.data.num_workers))
+        sections.evaluation.check()
+        sections.checkpoint.check()
+        validate_run_options(command, config.ckpt_path, config.resume, sections.model.pretrained, sections.trainer)
+        self.seed = int(config.seed_everything)
+        explicit = {key.split(".")[1] for key in options.explicit if key.startswith("model.")}
+        self.requested = {key: getattr(sections.model, key) for key in KEYS if key in explicit}
+        self.parts = assemble(sections.model, sections.data, sections.optim, seed=self.seed)
+        validate_architecture(self.requested, self.parts.model.config)
+        if command != "fit" and config.ckpt_path is None:
+            validate_heads(sections.model, self.parts.model.config)
+        if command == "validate" and self.parts.data.val_pairs is None:
+            raise UsageError("validate: the data has no split 'val'.")
+        if not isinstance(self.parts.model, MMBertForTask):
+            sections.evaluation.validate_objectives(self.parts.model.objectives)
+        sections.checkpoint.monitor = self._monitor(sections.checkpoint.monitor)
+        self.module = TrainingModule(
+            self.parts.model,
+            self.parts.data,
+            optim=sections.optim,
+            evaluation=sections.evaluation,
+            seed=self.seed,
+            identity=run_identity(config, self.parts.model.config, self.parts.data),
+        )
+        self.checkpoint_path: str | None = config.ckpt_path
+        self.dry = dry or bool(sections.trainer["fast_dev_run"])
+        self.folder = Path()
+        self.metrics: dict[str, Any] = {}
+        self.trainer = self._trainer()
+        if not dry:
+            self._log_summary()
+
+    def fit(self) -> RunResult:
+        """Train, test the best checkpoint once, save the model and write the results."""
+        self.trainer.fit(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path)
+        if not self.trainer.fast_dev_run:  # pyright: ignore
+            self._test_best()
+            self._save_model()
+            self._write_results()
+        return self._result()
+
+    def validate(self) -> RunResult:
+        """Validate the given weights and write the results."""
+        self.trainer.validate(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path, verbose=False)
+        self._write_results()
+        return self._result()
+
+    def test(self) -> RunResult:
+        """Test the given weights and write the results."""
+        self.trainer.test(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path, verbose=False)
+        self._write_results()
+        return self._result()
+
+    def _monitor(self, requested: str | None) -> str:
+        """The metric that chooses the best checkpoint; only validation has such metrics."""
+        model = self.parts.model
+        if isinstance(model, MMBertForTask):
+            names = [f"{model.config.task}_{name}" for name in model.task.monitors]
+        else:
+            names = metric_names(model.objectives)
+        known = [f"val/{name}" for name in names]
+        monitor = requested or default_monitor(known)
+        if monitor not in known:
+            raise UsageError(
+                f"checkpoint.monitor='{monitor}' is no validation metric of these objectives; "
+                f"allowed are {', '.join(known)}.{did_you_mean(monitor, known)}"
+            )
+        return monitor
+
+    def _trainer(self) -> L.Trainer:
+        config, sections = self.options.config, self.options.sections
+        options = {**dict(sections.trainer), **self.options.trainer_objects}
+        self.precision_reason = "as requested"
+        if options["precision"] is None:
+            options["precision"], self.precision_reason = best_precision()
+        if options["strategy"] == "model_parallel":
+            options["strategy"] = fsdp_strategy(options["devices"], options["num_nodes"])
+        first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        resumed = None
+        if not (self.dry and config.resume is None):
+            self.folder, resumed = self._find_folder(options["default_root_dir"], create=first and not self.dry)
+        self.trace = Trace(self.folder / "trace.csv")
+        self.checkpoints = RunCheckpoints(self.folder / "checkpoints", sections.checkpoint, self.stop)
+        callbacks = options.pop("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+        requested = options.pop("logger")
+        loggers: list[Any] = (
+            requested if isinstance(requested, list) else [] if isinstance(requested, bool | None) else [requested]
+        )
+        if not self.dry:
+            step = 0 if resumed is None else step_of(resumed)
+            if self.command == "fit":  # the trace is written before the checkpoint of the same step
+                callbacks += [self.trace, self.checkpoints]
+            table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1)
+            loggers += [table, TensorBoardLogger(self.folder, "", "", sub_dir="tensorboard", purge_step=step)]
+            if first:
+                continue_metrics(table, step)
+                (self.folder / "config.yaml").write_text(self._resolved_config(), encoding="utf-8")
+        if _in_notebook() and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            # tqdm draws a widget there where ipywidgets is installed; rich prints a line for each refresh.
+            callbacks += [TQDMProgressBar()] if options["enable_progress_bar"] is not False else []
+        options.update(
+            callbacks=callbacks,
+            logger=loggers,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,  # Lightning's own; ours is a callback of the same rank
+            plugins=[*(options["plugins"] or []), VerifiedCheckpointIO()],
+        )
+        return L.Trainer(**options)
+
+    def _find_folder(self, root: str, *, create: bool) -> tuple[Path, Path | None]:
+        """The run's folder, and the checkpoint that it resumes from."""
+        resume, name = self.options.config.resume, self.options.config.name
+        if resume is None:
+            return run_folder.new_run_folder(root, name, create=create), None
+        if resume == "auto":
+            folder = Path(root) / name
+            found = latest_complete_checkpoint(folder / "checkpoints")
+        else:
+            found = Path(resume)
+            folder = found.parent.parent
+            if not is_complete(found):
+                raise UsageError(
+                    f"--resume {resume}: no complete checkpoint there; allowed are auto or a checkpoint's path."
+                )
+        if found is None:
+            log.warning("--resume auto: no checkpoint in %s, so the run starts at step 0", folder / "checkpoints")
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            log.info("resuming at step %d from %s", step_of(found), found)
+            self.checkpoint_path = str(found)
+        return folder, found
+
+    def _resolved_config(self) -> str:
+        """The configuration with every default, ready to be run again."""
+        content = dump_config(self.options)
+        model, built = content["model"], self.parts.model.config
+        for key in KEYS:  # pretrained weights and the tokenizer set some; null stays what follows from others
+            if model["pretrained"] is not None and key not in (*self.requested, *STARTS_ANEW):
+                del model[key]  # so that the same run can start from another model
+            elif model[key] is not None:
+                model[key] = getattr(built, key)
+        for key in ("base", "config", "ckpt_path", "resume"):
+            content.pop(key, None)
+        return yaml.safe_dump(content, sort_keys=False)
+
+    def _log_summary(self) -> None:
+        log_run_summary(
+            self.module,
+            self.parts.data,
+            self.trainer,
+            precision_reason=self.precision_reason,
+            monitor=self.checkpoints.options.monitor or "",
+            output="dry run, nothing is written" if self.dry else f"output in {self.folder}",
+        )
+        if self.command == "fit" and self.parts.data.val_pairs is None:
+            log.info("no split 'val': no best checkpoint is chosen, and the last weights are tested")
+
+    def _test_best(self) -> None:
+        """Validate and test the weights of the best checkpoint."""
+        best, monitor = self.checkpoints.best_path, self.checkpoints.options.monitor
+        if best:
+            load_full_state_dict(self.module, VerifiedCheckpointIO().load_checkpoint(best)["state_dict"])
+            score = self.checkpoints.best_score
+            log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
+        elif self.parts.data.val_pairs is not None:
+            log.warning("validation never gave %s, so the last weights are tested instead of the best", monitor)
+        self.module.results.clear()  # those of the last validation may be of other weights
+        if self.parts.data.val_pairs is not None:
+            self.trainer.validate(self.module, datamodule=self.parts.data, verbose=False)
+        if self.parts.data.test_splits:
+            self.trainer.test(self.module, datamodule=self.parts.data, verbose=False)
+
+    def _save_model(self) -> None:
+        """Save `model/`: the folder that `from_pretrained` and `mmbert.load` read."""
+        weights = full_state_dict(self.parts.model)
+        if self.trainer.is_global_zero:
+            with quiet_transformers():
+                self.parts.model.save_pretrained(self.folder / "model", state_dict=weights)
+            self.parts.processor.save_pretrained(self.folder / "model")
+
+    def _write_results(self) -> None:
+        if not self.dry and self.trainer.is_global_zero:
+            self.metrics = write_results(self.module, self.folder, counts=self.trace.account, started=self.started)
+
+    def _result(self) -> RunResult:
+        return RunResult(self.folder, self.metrics, self.module.items)
+
+
+def _in_notebook() -> bool:
+    """Whether an IPython kernel runs this process."""
+    try:
+        return get_ipython().__class__.__name__ == "ZMQInteractiveShell"  # type: ignore[name-defined]
+    except NameError:
+        return False
