@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from mmbert.inference.loaded import LoadedModel, load
     from mmbert.model.configuration import MMBertConfig
     from mmbert.model.fusion.base import Fusion
-    from mmbert.model.initialization import ModelOptions, build_model
+    from mmbert.model.initialization import build_model
     from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel
+    from mmbert.model.options import ModelOptions
     from mmbert.model.tokens import Fused, Tokens
     from mmbert.runtime.allowed_imports import allow_import
     from mmbert.training.fit import fit
@@ -29,7 +30,7 @@ _MODULES = {
     "MMBertForTask": "model.modeling",
     "MMBertModel": "model.modeling",
     "MMBertProcessor": "data.processor",
-    "ModelOptions": "model.initialization",
+    "ModelOptions": "model.options",
     "PairsDataModule": "data.datamodule",
     "RunResult": "training.result",
     "Tokens": "model.tokens",

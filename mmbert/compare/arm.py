@@ -40,7 +40,7 @@ from mmbert.runtime.terminal import report_user_errors, set_up_logging
 from mmbert.training import run_folder
 from mmbert.training.config_files import flat
 from mmbert.training.fit import TrainingRun
-from mmbert.training.options import parse_run, to_arguments
+from mmbert.training.run_options import parse_run, to_arguments
 
 Results = dict[str, float]
 Found = tuple[Results, dict[str, ItemOutcomes], dict[str, float]]

@@ -29,7 +29,7 @@ from mmbert.runtime.import_policy import allow_import_from_cwd
 from mmbert.runtime.terminal import report_user_errors, set_up_logging
 from mmbert.training.fit import TrainingRun
 from mmbert.training.optim import build_optimizer
-from mmbert.training.options import parse_run, to_arguments
+from mmbert.training.run_options import parse_run, to_arguments
 
 COUNTED = 20
 """Training batches whose FLOPs are counted."""

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmbert.data.datamodule import SplitsDataModule
-from mmbert.model.configuration import KEYS, MMBertConfig
+from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import new_model
 from mmbert.model.modeling import HeadedModel, MMBertForTask
+from mmbert.model.options import KEYS
 from mmbert.runtime.randomness import torch_generator
 
 Batch = dict[str, Tensor]

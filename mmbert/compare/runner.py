@@ -258,7 +258,7 @@ def _progress(spec: Mapping[str, Any], weights: Mapping[str, float]) -> float:
     """How much of an arm's training is done, in the unit of its weights."""
     done = 0.0
     for stage, weight in weights.items():
-        steps = next(int(a.partition("=")[2]) for a in spec["stages"][stage] if a.startswith("--trainer.max_steps="))
+        steps = spec["stages"][stage]["options"]["trainer.max_steps"]
         done += weight * min(1.0, last_losses(Path(spec["folder"]) / stage / "trace.csv")[0] / steps)
     return done
 

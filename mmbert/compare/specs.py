@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mmbert.compare.plan import PRETRAIN, Arm, Comparison
 from mmbert.training.config_files import explicit_options
-from mmbert.training.options import to_arguments
+from mmbert.training.run_options import to_arguments
 
 
 class Settings(NamedTuple):

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,12 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging as logging_of_transformers
 
 from mmbert.errors import UsageError
-from mmbert.model.configuration import KEYS, Architecture, MMBertConfig
+from mmbert.model.configuration import MMBertConfig
 from mmbert.model.encoders import create_vit
 from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
+from mmbert.model.options import KEYS, ModelOptions
 
 log = logging.getLogger("mmbert")
-
-
-@dataclass(kw_only=True)
-class ModelOptions(Architecture):
-    """What a model is, and where its first weights come from."""
-
-    pretrained: str | None = None
-    """Folder of a saved mmbert (RUN/model) to start from: it gives the architecture, the tokenizer, how images are
-    prepared, and every weight that has the same name here; other heads start fresh. None: see the two keys below."""
-    text_pretrained: str | None = None
-    """Pretrained BERT: a name on the hub ("bert-base-uncased") or a local folder. None: from scratch."""
-    image_pretrained: str | None = None
-    """Pretrained ViT: a timm name on the hub ("vit_base_patch16_224.augreg_in21k") or a local folder with config.json
-    and model.safetensors. None: from scratch."""
 
 
 def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images: int = 1) -> HeadedModel:

@@ -16,10 +16,11 @@ from mmbert.data.datamodule import (
 from mmbert.data.options import DataOptions
 from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
 from mmbert.errors import UsageError
-from mmbert.model.configuration import KEYS, MMBertConfig
-from mmbert.model.initialization import ModelOptions, build_model, saved_config
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.initialization import build_model, saved_config
 from mmbert.model.modeling import HeadedModel
-from mmbert.training.optim import OptimOptions
+from mmbert.model.options import KEYS, ModelOptions
+from mmbert.training.options import OptimOptions
 
 
 class Parts(NamedTuple):

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,15 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from mmbert.errors import DataError, UsageError
+from mmbert.errors import DataError
 from mmbert.runtime.distributed import all_reduce_max, world_size
 from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.signals import StopSignals
+from mmbert.training.options import CheckpointOptions
 
 log = logging.getLogger("mmbert")
 STEP = re.compile(r"step=(\d+)\.ckpt")
 _CHUNK = 1 << 20
-
-
-@dataclass(kw_only=True)
-class CheckpointOptions:
-    """What is kept of a run, and how often."""
-
-    monitor: str | None = None
-    """The validation result that chooses the best checkpoint. None: the task's accuracy; in pretraining ITM's AUROC,
-    without ITM what comes first of R@1 and the accuracy on masked words. Of losses and median ranks less is better, of
-    all others more."""
-    every_n_steps: int | None = None
-    """Optimizer steps between checkpoints. None: every 10 steps up to step 120, then by time."""
-    every_seconds: float = 30.0
-    """Seconds between checkpoints, where `every_n_steps` does not say."""
-
-    def check(self) -> None:
-        """Refuses what can't be meant.
-
-        Raises:
-            UsageError: A value out of range.
-        """
-        if self.every_n_steps is not None and self.every_n_steps < 1:
-            raise UsageError(f"checkpoint.every_n_steps={self.every_n_steps}: must be 1 or more.")
-        if self.every_seconds < 0:
-            raise UsageError(f"checkpoint.every_seconds={self.every_seconds}: must be 0 or more.")
 
 
 def default_monitor(known: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mmbert.errors import DataError, UsageError
-from mmbert.model.configuration import Architecture
+from mmbert.model.options import Architecture
 
 OPTIONS = ("--config", "-c")
 OBJECTIVES = re.compile(r"--model(\.objectives(?:\.([^.]+)(?:\.([^.]+))?)?)?")

@@ -19,10 +19,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.evaluation.pairs import EvaluationOptions, metric_names
-from mmbert.model.configuration import KEYS
-from mmbert.model.initialization import STARTS_ANEW, ModelOptions, quiet_transformers
+from mmbert.evaluation.options import EvaluationOptions
+from mmbert.evaluation.pairs import metric_names
+from mmbert.model.initialization import STARTS_ANEW, quiet_transformers
 from mmbert.model.modeling import MMBertForTask
+from mmbert.model.options import KEYS, ModelOptions
 from mmbert.runtime.allowed_imports import allow_import as allow_modules
 from mmbert.runtime.hardware import best_precision, compute_threads
 from mmbert.runtime.isolation import isolated_process_state
@@ -30,7 +31,6 @@ from mmbert.runtime.signals import StopSignals
 from mmbert.training import run_folder
 from mmbert.training.assembly import assemble, run_identity, validate_architecture, validate_heads
 from mmbert.training.checkpoints import (
-    CheckpointOptions,
     RunCheckpoints,
     VerifiedCheckpointIO,
     default_monitor,
@@ -39,10 +39,10 @@ from mmbert.training.checkpoints import (
     step_of,
 )
 from mmbert.training.module import TrainingModule
-from mmbert.training.optim import OptimOptions
 from mmbert.training.option_checks import validate_run_options, validate_sections
-from mmbert.training.options import SECTIONS, RunOptions, dump_config, flatten_sections, parse_run, to_arguments
+from mmbert.training.options import CheckpointOptions, OptimOptions
 from mmbert.training.result import RunResult
+from mmbert.training.run_options import SECTIONS, RunOptions, dump_config, flatten_sections, parse_run, to_arguments
 from mmbert.training.sharding import fsdp_strategy, full_state_dict, load_full_state_dict
 from mmbert.training.summary import log_run_summary, write_results
 from mmbert.training.trace import Trace, continue_metrics

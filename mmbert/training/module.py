@@ -17,14 +17,16 @@ from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.data.pairs import Pairs
 from mmbert.data.samples import Samples
 from mmbert.errors import NotFiniteError, UsageError, quote
-from mmbert.evaluation.pairs import EvaluationOptions, PairEvaluation
+from mmbert.evaluation.options import EvaluationOptions
+from mmbert.evaluation.pairs import PairEvaluation
 from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.model.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
 from mmbert.model.objectives import ObjectiveOutput
 from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world_size
 from mmbert.runtime.randomness import torch_generator, torch_seed
-from mmbert.training.optim import OptimOptions, build_optimizer
+from mmbert.training.optim import build_optimizer
+from mmbert.training.options import OptimOptions
 from mmbert.training.sample_counts import Skipped
 from mmbert.training.sharding import gather_shards, shard, spread_shards, whole
 

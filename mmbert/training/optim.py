@@ -2,65 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mmbert.errors import UsageError
 from mmbert.model.modeling import HeadedModel
+from mmbert.training.options import OptimOptions
 
-
-@dataclass(kw_only=True)
-class OptimOptions:
-    """How the weights are moved."""
-
-    lr: float = 1e-4
-    """Peak learning rate; each part's is this times its factor."""
-    text_lr_factor: float = 1.0
-    """Factor on `lr` for the text encoder."""
-    image_lr_factor: float = 1.0
-    """Factor on `lr` for the image encoder."""
-    fusion_lr_factor: float = 1.0
-    """Factor on `lr` for the fusion part and the projections into it."""
-    head_lr_factor: float = 1.0
-    """Factor on `lr` for the heads of objectives or task."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay; none on biases, norms and other vectors."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's averaging coefficients."""
-    warmup: float = 0.1
-    """Linear warm-up, as a fraction of all optimizer steps."""
-    schedule: str = "cosine"
-    """What follows the warm-up: cosine, linear or constant."""
-    final_lr: float = 0.0
-    """Learning rate at the last step, as a fraction of the peak."""
-    freeze_text: int | str = "none"
-    """What of the text encoder stays as it is: none, all, or n for the embeddings and the first n layers."""
-    freeze_image: int | str = "none"
-    """The same for the image encoder."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
-
-    def check(self) -> None:
-        """Refuses what can't be meant.
-
-        Raises:
-            UsageError: A value out of range.
-        """
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.")
-        if not self.lr > 0:
-            raise UsageError(f"optim.lr={self.lr}: must be above 0.")
-        for name in ("warmup", "final_lr"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"optim.{name}={getattr(self, name)}: a fraction from 0 to 1.")
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
+DECAYS: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
     "constant": lambda progress: 1.0,
@@ -101,4 +51,4 @@ def lr_factor(step: int, total_steps: int, options: OptimOptions) -> float:
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    return options.final_lr + (1 - options.final_lr) * SCHEDULES[options.schedule](progress)
+    return options.final_lr + (1 - options.final_lr) * DECAYS[options.schedule](progress)

@@ -1,183 +1,80 @@
-"""The options of a training run: one parser for the command line, YAML files and Python."""
+"""Options of the sections `optim` and `checkpoint`."""
 
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
-from typing import Any, NamedTuple, NoReturn, Optional
+from dataclasses import dataclass
 
-import lightning as L
-import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from jsonargparse.typing import PositiveInt
-
-from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError
-from mmbert.evaluation.pairs import EvaluationOptions
-from mmbert.model.initialization import ModelOptions
-from mmbert.runtime.import_policy import restrict_imports
-from mmbert.training.checkpoints import CheckpointOptions
-from mmbert.training.config_files import expand_bases, explicit_options, merge_objective_options
-from mmbert.training.optim import OptimOptions
-from mmbert.training.option_checks import explain_parser_error
 
-SECTIONS: dict[str, type] = {
-    "model": ModelOptions,
-    "data": DataOptions,
-    "optim": OptimOptions,
-    "evaluation": EvaluationOptions,
-    "checkpoint": CheckpointOptions,
-}
-"""Name of a section of the configuration -> its options, whose attribute docstrings are the help texts."""
-
-TRAINER_DEFAULTS = {
-    "default_root_dir": "runs",
-    "log_every_n_steps": 10,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-}
-"""Options of `lightning.Trainer` whose default differs from Lightning's."""
+SCHEDULES = ("cosine", "linear", "constant")
 
 
-class RunParser(ArgumentParser):
-    """Parser whose errors are `UsageError`s that say what a misspelt option could have meant."""
+@dataclass(kw_only=True)
+class OptimOptions:
+    """How the weights are moved."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)  # a shortened option is a misspelt one
+    lr: float = 1e-4
+    """Peak learning rate; each part's is this times its factor."""
+    text_lr_factor: float = 1.0
+    """Factor on `lr` for the text encoder."""
+    image_lr_factor: float = 1.0
+    """Factor on `lr` for the image encoder."""
+    fusion_lr_factor: float = 1.0
+    """Factor on `lr` for the fusion part and the projections into it."""
+    head_lr_factor: float = 1.0
+    """Factor on `lr` for the heads of objectives or task."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; none on biases, norms and other vectors."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's averaging coefficients."""
+    warmup: float = 0.1
+    """Linear warm-up, as a fraction of all optimizer steps."""
+    schedule: str = "cosine"
+    """What follows the warm-up: cosine, linear or constant."""
+    final_lr: float = 0.0
+    """Learning rate at the last step, as a fraction of the peak."""
+    freeze_text: int | str = "none"
+    """What of the text encoder stays as it is: none, all, or n for the embeddings and the first n layers."""
+    freeze_image: int | str = "none"
+    """The same for the image encoder."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what the command line prints as one sentence."""
-        raise UsageError(explain_parser_error(message, [action.dest for action in self._actions])) from ex
+    def check(self) -> None:
+        """Refuses what can't be meant.
 
-
-def run_parser(prog: str = "mmbert fit", description: str | None = None, *, trainer: bool = True) -> RunParser:
-    """The parser of fit, validate and test.
-
-    Args:
-        prog: The command, for the help.
-        description: What it does, for the help.
-        trainer: Take the options of `lightning.Trainer` too; without them the help is one of our own sections.
-    """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = RunParser(prog=prog, description=description)
-    parser.add_argument("-c", "--config", action="config", help="YAML file of options, or the name of a preset.")
-    parser.add_argument("--name", type=str, default="run", help="The run's folder below trainer.default_root_dir.")
-    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of everything random in the run.")
-    parser.add_argument("--base", type=str | list[str] | None, help="YAML files that a YAML file builds on.")
-    parser.add_argument(
-        "--threads",
-        type=Optional[PositiveInt],  # noqa: UP045 - PositiveInt is no class, so it takes no "|"
-        help="CPU threads that compute. None: the cores that the loader leaves.",
-    )
-    parser.add_argument(
-        "--resume",
-        type=str | None,
-        help="Resume a run: 'auto' takes the latest complete checkpoint of --name, or the path of a checkpoint.",
-    )
-    parser.add_argument(
-        "--ckpt_path", type=str | None, help="Checkpoint whose weights are validated or tested, RUN/checkpoints/*.ckpt."
-    )
-    for name, options in SECTIONS.items():
-        parser.add_class_arguments(options, name)
-    if trainer:
-        add_trainer_options(parser)
-    return parser
-
-
-def add_trainer_options(parser: ArgumentParser) -> None:
-    """Add the options of `lightning.Trainer`, with mmbert's defaults."""
-    parser.add_class_arguments(L.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True)
-    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+        Raises:
+            UsageError: A value out of range.
+        """
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.")
+        if not self.lr > 0:
+            raise UsageError(f"optim.lr={self.lr}: must be above 0.")
+        for name in ("warmup", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"optim.{name}={getattr(self, name)}: a fraction from 0 to 1.")
 
 
-class RunOptions(NamedTuple):
-    """The options of one run."""
+@dataclass(kw_only=True)
+class CheckpointOptions:
+    """What is kept of a run, and how often."""
 
-    parser: RunParser
-    config: Namespace
-    """As parsed, from which `config.yaml` is written."""
-    sections: Namespace
-    """The same, each section an object of its class in `SECTIONS`; callbacks and loggers are built."""
-    explicit: dict[str, Any]
-    """Flat options that a file, the command line or the caller names; defaults are left out."""
-    trainer_objects: Mapping[str, Any] = {}
-    """Options of `lightning.Trainer` that Python gives as objects, such as callbacks."""
+    monitor: str | None = None
+    """The validation result that chooses the best checkpoint. None: the task's accuracy; in pretraining ITM's AUROC,
+    without ITM what comes first of R@1 and the accuracy on masked words. Of losses and median ranks less is better, of
+    all others more."""
+    every_n_steps: int | None = None
+    """Optimizer steps between checkpoints. None: every 10 steps up to step 120, then by time."""
+    every_seconds: float = 30.0
+    """Seconds between checkpoints, where `every_n_steps` does not say."""
 
+    def check(self) -> None:
+        """Refuses what can't be meant.
 
-def parse_run(
-    arguments: list[str], parser: RunParser | None = None, trainer_objects: Mapping[str, Any] | None = None
-) -> RunOptions:
-    """Parse the options of a run.
-
-    Args:
-        arguments: As on the command line after `mmbert fit`: files first build on their bases, later options win.
-        parser: Made by `run_parser`; None makes one.
-        trainer_objects: See `RunOptions`.
-
-    Raises:
-        UsageError: An unknown option, or a value of the wrong type.
-        DataError: A file that is no YAML mapping.
-    """
-    parser = parser or run_parser()
-    arguments = restrict_imports(arguments)
-    config = parser.parse_args(merge_objective_options(expand_bases(arguments)))
-    sections = parser.instantiate_classes(config)
-    assert isinstance(sections, Namespace)
-    return RunOptions(parser, config, sections, explicit_options(arguments), trainer_objects or {})
-
-
-def to_arguments(config: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> list[str]:
-    """The command line that stands for a configuration and options from Python.
-
-    Args:
-        config: A YAML file or the name of a preset; None: defaults.
-        options: Dotted option -> value, {"model.fusion": "late"}.
-    """
-    files = [] if config is None else ["--config", os.fspath(config)]
-    return [*files, *(f"--{key}={_to_text(value)}" for key, value in options.items())]
-
-
-def flatten_sections(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sections as Python gives them, as flat options and the trainer's objects.
-
-    Args:
-        sections: Name -> mapping or dataclass of options, or None.
-
-    Returns:
-        Dotted option -> plain value, and option of the trainer -> object that no file could name.
-    """
-    flat: dict[str, Any] = {}
-    objects: dict[str, Any] = {}
-    for name, options in sections.items():
-        if options is None:
-            continue
-        if is_dataclass(options) and not isinstance(options, type):
-            options = asdict(options)
-        if not isinstance(options, Mapping):
-            raise UsageError(f"{name}={options!r}: expected a mapping of options, {{option: value}}.")
-        for key, value in options.items():
-            if name == "trainer" and _is_object(value):
-                objects[key] = value
-            else:
-                flat[f"{name}.{key}"] = value
-    return flat, objects
-
-
-def _is_object(value: Any) -> bool:
-    """Whether a value can't be written to a YAML file."""
-    if isinstance(value, list | tuple):
-        return any(map(_is_object, value))
-    if isinstance(value, Mapping):
-        return any(map(_is_object, value.values()))
-    return not isinstance(value, str | int | float | bool | os.PathLike | None)
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return os.fspath(value) if isinstance(value, os.PathLike) else json.dumps(value, default=str)
-
-
-def dump_config(options: RunOptions) -> dict[str, Any]:
-    """Every option with its default, as plain values."""
-    return yaml.safe_load(options.parser.dump(options.config, skip_none=False))
+        Raises:
+            UsageError: A value out of range.
+        """
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            raise UsageError(f"checkpoint.every_n_steps={self.every_n_steps}: must be 1 or more.")
+        if self.every_seconds < 0:
+            raise UsageError(f"checkpoint.every_seconds={self.every_seconds}: must be 0 or more.")

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from mmbert.compare.folder import check_arm_folder
-from mmbert.compare.plan import Arm, Stage, arms_of, comparison_from, load_comparison
-from mmbert.compare.specs import explicit_options, fit_arguments
+from mmbert.compare.plan import Arm, arms_of, comparison_from, load_comparison
 from mmbert.errors import DataError, UsageError
+from mmbert.training.config_files import explicit_options
+from mmbert.training.run_options import to_arguments
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
@@ -145,8 +146,8 @@ def test_comparison_survives_json(tmp_path: Path) -> None:
 def test_written_options_follow_bases_and_the_last_one_wins(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": {"fusion": "early", "objectives": {"mlm": 1.0}}}))
     run = written(tmp_path, {"base": "base.yaml", "optim": {"lr": 0.1}})
-    stage = Stage(run=run, steps=1, options={"optim.lr": 0.2, "model.objectives": {"itm": 1.0}})
-    arguments = fit_arguments(stage, {"model.fusion": "late", "data.flip": True})
+    options = {"optim.lr": 0.2, "model.objectives": {"itm": 1.0}, "model.fusion": "late", "data.flip": True}
+    arguments = to_arguments(run, options)
     assert explicit_options(arguments) == {
         "data.flip": True,
         "model.fusion": "late",
@@ -157,7 +158,7 @@ def test_written_options_follow_bases_and_the_last_one_wins(tmp_path: Path) -> N
 
 def test_section_as_a_whole_leaves_its_other_options_written_down(tmp_path: Path) -> None:
     run = written(tmp_path, {"optim": {"lr": 0.1, "weight_decay": 0.5}})
-    arguments = fit_arguments(Stage(run=run, steps=1, options={"optim": {"lr": 0.2}}), {})
+    arguments = to_arguments(run, {"optim": {"lr": 0.2}})
     assert explicit_options(arguments) == {"optim.lr": 0.2, "optim.weight_decay": 0.5}
 
 

@@ -12,7 +12,8 @@ from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForTask
 from mmbert.model.tasks import TASKS
-from mmbert.training.optim import OptimOptions, parameter_groups
+from mmbert.training.optim import parameter_groups
+from mmbert.training.options import OptimOptions
 
 LABELS = ["no", "yes", "maybe"]
 every_task = pytest.mark.parametrize("task", TASKS)

@@ -8,8 +8,9 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tiny import tiny_config
 
 from mmbert.errors import UsageError
-from mmbert.model.configuration import KEYS, Architecture, MMBertConfig
+from mmbert.model.configuration import MMBertConfig
 from mmbert.model.modeling import MMBertModel
+from mmbert.model.options import KEYS, Architecture
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from mmbert.errors import UsageError
-from mmbert.model.configuration import KEYS
-from mmbert.model.initialization import ModelOptions, build_model
+from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
+from mmbert.model.options import KEYS, ModelOptions
 
 MEAN = [0.1, 0.2, 0.3]
 

@@ -13,8 +13,9 @@ from mmbert.cli.main import main
 from mmbert.data.readers.vqa import read_annotations, read_questions, read_results
 from mmbert.inference.loading import load_folder
 from mmbert.metrics.vqa import AnsweredQuestion, vqa_accuracy
-from mmbert.model.initialization import ModelOptions, build_model
+from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForTask
+from mmbert.model.options import ModelOptions
 from mmbert.training.checkpoints import step_of
 
 CONFIGS = {"vqa": "configs/finetune/vqa_shapes.yaml", "decision": "configs/finetune/snli_ve.yaml"}

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tiny import tiny_config
 
 from mmbert import MMBertForPreTraining
-from mmbert.model.initialization import ModelOptions, build_model
+from mmbert.model.initialization import build_model
+from mmbert.model.options import ModelOptions
 from mmbert.training.checkpoints import VerifiedCheckpointIO
 
 SENTINEL = Path("executed")

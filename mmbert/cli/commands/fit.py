@@ -8,8 +8,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from mmbert.runtime.distributed import exit_together
 from mmbert.runtime.signals import StopSignals
 from mmbert.training.fit import TrainingRun
-from mmbert.training.options import add_trainer_options, parse_run, run_parser
 from mmbert.training.run_folder import process_start
+from mmbert.training.run_options import add_trainer_options, parse_run, run_parser
 
 RUN_COMMANDS = {
     "fit": "Train a model, test its best checkpoint, and write the run's folder.",
