@@ -18,8 +18,8 @@ import torch
 
 from mmbert.data.examples import read_examples
 from mmbert.evaluation import encoding, retrieval
-from mmbert.evaluation.encoding import Encoded, encode
-from mmbert.evaluation.retrieval import Candidates, Scored, retrieve
+from mmbert.evaluation.encoding import EncodedCandidates, encode
+from mmbert.evaluation.retrieval import Candidates, ScoreMatrix, retrieve
 from mmbert.inference.loading import load_folder
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.modeling import MMBertForPreTraining
@@ -50,7 +50,9 @@ def random_hybrid(layers: int, **sizes: Any) -> MMBertForPreTraining:
 
 
 @torch.no_grad()
-def random_encoded(model: MMBertForPreTraining, num_images: int, num_texts: int) -> tuple[Encoded, Candidates, float]:
+def random_encoded(
+    model: MMBertForPreTraining, num_images: int, num_texts: int
+) -> tuple[EncodedCandidates, Candidates, float]:
     """Random images and texts of 8 to 19 tokens through the encoders, and the CPU seconds that took."""
     generator = torch.Generator().manual_seed(0)
     side, contrast = model.config.image_size or 112, model.objectives["itc"]
@@ -69,13 +71,15 @@ def random_encoded(model: MMBertForPreTraining, num_images: int, num_texts: int)
         texts += [*tokens.hidden_states]
         text_vectors.append(contrast.embed_text(tokens))  # pyright: ignore[reportCallIssue]
     vectors = torch.cat(image_vectors), torch.cat(text_vectors)
-    encoded = Encoded(torch.cat(images), texts, *vectors, torch.arange(num_texts), num_images, num_texts)
+    encoded = EncodedCandidates(torch.cat(images), texts, *vectors, torch.arange(num_texts), num_images, num_texts)
     owners = [i * num_images // num_texts for i in range(num_texts)]
     candidates = Candidates([""] * num_images, [str(i) for i in range(num_texts)], owners)
     return encoded, candidates, time.process_time() - started
 
 
-def compare(model: MMBertForPreTraining, encoded: Encoded, candidates: Candidates, seconds: float, k: int) -> None:
+def compare(
+    model: MMBertForPreTraining, encoded: EncodedCandidates, candidates: Candidates, seconds: float, k: int
+) -> None:
     """Prints both scorers on the same encoder outputs."""
     names = ["scorer", "fusion passes", "seconds", "with encoding", "I->T R@1", "T->I R@1", "rsum", "peak memory"]
     print("".join(f"{name:>16}" for name in names))
@@ -100,10 +104,10 @@ def compare(model: MMBertForPreTraining, encoded: Encoded, candidates: Candidate
 def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k: int) -> int:
     """Fusions of two_stage for these vectors, none of which is done."""
     done = retrieval._fused
-    retrieval._fused = lambda model, encoded, chosen: Scored(torch.zeros(chosen.shape), int(chosen.sum()))
+    retrieval._fused = lambda model, encoded, chosen: ScoreMatrix(torch.zeros(chosen.shape), int(chosen.sum()))
     try:
         texts = torch.arange(len(text_vectors))
-        encoded = Encoded(None, [], image_vectors, text_vectors, texts, len(image_vectors), len(texts))
+        encoded = EncodedCandidates(None, [], image_vectors, text_vectors, texts, len(image_vectors), len(texts))
         return retrieval.two_stage(None, encoded, k).fusion_passes  # pyright: ignore[reportArgumentType]
     finally:
         retrieval._fused = done
@@ -190,7 +194,7 @@ def main() -> None:
             model, processor = load_folder(options.model)
             assert isinstance(model, MMBertForPreTraining)
             test = read_examples("karpathy", options.annotations, options.images, only="test")["test"]
-            candidates = Candidates.of(test)
+            candidates = Candidates.from_examples(test)
             started = time.perf_counter()
             encoded = encode(model, processor, candidates.images, candidates.texts)
             seconds = time.perf_counter() - started

@@ -28,7 +28,7 @@ from mmbert.data.readers.foils import Foil, read_foils
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import encode
 from mmbert.evaluation.foils import OVERALL, foil_hits
-from mmbert.evaluation.retrieval import NEEDS, Candidates, choose_scorer, search
+from mmbert.evaluation.retrieval import REQUIRED_OBJECTIVES, Candidates, choose_scorer, rank_candidates
 from mmbert.inference.loading import load_folder
 from mmbert.metrics.outcomes import ItemOutcomes, read_outcomes, write_outcomes
 from mmbert.model.modeling import MMBertForPreTraining
@@ -180,7 +180,7 @@ class _Data:
         examples = self.parts.data.examples.get(split)
         if not examples:
             raise UsageError(f"retrieval.split='{split}'; the data has {', '.join(self.parts.data.examples)}.")
-        return Candidates.of([replace(e, captions=e.captions[:captions]) for e in examples[:images]])
+        return Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples[:images]])
 
     def batch(self) -> dict[str, Any]:
         """One batch of the first test split, or of the training pairs."""
@@ -197,9 +197,11 @@ def ranked(
     atomic_write_text(queries, json.dumps([*zip(images, candidates.texts, strict=True)]) + "\n")
     scorer = choose_scorer(model, options["scorer"])
     started = time.perf_counter()
-    keep = "itm" in NEEDS[scorer]
+    keep = "itm" in REQUIRED_OBJECTIVES[scorer]
     encoded = encode(model, processor, candidates.images, candidates.texts, keep_tokens=keep)
-    report, items = search(model, encoded, candidates, scorer, k=options["k"], equal_texts=options["equal_texts"])
+    report, items = rank_candidates(
+        model, encoded, candidates, scorer, k=options["k"], equal_texts=options["equal_texts"]
+    )
     cost = {
         "search_seconds": time.perf_counter() - started,
         "search_images": float(report["num_images"]),

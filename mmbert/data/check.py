@@ -18,7 +18,7 @@ from mmbert.data.images import BadImageError, load_image, read_content
 from mmbert.data.pairs import text_key
 from mmbert.data.readers.base import ImageFolder
 from mmbert.errors import DataError, describe, printable, quote
-from mmbert.runtime.signals import ignore_in_loader
+from mmbert.runtime.signals import ignore_signals_in_worker
 
 LISTED = 20
 FEW_IMAGES = 200
@@ -121,7 +121,7 @@ def _examine_all(files: Sequence[Path]) -> Iterator[tuple[bytes, str]]:
     if processes == 1 or len(files) < FEW_IMAGES:
         yield from map(_examine, files)
         return
-    pool = ProcessPoolExecutor(processes, initializer=ignore_in_loader, initargs=(0,))
+    pool = ProcessPoolExecutor(processes, initializer=ignore_signals_in_worker, initargs=(0,))
     try:
         yield from pool.map(_examine, files, chunksize=16)
     finally:

@@ -153,7 +153,7 @@ class SplitsDataModule(L.LightningDataModule):
             batch_sampler=batch_sampler,
             num_workers=self.options.num_workers,
             collate_fn=self.collate,
-            worker_init_fn=StopSignals.for_loader(),
+            worker_init_fn=StopSignals.worker_init_fn(),
             persistent_workers=False,
             pin_memory=False,
         )

@@ -13,7 +13,7 @@ from mmbert.data.images import ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.tokens import Tokens
-from mmbert.runtime.distributed import gather_in_order, shard_jobs, share_out
+from mmbert.runtime.distributed import gather_in_order, run_sharded, shard_jobs
 from mmbert.runtime.signals import StopSignals
 
 PAIRS_AT_ONCE = 128
@@ -21,7 +21,7 @@ PAIRS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedCandidates:
     """N images and M texts after their encoders, on the CPU.
 
     Texts that are the same for the model are encoded and scored once, so their scores are equal to the bit.
@@ -42,10 +42,10 @@ class Encoded:
     text_passes: int
     """Texts encoded."""
 
-    def part(self, images: slice, texts: Tensor) -> "Encoded":
+    def part(self, images: slice, texts: Tensor) -> "EncodedCandidates":
         """Some of the images, and of the texts by their numbers (K,); nothing large is copied."""
         distinct, text_of = self.text_of[texts].unique(return_inverse=True)
-        return Encoded(
+        return EncodedCandidates(
             None if self.images is None else self.images[images],
             [self.texts[i] for i in distinct.tolist()] if self.texts else [],
             None if self.image_vectors is None else self.image_vectors[images],
@@ -77,7 +77,7 @@ def encode(
     batch_size: int = 64,
     num_workers: int = 0,
     keep_tokens: bool = True,
-) -> Encoded:
+) -> EncodedCandidates:
     """Encodes every image once and every distinct text once, shared out over the processes.
 
     Args:
@@ -100,7 +100,7 @@ def encode(
         _Images(processor, images),
         batch_sampler=shard_jobs(batches),
         num_workers=num_workers,
-        worker_init_fn=StopSignals.for_loader(),
+        worker_init_fn=StopSignals.worker_init_fn(),
         generator=torch.Generator(),  # or encoding would advance the caller's random numbers
     )
 
@@ -128,13 +128,13 @@ def encode(
 
     of_text: dict[str, list[Tensor]] = {}
     batches = _batches(sorted(range(len(ids)), key=lambda i: len(ids[i])), batch_size)
-    for rows, found in zip(batches, share_out(encode_texts, batches), strict=True):
+    for rows, found in zip(batches, run_sharded(encode_texts, batches), strict=True):
         for name, values in found.items():
             whole = of_text.setdefault(name, [torch.empty(0)] * len(ids))
             for i, value in zip(rows, values, strict=True):
                 whole[i] = value
 
-    return Encoded(
+    return EncodedCandidates(
         of_image.get("tokens"),
         of_text.get("tokens", []),
         of_image.get("vectors"),
@@ -191,7 +191,7 @@ def pair_scores(
         fused = core.fuse(text.rows(text_at.to(device)), image.rows(image_at.to(device)))
         return head.score(fused.pooled).cpu()  # pyright: ignore
 
-    found = [*share_out(fuse, pairs[order].split(PAIRS_AT_ONCE))] if len(pairs) else [torch.empty(0)]
+    found = [*run_sharded(fuse, pairs[order].split(PAIRS_AT_ONCE))] if len(pairs) else [torch.empty(0)]
     scores = torch.cat(found)
     return torch.empty_like(scores).index_copy_(0, order, scores)
 

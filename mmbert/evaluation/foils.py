@@ -10,14 +10,14 @@ from torch import Tensor
 from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.foils import Foil
 from mmbert.errors import UsageError
-from mmbert.evaluation.encoding import Encoded, encode, pair_scores
+from mmbert.evaluation.encoding import EncodedCandidates, encode, pair_scores
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.randomness import permutation
 
 OVERALL = "overall"
 
 
-def score_foils(
+def foil_metrics(
     model: MMBertForPreTraining,
     processor: MMBertProcessor,
     foils: Sequence[Foil],
@@ -144,7 +144,7 @@ def _blank(processor: MMBertProcessor) -> Any:
 
 
 @torch.no_grad()
-def _scores(model: MMBertForPreTraining, encoded: Encoded, pairs: Tensor, scorer: str) -> Tensor:
+def _scores(model: MMBertForPreTraining, encoded: EncodedCandidates, pairs: Tensor, scorer: str) -> Tensor:
     """(K,) scores of (K, 2) pairs of image and distinct text."""
     if scorer == "itm":
         assert encoded.images is not None

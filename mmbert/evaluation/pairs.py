@@ -50,7 +50,7 @@ class PairResult(NamedTuple):
     image_key: int  # the same for all captions of an image
 
 
-class Encoded(NamedTuple):
+class EncodedPair(NamedTuple):
     """One pair of the retrieval sample, on the CPU: vectors for itc, tokens for itm."""
 
     index: int
@@ -75,7 +75,7 @@ class PairEvaluation:
     retrieval_indices: frozenset[int]
     scorer: str = "auto"
     results: list[PairResult] = field(default_factory=list)
-    encoded: list[Encoded] = field(default_factory=list)
+    encoded: list[EncodedPair] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Chooses the scorer."""
@@ -147,7 +147,7 @@ class PairEvaluation:
             carried = frozenset(k for k in batch["image_text_keys"][row].tolist() if k >= 0)
             own = texts[row] if self.scorer == "itc" else texts[row, : lengths[row]].clone()
             self.encoded.append(
-                Encoded(
+                EncodedPair(
                     int(batch["index"][row]), own, images[row].clone(), int(batch["text_key"][row]), carried,
                     int(batch["image_key"][row]),
                 )
@@ -182,7 +182,7 @@ class PairEvaluation:
             out |= self._retrieval(encoded)
         return out
 
-    def items(self) -> dict[str, ItemOutcomes]:
+    def outcomes(self) -> dict[str, ItemOutcomes]:
         """What became of each pair (`itm_accuracy`) or masked word (`mlm_...`), under the result that is their mean."""
         results = sorted({r.index: r for r in all_gather_list(self.results)}.values())
         both = [r for r in results if r.wrong_score is not None]
@@ -201,7 +201,7 @@ class PairEvaluation:
                 out[name] = ItemOutcomes(words, [number[r.image_key] for r in rows for _ in range(r.masked)])
         return {name: found for name, found in out.items() if found.values}
 
-    def _retrieval(self, encoded: list[Encoded]) -> dict[str, float]:
+    def _retrieval(self, encoded: list[EncodedPair]) -> dict[str, float]:
         relevant = torch.tensor(
             [[t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded] for i in encoded]
         )

@@ -13,7 +13,7 @@ from mmbert.data.examples import Example
 from mmbert.data.images import ImageSource
 from mmbert.data.pairs import text_key
 from mmbert.errors import UsageError
-from mmbert.evaluation.encoding import Encoded, pair_scores
+from mmbert.evaluation.encoding import EncodedCandidates, pair_scores
 from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
@@ -33,7 +33,7 @@ class Candidates:
     """(M,) number of the image that each text belongs to."""
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> "Candidates":
+    def from_examples(cls, examples: Sequence[Example]) -> "Candidates":
         """All images of a split, each with all its captions."""
         return cls(
             [example.image for example in examples],
@@ -42,29 +42,29 @@ class Candidates:
         )
 
 
-class Scored(NamedTuple):
+class ScoreMatrix(NamedTuple):
     """What a scorer gives."""
 
     scores: Tensor  # (N, U) images and distinct texts, higher = better match
     fusion_passes: int
 
 
-Scorer = Callable[[MMBertForPreTraining, Encoded, int], Scored]
+Scorer = Callable[[MMBertForPreTraining, EncodedCandidates, int], ScoreMatrix]
 
 
-def contrastive(model: MMBertForPreTraining, encoded: Encoded, k: int) -> Scored:
+def contrastive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
     """Cosine of the contrastive vectors: one matrix product, no fusion (CLIP, arXiv:2103.00020)."""
     assert encoded.image_vectors is not None and encoded.text_vectors is not None
-    return Scored(encoded.image_vectors @ encoded.text_vectors.T, 0)
+    return ScoreMatrix(encoded.image_vectors @ encoded.text_vectors.T, 0)
 
 
-def exhaustive(model: MMBertForPreTraining, encoded: Encoded, k: int) -> Scored:
+def exhaustive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
     """Matching score of every image with every text: N x U fusions (ViLT, arXiv:2102.03334)."""
     assert encoded.images is not None
     return _fused(model, encoded, torch.ones(len(encoded.images), len(encoded.texts), dtype=torch.bool))
 
 
-def two_stage(model: MMBertForPreTraining, encoded: Encoded, k: int) -> Scored:
+def two_stage(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
     """Matching score of the k texts nearest to each image and the k images nearest to each text.
 
     As ALBEF (arXiv:2107.07651, Sec. 5), but a pair that either side chose is fused once and counts in both
@@ -78,13 +78,13 @@ def two_stage(model: MMBertForPreTraining, encoded: Encoded, k: int) -> Scored:
     fused = _fused(model, encoded, chosen)
     scores = fused.scores.double()  # fp64 keeps the order of cosines after the subtraction
     below = scores[chosen].min() - 3  # a cosine is 1 at most
-    return Scored(torch.where(chosen, scores, near + below), fused.fusion_passes)
+    return ScoreMatrix(torch.where(chosen, scores, near + below), fused.fusion_passes)
 
 
 SCORERS: dict[str, Scorer] = {"itc": contrastive, "itm": exhaustive, "two_stage": two_stage}
-"""Name -> (model, encoded, k) to `Scored`."""
+"""Name -> (model, encoded, k) to `ScoreMatrix`."""
 
-NEEDS = {"itc": ("itc",), "itm": ("itm",), "two_stage": ("itc", "itm")}
+REQUIRED_OBJECTIVES = {"itc": ("itc",), "itm": ("itm",), "two_stage": ("itc", "itm")}
 """Scorer -> the objectives whose heads it reads."""
 
 
@@ -94,7 +94,7 @@ def choose_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:
     Raises:
         UsageError: The model lacks the objective, or knows none that ranks.
     """
-    can = [scorer for scorer, needed in NEEDS.items() if all(n in model.objectives for n in needed)]
+    can = [scorer for scorer, needed in REQUIRED_OBJECTIVES.items() if all(n in model.objectives for n in needed)]
     has = ", ".join(model.objectives)
     if not can:
         raise UsageError(f"a model with the objectives {has} ranks nothing: train one with itm, itc or both.")
@@ -107,11 +107,11 @@ def choose_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:
         shallow = not config.text_layers or not config.image_layers
         why = (
             f" (and can't have itc, with text_layers={config.text_layers} and image_layers={config.image_layers})"
-            if shallow and "itc" in NEEDS[name]
+            if shallow and "itc" in REQUIRED_OBJECTIVES[name]
             else ""
         )
         raise UsageError(
-            f"scorer='{name}' reads the objectives {' and '.join(NEEDS[name])}, but the model has {has}{why}; "
+            f"scorer='{name}' reads the objectives {' and '.join(REQUIRED_OBJECTIVES[name])}, but the model has {has}{why}; "
             f"it can do {', '.join(can)}."
         )
     return name
@@ -119,7 +119,7 @@ def choose_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:
 
 def retrieve(
     model: MMBertForPreTraining,
-    encoded: Encoded,
+    encoded: EncodedCandidates,
     candidates: Candidates,
     scorer: str,
     *,
@@ -127,18 +127,18 @@ def retrieve(
     folds: int = 1,
     equal_texts: bool = False,
 ) -> dict[str, Any]:
-    """Ranks all candidates with one scorer, or the mean over folds of them; `search` has arguments and errors.
+    """Ranks all candidates with one scorer, or the mean over folds of them; `rank_candidates` has arguments and errors.
 
     Returns:
         The keys of `recall_at_k`, and scorer, k (0 where it has no part), folds, num_images, num_texts, image_passes,
         text_passes, fusion_passes, scoring_seconds, peak_memory (bytes, of this process).
     """
-    return search(model, encoded, candidates, scorer, k=k, folds=folds, equal_texts=equal_texts)[0]
+    return rank_candidates(model, encoded, candidates, scorer, k=k, folds=folds, equal_texts=equal_texts)[0]
 
 
-def search(
+def rank_candidates(
     model: MMBertForPreTraining,
-    encoded: Encoded,
+    encoded: EncodedCandidates,
     candidates: Candidates,
     scorer: str,
     *,
@@ -209,7 +209,7 @@ def search(
     return report, {name: ItemOutcomes(*found) for name, found in items.items()}
 
 
-def _fused(model: MMBertForPreTraining, encoded: Encoded, chosen: Tensor) -> Scored:
+def _fused(model: MMBertForPreTraining, encoded: EncodedCandidates, chosen: Tensor) -> ScoreMatrix:
     """Matching scores of the `chosen` pairs, (N, U) bool; 0 elsewhere."""
     assert encoded.images is not None
     scores = torch.zeros(chosen.shape)
@@ -220,4 +220,4 @@ def _fused(model: MMBertForPreTraining, encoded: Encoded, chosen: Tensor) -> Sco
         values = pair_scores(model, encoded.images, encoded.texts, pairs)
         scores = scores.to(values.dtype)
         scores[pairs[:, 0], pairs[:, 1]] = values
-    return Scored(scores, int(chosen.sum()))
+    return ScoreMatrix(scores, int(chosen.sum()))

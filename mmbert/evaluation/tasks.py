@@ -85,13 +85,13 @@ class TaskEvaluation:
         one = self.model.mmbert.encode_text(batch["input_ids"][:1, [0, last]])
         return one.rows(torch.zeros(len(batch["input_ids"]), dtype=torch.int64, device=one.mask.device))
 
-    def in_order(self) -> list[LabelledResult]:
+    def merged_results(self) -> list[LabelledResult]:
         """The results of all processes, each example once, in the order of the data set."""
         return sorted({r.index: r for r in all_gather_list(self.results)}.values())
 
     def metrics(self) -> dict[str, float]:
         """The flat results of the split, `vqa_accuracy` and so on; fractions, nats for the loss."""
-        results = self.in_order()
+        results = self.merged_results()
         if not results:
             return {}
         task, name = self.model.task, self.model.config.task
@@ -122,7 +122,7 @@ class TaskEvaluation:
                 out[name] = (task.rights(labels, [self.samples.examples[r.index] for r in rows]), rows)
         return out
 
-    def items(self) -> dict[str, ItemOutcomes]:
+    def outcomes(self) -> dict[str, ItemOutcomes]:
         """How right the model was on each example, under the name of the result that is their mean."""
         images: dict[Any, int] = {}
         examples = self.samples.examples
@@ -130,10 +130,13 @@ class TaskEvaluation:
             f"{self.model.config.task}_{name}": ItemOutcomes(
                 rights, [images.setdefault(examples[r.index].images or r.index, len(images)) for r in rows]
             )
-            for name, (rights, rows) in self._rights(self.in_order()).items()
+            for name, (rights, rows) in self._rights(self.merged_results()).items()
         }
 
     def predictions(self) -> list[dict[str, Any]]:
         """One row an example, as VQA's server takes them: {"question_id", "answer"}."""
         labels = self.model.task.labels
-        return [{"question_id": self.samples.examples[r.index].key, "answer": labels[r.label]} for r in self.in_order()]
+        return [
+            {"question_id": self.samples.examples[r.index].key, "answer": labels[r.label]}
+            for r in self.merged_results()
+        ]

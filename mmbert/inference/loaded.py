@@ -269,7 +269,7 @@ class LoadedModel:
             QueryBatches(self.processor, asked, encode, batch_size),
             batch_size=None,
             num_workers=num_workers,
-            worker_init_fn=StopSignals.for_loader(),
+            worker_init_fn=StopSignals.worker_init_fn(),
             generator=torch.Generator(),  # or asking would advance the caller's random numbers
         )
         for batch in loader:

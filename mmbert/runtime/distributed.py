@@ -155,6 +155,6 @@ def gather_in_order(own: Iterable[Result], total: int) -> Iterator[Result]:
         yield from results[: total - round * size]
 
 
-def share_out(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+def run_sharded(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
     """`map(work, jobs)` with the jobs shared out over the processes; see `gather_in_order`."""
     return gather_in_order(map(work, shard_jobs(jobs)), len(jobs))

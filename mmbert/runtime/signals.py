@@ -51,9 +51,9 @@ class StopSignals:
             signal.signal(child, handler)
 
     @classmethod
-    def for_loader(cls) -> Callable[[int], None] | None:
+    def worker_init_fn(cls) -> Callable[[int], None] | None:
         """What the loader's processes start with: nothing where nobody takes the signals."""
-        return ignore_in_loader if cls._entered else None
+        return ignore_signals_in_worker if cls._entered else None
 
     def _install(self) -> dict[int, Any]:
         known = {name: getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)}
@@ -77,7 +77,7 @@ class StopSignals:
         raise SystemExit(self.code)
 
 
-def ignore_in_loader(_: int) -> None:
+def ignore_signals_in_worker(_: int) -> None:
     """Lets the loader's processes live on: they go when the run goes, and a step may need their batches."""
     for name in EXIT_CODES:
         if hasattr(signal, name):

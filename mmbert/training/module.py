@@ -323,7 +323,7 @@ class TrainingModule(L.LightningModule):
             with self.trainer.precision_plugin.forward_context():  # Lightning has it around the steps only
                 found = evaluation.metrics()
             if name != "val":
-                self.items[name] = evaluation.items()
+                self.items[name] = evaluation.outcomes()
             if isinstance(evaluation, TaskEvaluation) and name != "val":
                 self.predictions[name] = evaluation.predictions()
             metrics = {f"{name}/{key}": value for key, value in found.items()}

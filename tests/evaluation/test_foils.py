@@ -11,7 +11,7 @@ from tiny import tiny_examples, tiny_processor
 from mmbert.data.readers.foils import Foil
 from mmbert.errors import UsageError
 from mmbert.evaluation import foils as module
-from mmbert.evaluation.foils import score_foils, shuffled_images
+from mmbert.evaluation.foils import foil_metrics, shuffled_images
 
 TEXTS = [("a red cat", "a blue cat"), ("a dog", "a bird"), ("the street", "the tree"), ("a car", "A car")]
 
@@ -41,7 +41,7 @@ def test_share_above_the_foil_by_hand(foils: list[Foil], monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_scores", lambda model, encoded, pairs, scorer: table[pairs[:, 0], pairs[:, 1]])
     first, second = foils[0].image, foils[2].image
     monkeypatch.setattr(module, "shuffled_images", lambda *_: [second, second, first, None])
-    assert score_foils(tiny_model(), tiny_processor(), foils) == {
+    assert foil_metrics(tiny_model(), tiny_processor(), foils) == {
         "attribute": {"count": 1, "accuracy": 1.0, "blank": 1.0, "shuffled": 0.0},
         "object": {"count": 2, "accuracy": 0.5, "blank": 0.0, "shuffled": 0.5},
         "same": {"count": 1, "accuracy": 0.0, "blank": 0.0, "shuffled": None},
@@ -63,7 +63,7 @@ def test_scores_are_those_of_each_pair_alone(scorer: str, foils: list[Foil]) -> 
             return float(head.embed_text(words)[0] @ head.embed_image(image)[0])
         return float(head.score(model.mmbert.fuse(words, image).pooled))
 
-    report = score_foils(model, processor, foils, scorer=scorer, batch_size=2)
+    report = foil_metrics(model, processor, foils, scorer=scorer, batch_size=2)
     right = [score(foil.image, foil.caption) > score(foil.image, foil.foil) for foil in foils[:3]]
     assert report["overall"]["accuracy"] == sum(right) / 4
     wrong = zip(foils, shuffled_images(foils, 0), strict=True)
@@ -84,6 +84,6 @@ def test_other_image_is_of_the_same_file_and_never_the_own(foils: list[Foil]) ->
 
 def test_scorer_that_the_model_lacks_is_refused(foils: list[Foil]) -> None:
     with pytest.raises(UsageError, match="scorer='itc' for a model with the objectives itm; it can do itm"):
-        score_foils(tiny_model(objectives={"itm": 1.0}), tiny_processor(), foils, scorer="itc")
+        foil_metrics(tiny_model(objectives={"itm": 1.0}), tiny_processor(), foils, scorer="itc")
     with pytest.raises(UsageError, match="neither itm nor itc"):
-        score_foils(tiny_model(objectives={"mlm": 1.0}), tiny_processor(), foils)
+        foil_metrics(tiny_model(objectives={"mlm": 1.0}), tiny_processor(), foils)

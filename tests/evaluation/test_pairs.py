@@ -16,7 +16,7 @@ from tiny import WORDS, randomize, tiny_config, tiny_processor
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.options import DataOptions
-from mmbert.evaluation.pairs import Encoded, PairEvaluation, PairResult
+from mmbert.evaluation.pairs import EncodedPair, PairEvaluation, PairResult
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.distributed import world_size
 
@@ -120,7 +120,7 @@ def test_items_are_what_the_results_are_means_of(
     for batch in module.val_dataloader():
         batch = module.on_after_batch_transfer(batch, 0)
         evaluation.step({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
-    metrics, items = evaluation.metrics(), evaluation.items()
+    metrics, items = evaluation.metrics(), evaluation.outcomes()
     assert set(items) == {"itm_accuracy", "mlm_accuracy", "mlm_accuracy_shuffled"}
     for name, found in items.items():
         assert sum(found.values) / len(found.values) == pytest.approx(metrics[name], abs=1e-12), name
@@ -134,12 +134,12 @@ def test_captions_of_one_image_are_one_image_to_the_tests(model: MMBertForPreTra
     evaluation = PairEvaluation(model, frozenset())
     of_pair = [7, 7, 3, 3, 9]
     evaluation.results = [PairResult(i, 2, 1, 1, 1.0, 1.0, 0.5, -0.5, key) for i, key in enumerate(of_pair)]
-    items = evaluation.items()
+    items = evaluation.outcomes()
     assert items["itm_accuracy"].images == [0, 0, 1, 1, 2]
     assert items["mlm_accuracy"].images == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
 
 
-def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Encoded]]:
+def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[EncodedPair]]:
     """Results of `count` pairs, with ties, pairs without a wrong image, and captions that come twice."""
     results, encoded = [], []
     for index in range(count):
@@ -154,7 +154,9 @@ def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Enc
         )
         vectors = torch.tensor([[rng.randrange(3) for _ in range(4)] for _ in range(2)], dtype=torch.float64)
         key = rng.randrange(2 * count)
-        encoded.append(Encoded(index, vectors[0], vectors[1], key, frozenset([key, rng.randrange(2 * count)]), index))
+        encoded.append(
+            EncodedPair(index, vectors[0], vectors[1], key, frozenset([key, rng.randrange(2 * count)]), index)
+        )
     return results, encoded
 
 
@@ -168,7 +170,7 @@ def share(rows: list[Any], rng: random.Random, rank: int) -> list[Any]:
     return own
 
 
-def by_definition(results: list[PairResult], encoded: list[Encoded]) -> Results:
+def by_definition(results: list[PairResult], encoded: list[EncodedPair]) -> Results:
     """The same with loops and exact sums."""
     out: Results = {}
     masked = sum(r.masked for r in results)

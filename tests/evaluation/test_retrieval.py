@@ -13,8 +13,8 @@ from training.test_distributed import in_processes
 
 from mmbert.errors import UsageError
 from mmbert.evaluation import encoding, retrieval
-from mmbert.evaluation.encoding import Encoded, encode
-from mmbert.evaluation.retrieval import SCORERS, Candidates, choose_scorer, retrieve, search
+from mmbert.evaluation.encoding import EncodedCandidates, encode
+from mmbert.evaluation.retrieval import SCORERS, Candidates, choose_scorer, rank_candidates, retrieve
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
@@ -41,10 +41,10 @@ def tiny_model(fusion: str = "hybrid", **overrides: Any) -> MMBertForPreTraining
 
 @pytest.fixture
 def candidates(tmp_path: Path) -> Candidates:
-    return Candidates.of(tiny_examples(tmp_path, CAPTIONS))
+    return Candidates.from_examples(tiny_examples(tmp_path, CAPTIONS))
 
 
-def encoded_with(model: MMBertForPreTraining, candidates: Candidates, **options: Any) -> Encoded:
+def encoded_with(model: MMBertForPreTraining, candidates: Candidates, **options: Any) -> EncodedCandidates:
     return encode(model, tiny_processor(), candidates.images, candidates.texts, **options)
 
 
@@ -193,7 +193,7 @@ def test_equal_texts_count_as_right_where_asked(candidates: Candidates) -> None:
 @pytest.mark.parametrize("folds", [1, 2])
 def test_items_tell_which_queries_found_a_right_partner_first(candidates: Candidates, folds: int) -> None:
     model = tiny_model()
-    report, items = search(model, encoded_with(model, candidates), candidates, "itm", folds=folds)
+    report, items = rank_candidates(model, encoded_with(model, candidates), candidates, "itm", folds=folds)
     assert items["image_to_text/R@1"].images == list(range(len(candidates.images)))
     assert items["text_to_image/R@1"].images == list(candidates.image_of_text)
     if folds == 1:

@@ -144,7 +144,7 @@ def test_error_with_loader_processes_around_stays_the_error() -> None:
 
 def _end_with_loader_processes_around() -> None:
     with pytest.raises(DataError, match="the error"), StopSignals():
-        batches = iter(DataLoader(_Numbers(), num_workers=2, worker_init_fn=StopSignals.for_loader()))
+        batches = iter(DataLoader(_Numbers(), num_workers=2, worker_init_fn=StopSignals.worker_init_fn()))
         next(batches)
         assert len(multiprocessing.active_children()) == 2
         handler = signal.getsignal(signal.SIGCHLD)

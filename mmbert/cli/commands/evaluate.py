@@ -17,8 +17,8 @@ from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError, printable
 from mmbert.evaluation.encoding import encode
-from mmbert.evaluation.foils import score_foils
-from mmbert.evaluation.retrieval import NEEDS, SCORERS, Candidates, choose_scorer, retrieve
+from mmbert.evaluation.foils import foil_metrics
+from mmbert.evaluation.retrieval import REQUIRED_OBJECTIVES, SCORERS, Candidates, choose_scorer, retrieve
 from mmbert.inference.loading import load_folder
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.distributed import rank, torchrun_process_group
@@ -102,7 +102,7 @@ def _retrieval(
             candidates.texts,
             batch_size=batch_size,
             num_workers=num_workers,
-            keep_tokens=any("itm" in NEEDS[name] for name in scorers),
+            keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
         )
         spent = {"split": split, "equal_texts": equal_texts, "encoding_seconds": time.perf_counter() - started}
         reports = [
@@ -133,7 +133,7 @@ def _candidates(format: str, annotations: str, images: str, split: str, keys: Ma
         raise DataError(
             annotations, f"no image in the split {split!r}", f"one of the splits it has: {', '.join(found)}"
         )
-    return Candidates.of(found[split])
+    return Candidates.from_examples(found[split])
 
 
 def _retrieval_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -176,7 +176,7 @@ def _foils(
     with torchrun_process_group():
         ready, processor = _load(model, batch_size, num_workers)
         records = read_foils([Path(file) for file in foils], ImageFolder(images))
-        report = score_foils(
+        report = foil_metrics(
             ready, processor, records, scorer=scorer, seed=seed, batch_size=batch_size, num_workers=num_workers
         )
         columns = ["count", "accuracy", "blank", "shuffled"]
