@@ -13,14 +13,15 @@ FAMILIES = ("callbacks", "loggers", "profilers", "strategies", "plugins")
 """Subpackages of `lightning.pytorch` whose public classes a configuration may name."""
 
 
-def restrict_imports(arguments: list[str]) -> list[str]:
-    """Lets values name nothing but Lightning's own classes and the modules after `--allow-import`.
+def restrict_imports(arguments: list[str], *, lightning: bool = True) -> list[str]:
+    """Restrict what option values may import to Lightning's own classes and the modules after `--allow-import`.
 
     A configuration from a stranger can otherwise start a process: whatever it names is imported and called. The option
     is taken from the command line only; in a configuration it is unknown.
 
     Args:
         arguments: The command line.
+        lightning: Allow Lightning's classes, which imports it; without it only the user's own modules are allowed.
 
     Returns:
         The command line without `--allow-import MODULE`.
@@ -38,14 +39,14 @@ def restrict_imports(arguments: list[str]) -> list[str]:
         allow_import_from_cwd(value if equals else next(remaining, ""))
     set_parsing_settings(
         import_path_denylist=["*"],
-        import_path_allowlist=[*lightning_classes(), *allowed_imports()],
+        import_path_allowlist=[*(lightning_classes() if lightning else []), *allowed_imports()],
         instantiate_subclass_spec_in_any=False,
     )
     return rest
 
 
 def allow_import_from_cwd(module: str) -> None:
-    """Allows a module that lies where the user stands, or anywhere on the Python path.
+    """Allow a module in the working directory, or anywhere on the Python path.
 
     Raises:
         UsageError: Something that is no dotted name.

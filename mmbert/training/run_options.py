@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple, NoReturn, Optional
 
-import lightning as L
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import PositiveInt
@@ -49,13 +48,14 @@ class RunParser(ArgumentParser):
         raise UsageError(explain_parser_error(message, [action.dest for action in self._actions])) from ex
 
 
-def run_parser(prog: str = "mmbert fit", description: str | None = None, *, trainer: bool = True) -> RunParser:
+def run_parser(prog: str = "mmbert fit", description: str | None = None, *, lightning: bool = True) -> RunParser:
     """The parser of fit, validate and test.
 
     Args:
         prog: The command, for the help.
         description: What it does, for the help.
-        trainer: Take the options of `lightning.Trainer` too; without them the help is one of our own sections.
+        lightning: Check the options of `lightning.Trainer` by its signature, which takes seconds to import. Without it
+            `trainer` is any mapping.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = RunParser(prog=prog, description=description)
@@ -78,13 +78,17 @@ def run_parser(prog: str = "mmbert fit", description: str | None = None, *, trai
     )
     for name, options in SECTIONS.items():
         parser.add_class_arguments(options, name)
-    if trainer:
+    if lightning:
         add_trainer_options(parser)
+    else:
+        parser.add_argument("--trainer", type=dict[str, Any] | None, help="Options of lightning.Trainer.")
     return parser
 
 
 def add_trainer_options(parser: ArgumentParser) -> None:
     """Add the options of `lightning.Trainer`, with mmbert's defaults."""
+    import lightning as L  # seconds: help pages and option errors do without it
+
     parser.add_class_arguments(L.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True)
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 
@@ -104,22 +108,25 @@ class RunOptions(NamedTuple):
 
 
 def parse_run(
-    arguments: list[str], parser: RunParser | None = None, trainer_objects: Mapping[str, Any] | None = None
+    arguments: list[str], *, prog: str = "mmbert fit", trainer_objects: Mapping[str, Any] | None = None
 ) -> RunOptions:
     """Parse the options of a run.
 
     Args:
         arguments: As on the command line after `mmbert fit`: files first build on their bases, later options win.
-        parser: Made by `run_parser`; None makes one.
+        prog: The command, for messages.
         trainer_objects: See `RunOptions`.
 
     Raises:
         UsageError: An unknown option, or a value of the wrong type.
         DataError: A file that is no YAML mapping.
     """
-    parser = parser or run_parser()
-    arguments = restrict_imports(arguments)
-    config = parser.parse_args(merge_objective_options(expand_bases(arguments)))
+    arguments = restrict_imports(arguments, lightning=False)
+    expanded = merge_objective_options(expand_bases(arguments))
+    run_parser(lightning=False).parse_args(expanded)  # an error in one of our sections need not wait for Lightning
+    restrict_imports([])
+    parser = run_parser(prog)
+    config = parser.parse_args(expanded)
     sections = parser.instantiate_classes(config)
     assert isinstance(sections, Namespace)
     return RunOptions(parser, config, sections, explicit_options(arguments), trainer_objects or {})

@@ -3,13 +3,8 @@
 import sys
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
-from mmbert.runtime.distributed import exit_together
-from mmbert.runtime.signals import StopSignals
-from mmbert.training.fit import TrainingRun
-from mmbert.training.run_folder import process_start
-from mmbert.training.run_options import add_trainer_options, parse_run, run_parser
+from mmbert.errors import UsageError
+from mmbert.training.run_options import RunParser, add_trainer_options, parse_run, run_parser
 
 RUN_COMMANDS = {
     "fit": "Train a model, test its best checkpoint, and write the run's folder.",
@@ -30,24 +25,41 @@ def run_training(command: str, arguments: list[str], *, preparation_seconds: flo
     Raises:
         SystemExit: After help, or with the code of a signal.
     """
-    if any(argument in ("-h", "--help", "--help=trainer") for argument in arguments):
-        print_help(command, trainer="--help=trainer" in arguments)
-    started = process_start() + preparation_seconds
-    parser = run_parser(f"mmbert {command}", RUN_COMMANDS[command])
+    topics = [argument.partition("=")[2] for argument in arguments if argument.split("=")[0] in ("-h", "--help")]
+    if topics:
+        print_help(command, topics[0])
+    options = parse_run(arguments, prog=f"mmbert {command}")
+    # Heavy imports only now: an option error is reported without them.
+    from mmbert.runtime.distributed import exit_together
+    from mmbert.runtime.signals import StopSignals
+    from mmbert.training.fit import TrainingRun
+    from mmbert.training.run_folder import process_start
+
     with StopSignals() as stop:
-        run = TrainingRun(parse_run(arguments, parser), command=command, stop=stop, started=started)
+        run = TrainingRun(options, command=command, stop=stop, started=process_start() + preparation_seconds)
         getattr(run, command)()
         exit_together()
 
 
-def print_help(command: str, *, trainer: bool) -> NoReturn:
-    """Print the help of a run's command: mmbert's options, or those of `lightning.Trainer`."""
-    if trainer:
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        parser = ArgumentParser(prog=f"mmbert {command}", description="Options of lightning.Trainer.")
+def print_help(command: str, topic: str) -> NoReturn:
+    """Print the help of a run's command and exit.
+
+    Args:
+        command: In `RUN_COMMANDS`.
+        topic: "" for mmbert's options, "trainer" for those of `lightning.Trainer`.
+
+    Raises:
+        UsageError: Another topic.
+    """
+    if topic == "":
+        parser = run_parser(f"mmbert {command}", RUN_COMMANDS[command], lightning=False)
+        parser.epilog = f"Options of lightning.Trainer, such as --trainer.max_epochs: mmbert {command} --help=trainer"
+        parser.usage = f"mmbert {command} [--config FILE] [--SECTION.OPTION VALUE ...]"
+    elif topic == "trainer":
+        parser = RunParser(prog=f"mmbert {command}", description="Options of lightning.Trainer.")
+        parser.usage = f"mmbert {command} [--trainer.OPTION VALUE ...]"
         add_trainer_options(parser)
     else:
-        parser = run_parser(f"mmbert {command}", RUN_COMMANDS[command], trainer=False)
-        parser.epilog = f"Options of lightning.Trainer, such as --trainer.max_epochs: mmbert {command} --help=trainer"
+        raise UsageError(f"--help={topic}: allowed are --help and --help=trainer.")
     parser.print_help()
     sys.exit(0)
