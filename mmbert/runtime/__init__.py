@@ -1,1 +1,1 @@
-"""What every run stands on: random numbers, processes, signals, memory, hardware, allowed imports."""
+"""Process-level utilities: random numbers, distributed processes, signals, memory, hardware, allowed imports."""

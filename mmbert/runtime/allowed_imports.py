@@ -1,4 +1,4 @@
-"""Modules of the user's own: importing runs code, so none is imported because a file names it."""
+"""User modules that configurations and saved models may import; importing runs code, so each must be allowed."""
 
 import importlib
 import re
@@ -7,22 +7,23 @@ from typing import Any
 from mmbert.errors import UsageError, did_you_mean, quote
 
 _ALLOWED: list[str] = []
-"""What the user allowed in this process, by hand; nothing read from a file gets here."""
+"""Modules that the user allowed in this process, on the command line or in Python; never read from a file."""
 
-DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def allow_import(*modules: str) -> None:
-    """Lets configurations and saved models name classes of these modules, for as long as the process lives.
+    """Allow configurations and saved models to import classes of these modules, in this process.
 
     Args:
-        modules: Dotted names, as in `import my_fusion`; one of a package allows what is in it.
+        modules: Dotted names, as in `import my_fusion`; a package allows all of its modules.
 
     Raises:
-        UsageError: Something that is no dotted name.
+        UsageError: A value that is not a dotted name.
     """
     for module in modules:
-        if not DOTTED.fullmatch(module) or module.split(".")[0] == "jsonargparse":  # it holds the policy of the YAMLs
+        # jsonargparse holds the import policy itself.
+        if not DOTTED_NAME.fullmatch(module) or module.split(".")[0] == "jsonargparse":
             raise UsageError(
                 f"--allow-import '{module}': expected a module such as my_fusion, found on the Python path."
             )
@@ -31,21 +32,20 @@ def allow_import(*modules: str) -> None:
 
 
 def allowed_imports() -> list[str]:
-    """The modules that the user allowed."""
+    """Return the modules that the user allowed."""
     return [*_ALLOWED]
 
 
-def own_class(name: str, base: type, *, key: str) -> Any:
-    """A class of the user's own.
+def import_user_class(name: str, base: type, *, key: str) -> Any:
+    """Import a class of a user module.
 
     Args:
         name: "module.Class".
-        base: What it must be a subclass of.
-        key: The option that names it, for messages.
+        base: Required base class.
+        key: Option that names the class, for messages.
 
     Raises:
-        UsageError: The module is not allowed or not there, or holds no such class; nothing is imported in the first
-            case.
+        UsageError: The module is not allowed (it is not imported then) or not found, or has no such class.
     """
     module_name, _, class_name = name.rpartition(".")
     if not any(module_name == allowed or module_name.startswith(f"{allowed}.") for allowed in _ALLOWED):
@@ -58,7 +58,7 @@ def own_class(name: str, base: type, *, key: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise  # the module is there and lacks something itself
+            raise  # the module exists, and one of its own imports is missing
         raise UsageError(
             f"{key}='{name}': there is no module '{error.name}' on the Python path; go to its folder or set PYTHONPATH."
         ) from None

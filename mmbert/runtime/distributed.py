@@ -1,4 +1,4 @@
-"""Sums and gathers over all processes; with one process they change nothing."""
+"""Collective operations over all processes (torch.distributed); with one process they return their input."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def torchrun_process_group() -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did, for what Lightning doesn't manage."""
+    """Initialize the process group of torchrun, if it started this process; for commands without Lightning."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -29,10 +29,10 @@ def torchrun_process_group() -> Iterator[None]:
 
 
 def exit_together() -> None:
-    """Waits until all processes are done, and ends their group.
+    """Wait for all processes and destroy the process group.
 
-    torchrun kills the others when one ends badly, and a process that leaves with its group's threads running may: the
-    first one would lose what it still writes.
+    A process that exits while its process group is running may crash, upon which torchrun kills the others: rank 0
+    would lose the files that it is still writing.
     """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
@@ -40,24 +40,31 @@ def exit_together() -> None:
 
 
 def world_size() -> int:
-    """Number of training processes."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """Concatenates equally shaped (B, ...) rows of all processes in rank order, with gradients."""
+    """Concatenate the rows of all processes in rank order, with gradients.
+
+    Args:
+        rows: (B, ...) of the same shape in every process.
+
+    Returns:
+        (world size * B, ...).
+    """
     if world_size() == 1:
         return rows
     return _Gather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
 class _Gather(torch.autograd.Function):
-    """Backward sums what every process found for these rows: each computes a share of one loss."""
+    """All-gather whose backward sums the gradients of all processes, each of which computes a part of one loss."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -71,7 +78,15 @@ class _Gather(torch.autograd.Function):
 
 
 def all_gather_ragged(rows: Tensor, *, pad: int) -> Tensor:
-    """Like `gather` for (B, C) integers whose C differs between processes; short rows end in `pad`."""
+    """All-gather rows whose length differs between processes.
+
+    Args:
+        rows: (B, C) integers; B is the same in every process.
+        pad: Fills shorter rows at their end.
+
+    Returns:
+        (world size * B, largest C).
+    """
     if world_size() == 1:
         return rows
     width = torch.tensor(rows.shape[1], device=rows.device)
@@ -80,9 +95,16 @@ def all_gather_ragged(rows: Tensor, *, pad: int) -> Tensor:
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    """Mean over the items of all processes, of which `total` sums this process's `count`.
+    """Mean over the items of all processes, with the gradient that DDP needs.
 
-    DDP averages gradients over processes, so the local share is scaled up by their number. Zero items give zero.
+    DDP averages gradients over processes, so each process's part of the mean is multiplied by the world size.
+
+    Args:
+        total: () sum over the items of this process.
+        count: () number of its items.
+
+    Returns:
+        () this process's part, times the world size; 0 where no process has an item.
     """
     count = count.to(torch.float32)
     if world_size() > 1:
@@ -93,7 +115,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
 
 
 def all_reduce_max(*values: int) -> tuple[int, ...]:
-    """The largest of each value over all processes, so that all decide alike."""
+    """Maximum of each value over all processes, so that all of them take the same decision."""
     if world_size() == 1:
         return values
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
@@ -103,14 +125,18 @@ def all_reduce_max(*values: int) -> tuple[int, ...]:
 
 
 def merge_across_ranks(own: dict[int, Any]) -> dict[int, Any]:
-    """The entries of all processes, in the order of the keys; every process must ask."""
+    """Merge the dictionaries of all processes, sorted by key; a collective call, so every process must make it.
+
+    Args:
+        own: Items of this process; processes that have a key in common must have the same item for it.
+    """
     if world_size() == 1 or all_reduce_max(len(own)) == (0,):
         return own
     return dict(sorted(entry for part in all_gather_list([own]) for entry in part.items()))
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sums a tensor over all processes, without gradients."""
+    """Sum a tensor over all processes, without gradients."""
     if world_size() == 1:
         return values
     values = values.detach().clone(memory_format=torch.contiguous_format)
@@ -119,7 +145,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather_list(rows: list[Any]) -> list[Any]:
-    """The rows of all processes, which may differ in number."""
+    """Concatenate the lists of all processes in rank order; their lengths may differ."""
     if world_size() == 1:
         return rows
     parts: list[list[Any]] = [[] for _ in range(world_size())]
@@ -128,9 +154,10 @@ def all_gather_list(rows: list[Any]) -> list[Any]:
 
 
 def shard_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """What this process does of `jobs`: every n-th. Where they don't come out even, it repeats the last one.
+    """Select the jobs of this process: those with number rank, rank + world size, ...
 
-    So all processes do equally many, as layers that are spread over processes (FSDP) need.
+    Every process gets equally many, as sharded layers (FSDP) require; where the number of jobs is not a multiple of
+    the world size, some get the last job again.
     """
     size = world_size()
     rounds = -(-len(jobs) // size)
@@ -138,13 +165,16 @@ def shard_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def gather_in_order(own: Iterable[Result], total: int) -> Iterator[Result]:
-    """Gives the results of all jobs to every process, in the order of the jobs, one round at a time.
+    """All-gather the results of sharded jobs in the order of the jobs.
 
-    A job is done by one process as a whole, so its result does not depend on how many there are.
+    Each job is computed by one process, so its result does not depend on the world size.
 
     Args:
-        own: Results of `shard_jobs(jobs)`, on the CPU.
-        total: Number of all jobs.
+        own: Results of `shard_jobs(jobs)` in this process, on the CPU.
+        total: Number of jobs of all processes.
+
+    Yields:
+        The result of each job, in every process.
     """
     size = world_size()
     for round, result in enumerate(own):
@@ -156,5 +186,5 @@ def gather_in_order(own: Iterable[Result], total: int) -> Iterator[Result]:
 
 
 def run_sharded(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    """`map(work, jobs)` with the jobs shared out over the processes; see `gather_in_order`."""
+    """`map(work, jobs)`, distributed over all processes; see `gather_in_order`."""
     return gather_in_order(map(work, shard_jobs(jobs)), len(jobs))

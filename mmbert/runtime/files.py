@@ -1,14 +1,14 @@
-"""Files that are the old one or the new one, whatever happens in between."""
+"""Atomic file writes."""
 
 import os
 from pathlib import Path
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Atomically write a text file: readers see the old content or the new one, never a part.
+    """Atomically write a UTF-8 text file: readers see the old content or the new one, never a part.
 
     Raises:
-        OSError: The disk is full, or rights are missing; the old file is left as it was.
+        OSError: The disk is full, or permissions are missing; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -1,7 +1,7 @@
-"""Random numbers that follow from what they are for: (seed, purpose, epoch, sample) or (seed, purpose, step).
+"""Stateless random numbers: functions of (seed, purpose, epoch, sample) or (seed, purpose, step).
 
-Nothing here has a state, so order, masks and negatives do not depend on workers, processes or how often a run was
-resumed.
+Without a state, the order of samples, MLM masks and negatives do not depend on the number of workers or processes, nor
+on how often a run was resumed.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ _MASK = (1 << 64) - 1
 
 
 def mix(seed: int, purpose: str, *numbers: int | np.ndarray) -> np.ndarray:
-    """Hashes integers to well-spread 64-bit numbers (the mixing of SplitMix64, doi:10.1145/2714064.2660195).
+    """Hash integers to uniformly distributed 64-bit numbers (mixing of SplitMix64, doi:10.1145/2714064.2660195).
 
     Args:
         seed: The run's seed.
-        purpose: What the numbers are for, so that two uses never share them.
+        purpose: Name of the random stream, so that two uses never share numbers.
         numbers: Integers or arrays of them, broadcast against each other.
 
     Returns:
@@ -36,20 +36,20 @@ def mix(seed: int, purpose: str, *numbers: int | np.ndarray) -> np.ndarray:
 
 
 def permutation(seed: int, purpose: str, epoch: int, count: int) -> np.ndarray:
-    """A (count,) int64 permutation."""
+    """Return a random permutation of 0 to count - 1: (count,) int64."""
     return np.argsort(mix(seed, purpose, epoch, np.arange(count)), kind="stable")
 
 
 def numpy_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """A NumPy generator for one sample."""
+    """Return a NumPy generator, for instance for one sample."""
     return np.random.Generator(np.random.Philox(key=int(mix(seed, purpose, *numbers))))
 
 
 def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """A seed for torch, 0 to 2^63 - 1."""
+    """Return a seed for torch, 0 to 2^63 - 1."""
     return int(mix(seed, purpose, *numbers)) & (_MASK >> 1)
 
 
 def torch_generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """A CPU generator of torch for one step."""
+    """Return a CPU generator of torch, for instance for one step."""
     return torch.Generator().manual_seed(torch_seed(seed, purpose, *numbers))

@@ -221,9 +221,9 @@ class RunCheckpoints(L.Callback):
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Does not let a signal wait for the end of validation; several processes can't agree here and do wait."""
         self._in_validation = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if self._in_validation and self.stop.code and world_size() == 1:
+        if self._in_validation and self.stop.exit_code and world_size() == 1:
             self.save(trainer)
-            self.stop.leave()
+            self.stop.exit_gracefully()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves when it is time, after validation."""
@@ -234,16 +234,16 @@ class RunCheckpoints(L.Callback):
         if trainer.global_step > self._saved_step:
             self.save(trainer)
         self.stop.defer(False)
-        if all_reduce_max(self.stop.code)[0]:
-            self.stop.leave()
+        if all_reduce_max(self.stop.exit_code)[0]:
+            self.stop.exit_gracefully()
 
     def _save_or_exit(self, trainer: L.Trainer) -> None:
-        code, due = all_reduce_max(self.stop.code, self._is_due(trainer.global_step))
+        code, due = all_reduce_max(self.stop.exit_code, self._is_due(trainer.global_step))
         if due or (code and trainer.global_step > self._saved_step):
             self.save(trainer)
         if code:
-            self.stop.code = code
-            self.stop.leave()
+            self.stop.exit_code = code
+            self.stop.exit_gracefully()
 
     def _is_due(self, step: int) -> bool:
         since = step - self._saved_step

@@ -1,4 +1,4 @@
-"""Several processes compute the loss and the gradients that one computes on the whole batch."""
+"""Two processes compute the loss and the gradients that one process computes on the complete batch."""
 
 import time
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(fusion: str, tmp_path:
 
     def work(rank: int) -> dict[str, Tensor]:
         own = {k: v[rank * ROWS // 2 : (rank + 1) * ROWS // 2] for k, v in whole.items()}
-        # Texts of a process are padded to its own longest, so captions' hashes and tokens differ in width.
+        # Each process pads to its own longest text, so caption hashes and tokens differ in width.
         carried = own["image_text_keys"]
         own["image_text_keys"] = carried[:, : int((carried >= 0).sum(dim=1).max())]
         return loss_and_gradients(own, fusion)
@@ -61,7 +61,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(fusion: str, tmp_path:
         torch.testing.assert_close(mean, value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_gather_keeps_the_order_of_processes_and_pads_ragged_rows(tmp_path: Path) -> None:
+def test_all_gather_keeps_rank_order_and_pads_ragged_rows(tmp_path: Path) -> None:
     def work(rank: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         ragged = torch.full((2, 1 + rank), rank)
         return (
@@ -76,7 +76,7 @@ def test_gather_keeps_the_order_of_processes_and_pads_ragged_rows(tmp_path: Path
         assert largest == (1, 5)
 
 
-def test_nobody_leaves_while_another_still_writes(tmp_path: Path) -> None:
+def test_no_process_exits_while_another_still_writes(tmp_path: Path) -> None:
     def work(rank: int) -> tuple[bool, bool]:
         if rank == 0:
             time.sleep(1)
@@ -87,6 +87,6 @@ def test_nobody_leaves_while_another_still_writes(tmp_path: Path) -> None:
     assert in_processes(2, work, tmp_path) == [(True, False), (True, False)]
 
 
-def test_one_process_leaves_alone() -> None:
+def test_exit_together_needs_no_process_group() -> None:
     exit_together()
     assert not dist.is_initialized()

@@ -1,4 +1,4 @@
-"""Stateless random numbers: functions of what they are for, and well spread."""
+"""Stateless random numbers: they depend on seed, purpose and numbers only, and are uniformly distributed."""
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from mmbert.runtime.randomness import mix, numpy_generator, permutation, torch_g
 MASK = (1 << 64) - 1
 
 
-def splitmix_by_hand(start: int, numbers: list[int]) -> int:
-    """The same hash with Python's integers."""
+def splitmix(start: int, numbers: list[int]) -> int:
+    """SplitMix64 with Python's integers."""
     state = start
     for number in numbers:
         state = ((state ^ ((number + 0x9E3779B97F4A7C15) & MASK)) * 0x9E3779B97F4A7C15) & MASK
@@ -22,11 +22,11 @@ def splitmix_by_hand(start: int, numbers: list[int]) -> int:
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 2**40), max_size=3))
-def test_mix_is_the_hash_it_says(seed: int, numbers: list[int]) -> None:
-    assert int(mix(seed, "x", *numbers)) == splitmix_by_hand(int(mix(seed, "x")), numbers)
+def test_mix_equals_splitmix_with_python_integers(seed: int, numbers: list[int]) -> None:
+    assert int(mix(seed, "x", *numbers)) == splitmix(int(mix(seed, "x")), numbers)
 
 
-def test_mix_of_an_array_is_the_mix_of_each() -> None:
+def test_mix_of_an_array_equals_mix_of_each_element() -> None:
     together = mix(3, "order", 5, np.arange(10))
     assert together.dtype == np.uint64 and together.shape == (10,)
     assert together.tolist() == [int(mix(3, "order", 5, i)) for i in range(10)]
@@ -45,7 +45,7 @@ def test_mix_differs_by_seed_purpose_and_every_number() -> None:
     assert mix(1, "2/a") != mix(12, "a")
 
 
-def test_mix_spreads_every_bit() -> None:
+def test_every_bit_of_mix_is_uniform_and_neighbours_are_uncorrelated() -> None:
     values = mix(0, "bits", np.arange(40_000))
     for bit in range(64):
         share = ((values >> np.uint64(bit)) & np.uint64(1)).mean()
@@ -55,7 +55,7 @@ def test_mix_spreads_every_bit() -> None:
 
 
 @given(st.integers(0, 100), st.integers(0, 5), st.integers(0, 300))
-def test_permutation_holds_every_number_once(seed: int, epoch: int, count: int) -> None:
+def test_permutation_contains_every_number_once(seed: int, epoch: int, count: int) -> None:
     order = permutation(seed, "order", epoch, count)
     assert sorted(order.tolist()) == list(range(count))
     assert np.array_equal(order, permutation(seed, "order", epoch, count))
@@ -67,7 +67,7 @@ def test_permutation_is_uniform_and_differs_by_epoch() -> None:
     assert not np.array_equal(permutation(0, "order", 0, 100), permutation(0, "order", 1, 100))
 
 
-def test_generators_follow_from_their_numbers_only() -> None:
+def test_generators_depend_on_their_numbers_only() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     a, b = numpy_generator(1, "mask", 2, 3).random(4), torch.rand(4, generator=torch_generator(1, "step", 7))

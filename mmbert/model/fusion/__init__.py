@@ -13,7 +13,7 @@ from mmbert.model.fusion.hybrid_bridge import HybridBridgeFusion
 from mmbert.model.fusion.hybrid_cross import HybridCrossFusion
 from mmbert.model.fusion.late import LateFusion
 from mmbert.model.fusion.late_bilinear import LateBilinearFusion
-from mmbert.runtime.allowed_imports import DOTTED, own_class
+from mmbert.runtime.allowed_imports import DOTTED_NAME, import_user_class
 
 FUSIONS: dict[str, type[Fusion]] = {
     "early": EarlyFusion,
@@ -32,8 +32,8 @@ def build_fusion(config: MMBertConfig) -> Fusion:
     Raises:
         UsageError: An unknown strategy, or a class that is not allowed, not there, or no `Fusion`.
     """
-    if config.fusion not in FUSIONS and "." in config.fusion and DOTTED.fullmatch(config.fusion):
-        return own_class(config.fusion, Fusion, key="fusion")(config)
+    if config.fusion not in FUSIONS and "." in config.fusion and DOTTED_NAME.fullmatch(config.fusion):
+        return import_user_class(config.fusion, Fusion, key="fusion")(config)
     if config.fusion not in FUSIONS:
         raise UsageError(
             f"fusion='{config.fusion}' is no fusion strategy; allowed are {', '.join(FUSIONS)}."
