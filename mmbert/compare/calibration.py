@@ -88,7 +88,7 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
             "stages": {stage: budget.steps for stage, budget in own.items()},
             "options": solved.get(strategy, {}),
             "weights": {stage: budget.training_flops for stage, budget in own.items()},
-            "told": told(first, {stage: budget for stage, budget in own.items() if stage != PRETRAIN}),
+            "summary": told(first, {stage: budget for stage, budget in own.items() if stage != PRETRAIN}),
             "differences": comparison.differences(strategy),
             "shape": counted[strategy].shape,
             "costs": counted[strategy].steps,
@@ -219,9 +219,12 @@ def start(out: Path) -> None:
     with report_user_errors():
         plan, file = json.loads((out / "plan.json").read_text()), out / "budgets.json"
         stored = json.loads(file.read_text()) if file.is_file() else {}
-        known = stored["strategies"] if stored.get("asked") == plan["asked"] else {}
+        known = stored["strategies"] if stored.get("budget_inputs") == plan["budget_inputs"] else {}
         found = calibrate(comparison_from(plan["comparison"]), plan["allow_import"], known)
-        atomic_write_text(file, json.dumps({"asked": plan["asked"], "strategies": {**known, **found}}, indent=2) + "\n")
+        atomic_write_text(
+            file,
+            json.dumps({"budget_inputs": plan["budget_inputs"], "strategies": {**known, **found}}, indent=2) + "\n",
+        )
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def _judge(model: HeadedModel, batch: Batch) -> Tensor:
     core = model.mmbert
     text = core.encode_text(batch["input_ids"], batch["attention_mask"])
     if isinstance(model, MMBertForTask):
-        image = core.encode_image(batch["pixel_values"]) if model.task.images else None
+        image = core.encode_image(batch["pixel_values"]) if model.task.num_images else None
         return model.task.logits(model.task.pooled(core, text, image))
     pooled = core.fuse(text, core.encode_image(batch["pixel_values"])).pooled
     itm: Any = model.objectives["itm"] if "itm" in model.objectives else None
@@ -191,5 +191,5 @@ def first_batches(data: SplitsDataModule, count: int) -> Iterator[Batch]:
     for number in range(count):
         epoch, step = divmod(number, len(sampler))
         sampler.position = (epoch, step)
-        batch = data.collate([data.train_pairs[index] for index in next(iter(sampler))])
+        batch = data.collate([data.train_samples[index] for index in next(iter(sampler))])
         yield data.on_after_batch_transfer(batch, 0)

@@ -31,12 +31,12 @@ def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: 
     else:
         return []
     found = read_all_outcomes(out, arms.values())
-    said = {name: found[arm][measure].values for name, arm in arms.items() if arm in found}
+    outcomes = {name: found[arm][measure].values for name, arm in arms.items() if arm in found}
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for i, (kind, example) in enumerate(shown):
-        right = {name: bool(hits[i]) for name, hits in said.items()}
+        right = {name: bool(hits[i]) for name, hits in outcomes.items()}
         if len(set(right.values())) > 1:
-            by_kind.setdefault(kind, []).append({**example, "said": right})
+            by_kind.setdefault(kind, []).append({**example, "outcomes": right})
     turns = itertools.zip_longest(*by_kind.values())
     return [example for turn in turns for example in turn if example is not None][:count]
 

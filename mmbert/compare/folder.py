@@ -39,7 +39,7 @@ def check_same_comparison(
         DataError: A row, or an arm that has not finished, is of another comparison.
     """
     stored, asked = stored_budgets(settings.out), budget_inputs(comparison)
-    changes = describe_changes(stored.get("asked", asked), asked)
+    changes = describe_changes(stored.get("budget_inputs", asked), asked)
     if changes and (rows or any(settings.out.glob("arms/*/arm.json"))):
         expected = "another --out for this one, or this folder removed"
         found = f"{'rows' if rows else 'arms'} of another comparison ({changes})"

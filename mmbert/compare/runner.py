@@ -87,7 +87,7 @@ def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     check_same_comparison(comparison, settings, rows)  # before anything is written
     budgets = _budgets(comparison, settings, rows)
     for name in comparison.names:
-        log.info("%s: %s", name, budgets[name]["told"])
+        log.info("%s: %s", name, budgets[name]["summary"])
     specs = check_same_comparison(comparison, settings, rows)
     arms = arms_of(comparison)
     missing = [spec for name, spec in specs.items() if name not in rows]
@@ -159,12 +159,12 @@ def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]
         UsageError: A strategy can't be built.
     """
     asked, stored = budget_inputs(comparison), stored_budgets(settings.out)
-    changes = describe_changes(stored.get("asked", asked), asked)
+    changes = describe_changes(stored.get("budget_inputs", asked), asked)
     differences = {name: json.loads(json.dumps(comparison.differences(name))) for name in comparison.names}
     known = {name: found["differences"] for name, found in stored.get("strategies", {}).items()}
     plan = {
         "comparison": asdict(comparison),
-        "asked": asked,
+        "budget_inputs": asked,
         "differences": differences,
         "allow_import": settings.allow_import,
         "command": settings.command,

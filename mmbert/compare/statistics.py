@@ -443,7 +443,7 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed:
 @lru_cache(maxsize=1)
 def _draws(images: int, rows: int, seed: int, block: int) -> np.ndarray:
     """(rows, images) how often each image is drawn in each resample."""
-    generator = numpy_generator(seed, "bootstrap over images", block)
+    generator = numpy_generator(seed, "bootstrap over pictures", block)
     return generator.multinomial(images, np.full(images, 1 / images), size=rows).astype(float)
 
 

@@ -430,8 +430,8 @@ def test_first_batches_are_those_of_training(data: PairsDataModule) -> None:
     loader = data.train_dataloader()
     trained = [data.on_after_batch_transfer(batch, 0) for _ in range(3) for batch in loader]
     state = torch.get_rng_state()
-    data.position = {"epoch": 1, "step": 1, "batches_per_epoch": 7}  # of a run that goes on: no matter here
-    data.position["batches_per_epoch"] = data.steps_per_epoch()
+    data.loader_state = {"epoch": 1, "step": 1, "batches_per_epoch": 7}  # of a run that goes on: no matter here
+    data.loader_state["batches_per_epoch"] = data.steps_per_epoch()
     first = list(first_batches(data, 8))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(first) == 8 > data.steps_per_epoch()

@@ -39,8 +39,8 @@ def image(kind: str = "PNG") -> bytes:
 
 
 def examples() -> list[dict[str, Any]]:
-    said = {"early": True, "late": False, "hybrid": True}
-    scene = {"caption": "a red circle above a square", "foil": "a square above a red circle", "said": said}
+    outcomes = {"early": True, "late": False, "hybrid": True}
+    scene = {"caption": "a red circle above a square", "foil": "a square above a red circle", "outcomes": outcomes}
     return [
         {**scene, "image": image(), "category": "swap_object"},
         {**scene, "image": image("JPEG"), "category": "swap_object"},
@@ -49,7 +49,7 @@ def examples() -> list[dict[str, Any]]:
             "caption": EVIL,
             "foil": EVIL,
             "category": EVIL,
-            "said": {EVIL: False, "late": EVIL},
+            "outcomes": {EVIL: False, "late": EVIL},
         },
     ]
 

@@ -236,7 +236,7 @@ def test_captions_are_the_examples_where_there_are_no_foils(whole: tuple[str, Pa
     differ = {caption: said for (_, caption), said in hits["early"].items() if said != hits["late"][_, caption]}
     assert shown and {example["caption"] for example in shown} <= differ.keys()
     for example in shown:
-        assert example["said"]["early"] == differ[example["caption"]] != example["said"]["late"]
+        assert example["outcomes"]["early"] == differ[example["caption"]] != example["outcomes"]["late"]
     # Without the folders of the arms the examples stay.
     shutil.rmtree(out / "arms")
     said = compared(

@@ -37,7 +37,7 @@ def write_report(
         comparison: `name`, `strategies` (their order gives the colours), `seeds`, `budget_rule` (a sentence or the
             options), `primary` (names of measures or categories), `dataset`, `command`; all may be missing.
         examples: Where strategies disagree: `image` (path, in `out` or not, or content), `caption`, `foil`,
-            `category`, `said` (strategy -> whether it was right, or what it said).
+            `category`, `outcomes` (strategy -> whether it was right, or its answer).
 
     Returns:
         `out`/report.html.
@@ -103,11 +103,11 @@ def _example(out: Path, number: int, given: Mapping[str, Any]) -> Example:
     except (KeyError, TypeError, BadImageError):
         content = None  # told in the report: an image that is gone must not cost the rest
     words = [str(given.get(name) or "") for name in ("caption", "foil", "category")]
-    return Example(content, number, *words, said=_said(given.get("said") or {}))
+    return Example(content, number, *words, outcomes=_json_outcomes(given.get("outcomes") or {}))
 
 
-def _said(given: Mapping[str, Any]) -> dict[str, bool | str]:
-    """Right or wrong, or else words; as it is after a way through JSON."""
+def _json_outcomes(given: Mapping[str, Any]) -> dict[str, bool | str]:
+    """Convert outcomes to the types that they have after a round trip through JSON."""
     return {str(k): bool(v) if isinstance(v, (bool, np.bool_)) else str(v) for k, v in given.items()}
 
 
@@ -137,6 +137,6 @@ def _save_inputs(out: Path, comparison: Mapping[str, Any], examples: Sequence[Ex
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(example.image)
         listed.append(
-            {"image": example.file, **{k: getattr(example, k) for k in ("caption", "foil", "category", "said")}}
+            {"image": example.file, **{k: getattr(example, k) for k in ("caption", "foil", "category", "outcomes")}}
         )
     (out / "examples.json").write_text(json.dumps(listed, indent=2) + "\n")

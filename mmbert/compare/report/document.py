@@ -32,7 +32,7 @@ class Example(NamedTuple):
     caption: str
     foil: str
     category: str
-    said: dict[str, Any]
+    outcomes: dict[str, Any]
 
     @property
     def file(self) -> str:

@@ -52,13 +52,13 @@ def _example(example: Example) -> list[str]:
     lines.append(f"- true: {escape(example.caption)}")
     if example.foil:
         lines.append(f"- foil{f' ({escape(example.category)})' if example.category else ''}: {escape(example.foil)}")
-    lines += [f"- {escape(name)}: {escape(verdict(said))}" for name, said in example.said.items()]
+    lines += [f"- {escape(name)}: {escape(outcome_text(outcome))}" for name, outcome in example.outcomes.items()]
     return [*lines, ""]
 
 
-def verdict(said: object) -> str:
-    """What a strategy said about an example, in a word."""
-    return {True: "right", False: "wrong"}[said] if isinstance(said, bool) else str(said)
+def outcome_text(outcome: object) -> str:
+    """Write whether a strategy was right on an example, or its answer."""
+    return {True: "right", False: "wrong"}[outcome] if isinstance(outcome, bool) else str(outcome)
 
 
 def escape(text: str) -> str:

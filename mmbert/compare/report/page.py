@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from mmbert.compare.report.document import HOW, Document, Example, Section
 from mmbert.compare.report.drawing import DARK, LIGHT, inline, sign, variable
-from mmbert.compare.report.markdown import verdict
+from mmbert.compare.report.markdown import outcome_text
 from mmbert.compare.report.outcomes import plain
 from mmbert.compare.report.plots import Figure
 from mmbert.compare.report.tables import NOTHING, Table
@@ -125,15 +125,15 @@ def _example(example: Example, signs: dict[str, int]) -> str:
         content = base64.b64encode(example.image).decode()
         image = f'<img alt="" src="data:image/{example.kind};base64,{content}">'
     foil = f'<p><span class="tag">foil</span> {escape(example.foil)}</p>' if example.foil else ""
-    said = "".join(
-        f'<li class="{verdict(answer) if isinstance(answer, bool) else "said"}">'
-        f"{_name(name, signs) if name in signs else escape(name)} <b>{escape(verdict(answer))}</b></li>"
-        for name, answer in example.said.items()
+    outcomes = "".join(
+        f'<li class="{outcome_text(answer) if isinstance(answer, bool) else "answer"}">'
+        f"{_name(name, signs) if name in signs else escape(name)} <b>{escape(outcome_text(answer))}</b></li>"
+        for name, answer in example.outcomes.items()
     )
     category = f'<p class="kicker">{escape(example.category.replace("_", " "))}</p>' if example.category else ""
     return (
         f'<article>{image}<div class="what">{category}<p><span class="tag">true</span> {escape(example.caption)}</p>'
-        f"{foil}<ul>{said}</ul></div></article>"
+        f"{foil}<ul>{outcomes}</ul></div></article>"
     )
 
 
