@@ -18,6 +18,9 @@ class DataOptions:
     name starts with "test" is tested and reported under its own name."""
     images: str | dict[str, str] = ""
     """Folder that the annotations' image paths start from, or one for each split."""
+    prepare: str | None = None
+    """Data set to generate where its files are missing: a name in `mmbert.data.prepare.GENERATORS` (shapes, easy_vqa).
+    It is written to data/NAME in the working directory, and only if other options name files there."""
     image_key: str | list[str] | None = "image"
     """Field of a JSONL or CSV record with the image's path; for a task fields, where a text has several images, or
     null, where it has none."""

@@ -131,7 +131,7 @@ def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
 
 FREE = {  # may change when a run is resumed: they change no number, or only what is reported
     "data.annotations", "data.images", "data.tokenizer", "data.num_workers", "data.eval_batch_size", "data.val_size",
-    "data.test_captions", "data.max_bad_fraction", "data.questions", "data.image_names",
+    "data.test_captions", "data.max_bad_fraction", "data.questions", "data.image_names", "data.prepare",
     "optim.activation_checkpointing", "optim.compile",
 }  # fmt: skip
 
