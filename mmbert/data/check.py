@@ -20,8 +20,8 @@ from mmbert.data.readers.base import ImageFolder
 from mmbert.errors import DataError, describe, printable, quote
 from mmbert.runtime.signals import ignore_signals_in_worker
 
-LISTED = 20
-FEW_IMAGES = 200
+MAX_LISTED = 20
+MIN_PARALLEL_IMAGES = 200
 """So many are decoded before other processes would have started."""
 
 
@@ -30,7 +30,7 @@ class Report:
     """What a check found."""
 
     problems: list[str]
-    """One line each, in the order of the file, at most `LISTED`."""
+    """One line each, in the order of the file, at most `MAX_LISTED`."""
     total: int
     """All problems, listed or not."""
     summary: str
@@ -65,7 +65,7 @@ def check_file(
     """
     started = time.perf_counter()
     path = Path(file)
-    parts = [Problems(LISTED)]  # what each step found, so that none takes another's room in the list
+    parts = [Problems(MAX_LISTED)]  # what each step found, so that none takes another's room in the list
     examples: list[Example] = []
     with parts[0]:
         try:
@@ -75,7 +75,7 @@ def check_file(
             if format in ("jsonl", "csv"):
                 keys = detect_keys(path, format, keys)
             folder = DetectedFolder(path) if images is None else ImageFolder(images)
-            reading, looking = Problems(LISTED, strict=True), Problems(LISTED)
+            reading, looking = Problems(MAX_LISTED, strict=True), Problems(MAX_LISTED)
             examples = gather_examples(format, path, folder, reading, **keys)
             if isinstance(folder, DetectedFolder):  # without a folder, what else was found says little
                 folder.raise_if_unsettled()
@@ -87,7 +87,7 @@ def check_file(
             raise DataError(str(path), "a process that decodes its images was killed", "enough memory") from None
     listed = sorted((p for part in parts for p in part.listed), key=lambda problem: _position(problem[0], path))
     return Report(
-        [printable(describe(*problem)) for problem in listed[:LISTED]],
+        [printable(describe(*problem)) for problem in listed[:MAX_LISTED]],
         sum(part.total for part in parts),
         _summary(format or "unknown format", examples, time.perf_counter() - started),
     )
@@ -118,7 +118,7 @@ def _look(examples: Sequence[Example], root: str, problems: Problems) -> None:
 def _examine_all(files: Sequence[Path]) -> Iterator[tuple[bytes, str]]:
     """Yield what `_examine` returns for each file, in their order."""
     processes = min(8, os.cpu_count() or 1)
-    if processes == 1 or len(files) < FEW_IMAGES:
+    if processes == 1 or len(files) < MIN_PARALLEL_IMAGES:
         yield from map(_examine, files)
         return
     pool = ProcessPoolExecutor(processes, initializer=ignore_signals_in_worker, initargs=(0,))

@@ -49,45 +49,49 @@ class SplitsDataModule(L.LightningDataModule):
     ):
         super().__init__()
         if options.train_fraction < 1 and examples.get("train"):
-            examples = {**examples, "train": _fraction(examples["train"], options.train_fraction, seed)}
+            examples = {**examples, "train": _take_fraction(examples["train"], options.train_fraction, seed)}
         self.options, self.examples, self.processor, self.seed = options, examples, processor, seed
         self.eval_seed = seed if options.eval_seed is None else options.eval_seed
-        self.position: dict[str, int] | None = None
+        self.loader_state: dict[str, int] | None = None
         """Where the training loader starts, as `TrainLoader.state_dict` tells it; None: at the beginning."""
         if not examples.get("train"):
             raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
-        self.train_pairs = self._samples(examples["train"], Augmentation(options.crop, options.flip))
+        self.train_samples = self._samples(examples["train"], Augmentation(options.crop, options.flip))
         self._check_batch_size()
-        self.val_pairs = self._samples(self._some(examples["val"], "val")) if examples.get("val") else None
+        self.val_samples = (
+            self._samples(self._validation_subset(examples["val"], "val")) if examples.get("val") else None
+        )
         self.test_splits = sorted(name for name in examples if name.startswith("test"))
-        self.test_pairs = {name: self._samples(self._tested(examples[name])) for name in self.test_splits}
+        self.test_samples = {
+            name: self._samples(self._expand_test_captions(examples[name])) for name in self.test_splits
+        }
 
     def _samples(self, examples: Sequence[Any], augmentation: Augmentation | None = None) -> Samples:
         """The samples of a split, for evaluation where there is no augmentation."""
         raise NotImplementedError
 
-    def _tested(self, examples: Sequence[Any]) -> Sequence[Any]:
+    def _expand_test_captions(self, examples: Sequence[Any]) -> Sequence[Any]:
         """What of a test split is tested."""
         return examples
 
-    def _some(self, examples: Sequence[Any], split: str) -> Sequence[Any]:
+    def _validation_subset(self, examples: Sequence[Any], split: str) -> Sequence[Any]:
         size = self.options.val_size
         if size is None or size >= len(examples):
             return examples
         return [examples[i] for i in sorted(permutation(self.eval_seed, f"sample {split}", 0, len(examples))[:size])]
 
-    def shown_texts(self, chosen: Sequence[int]) -> list[str]:
+    def training_texts(self, chosen: Sequence[int]) -> list[str]:
         """The texts of training samples in the first epoch."""
         raise NotImplementedError
 
     @property
-    def skip_bad(self) -> bool:
+    def skip_unreadable(self) -> bool:
         """Whether images that can't be read are left out."""
         return self.options.on_bad_sample == "skip"
 
     def _check_batch_size(self) -> None:
         if self.steps_per_epoch() == 0:
-            pairs, processes = len(self.train_pairs), world_size()
+            pairs, processes = len(self.train_samples), world_size()
             raise UsageError(
                 f"data.batch_size={self.options.batch_size} times {processes} processes is more than the "
                 f"{pairs} training pairs; choose at most {pairs // processes}."
@@ -95,17 +99,17 @@ class SplitsDataModule(L.LightningDataModule):
 
     def steps_per_epoch(self) -> int:
         """Training batches an epoch, for each process."""
-        return len(self.train_pairs) // (self.options.batch_size * world_size())
+        return len(self.train_samples) // (self.options.batch_size * world_size())
 
     def sizes(self) -> dict[str, int]:
         """Pairs in each split that is used."""
-        val = {} if self.val_pairs is None else {"val": len(self.val_pairs)}
-        return {"train": len(self.train_pairs), **val, **{k: len(v) for k, v in self.test_pairs.items()}}
+        val = {} if self.val_samples is None else {"val": len(self.val_samples)}
+        return {"train": len(self.train_samples), **val, **{k: len(v) for k, v in self.test_samples.items()}}
 
     def truncated_fraction(self, *, at_most: int = 1000) -> float:
         """Fraction of training texts that `max_text_length` cuts, from a fixed sample."""
-        chosen = permutation(self.seed, "cut captions", 0, len(self.train_pairs))[:at_most]
-        return self.processor.truncated_fraction(self.shown_texts(chosen.tolist()))
+        chosen = permutation(self.seed, "cut captions", 0, len(self.train_samples))[:at_most]
+        return self.processor.truncated_fraction(self.training_texts(chosen.tolist()))
 
     def train_dataloader(self) -> DataLoader:
         """Batches in the order of (seed, epoch).
@@ -113,7 +117,7 @@ class SplitsDataModule(L.LightningDataModule):
         Raises:
             UsageError: Fewer pairs than fill one batch of all processes.
         """
-        options, pairs = self.options, self.train_pairs
+        options, pairs = self.options, self.train_samples
         self._check_batch_size()
         batches = TrainBatches(
             pairs.text_lengths,
@@ -125,18 +129,18 @@ class SplitsDataModule(L.LightningDataModule):
             pool=options.length_pool,
         )
         loader = self._loader(pairs, batch_sampler=batches, kind=TrainLoader)
-        if self.position is not None:
+        if self.loader_state is not None:
             assert isinstance(loader, TrainLoader)
-            loader.load_state_dict(self.position)
+            loader.load_state_dict(self.loader_state)
         return loader
 
     def val_dataloader(self) -> DataLoader | list:
         """The fixed validation samples; none if there is no split "val"."""
-        return [] if self.val_pairs is None else self._evaluation(self.val_pairs)
+        return [] if self.val_samples is None else self._evaluation(self.val_samples)
 
     def test_dataloader(self) -> list[DataLoader]:
         """One loader for each split in `test_splits`."""
-        return [self._evaluation(pairs) for pairs in self.test_pairs.values()]
+        return [self._evaluation(pairs) for pairs in self.test_samples.values()]
 
     def _evaluation(self, pairs: Samples) -> DataLoader:
         by_length = np.argsort(pairs.text_lengths(0), kind="stable")
@@ -169,9 +173,9 @@ class SplitsDataModule(L.LightningDataModule):
 class PairsDataModule(SplitsDataModule):
     """Image-caption pairs; reads the annotations on construction, so that a mistake is told before anything happens."""
 
-    train_pairs: Pairs
-    val_pairs: Pairs | None
-    test_pairs: dict[str, Pairs]
+    train_samples: Pairs
+    val_samples: Pairs | None
+    test_samples: dict[str, Pairs]
 
     def __init__(self, options: DataOptions, processor: MMBertProcessor, *, seed: int):
         check_options(options)
@@ -193,10 +197,10 @@ class PairsDataModule(SplitsDataModule):
     def _samples(self, examples: Sequence[Example], augmentation: Augmentation | None = None) -> Pairs:
         return Pairs(
             examples, self.processor, self.masking, seed=self.seed if augmentation is not None else self.eval_seed,
-            augmentation=augmentation, skip_bad=self.skip_bad,
+            augmentation=augmentation, skip_unreadable=self.skip_unreadable,
         )  # fmt: skip
 
-    def _tested(self, examples: Sequence[Example]) -> Sequence[Example]:
+    def _expand_test_captions(self, examples: Sequence[Example]) -> Sequence[Example]:
         captions = self.options.test_captions
         if captions == 1:
             return examples
@@ -206,10 +210,10 @@ class PairsDataModule(SplitsDataModule):
             for i in range(min(captions, len(e.captions)))
         ]
 
-    def shown_texts(self, chosen: Sequence[int]) -> list[str]:
+    def training_texts(self, chosen: Sequence[int]) -> list[str]:
         """The captions that images show in the first epoch."""
-        numbers = self.train_pairs.caption_numbers(0)
-        return [self.train_pairs.examples[i].captions[numbers[i]] for i in chosen]
+        numbers = self.train_samples.caption_numbers(0)
+        return [self.train_samples.examples[i].captions[numbers[i]] for i in chosen]
 
 
 class LabelledDataModule(SplitsDataModule):
@@ -224,9 +228,9 @@ class LabelledDataModule(SplitsDataModule):
         seed: The run's seed.
     """
 
-    train_pairs: LabelledSamples
-    val_pairs: LabelledSamples | None
-    test_pairs: dict[str, LabelledSamples]
+    train_samples: LabelledSamples
+    val_samples: LabelledSamples | None
+    test_samples: dict[str, LabelledSamples]
 
     def __init__(
         self,
@@ -252,17 +256,17 @@ class LabelledDataModule(SplitsDataModule):
         scores = [self.task.scores(e.answers, self._number) for e in examples]
         return LabelledSamples(
             examples, scores, self.processor, seed=self.seed if augmentation is not None else self.eval_seed,
-            augmentation=augmentation, skip_bad=self.skip_bad,
+            augmentation=augmentation, skip_unreadable=self.skip_unreadable,
         )  # fmt: skip
 
-    def shown_texts(self, chosen: Sequence[int]) -> list[str]:
+    def training_texts(self, chosen: Sequence[int]) -> list[str]:
         """The texts of training examples."""
-        return [self.train_pairs.examples[i].text for i in chosen]
+        return [self.train_samples.examples[i].text for i in chosen]
 
     @cached_property
     def priors(self) -> Priors:
         """What the training examples say without looking."""
-        return self.task.priors(self.train_pairs.examples, self.train_pairs.scores)
+        return self.task.priors(self.train_samples.examples, self.train_samples.scores)
 
 
 def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[LabelledExample]], list[str]]:
@@ -289,7 +293,7 @@ def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[Labe
     return examples, task_class(task).labels_of(examples["train"], min_count=options.min_answer_count)
 
 
-def _fraction(examples: Sequence[Any], fraction: float, seed: int) -> list[Any]:
+def _take_fraction(examples: Sequence[Any], fraction: float, seed: int) -> list[Any]:
     """A sample of at least one, in the order of the file."""
     count = max(1, round(fraction * len(examples)))
     return [examples[i] for i in sorted(permutation(seed, "fraction", 0, len(examples))[:count].tolist())]

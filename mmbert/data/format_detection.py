@@ -17,16 +17,16 @@ log = logging.getLogger("mmbert")
 
 IMAGE_KEYS = (
     "image", "image_path", "image_file", "filename", "file_name", "filepath", "file", "img", "img_path", "path",
-    "image", "photo",
+    "picture", "photo",
 )  # fmt: skip
 """Usual names of the field with the image's path; the first that a file has is taken, in any case of letters."""
 CAPTION_KEYS = ("caption", "captions", "text", "sentence", "sentences", "alt", "alt_text", "description", "title")
 """Usual names of the field with the caption, as above."""
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-LOOKED_AT = 100
+SNIFFED_RECORDS = 100
 """Records that the keys are looked for in."""
-KINDS = (
+EXPECTED_FORMATS = (
     "an object with 'images' and 'annotations' (coco) or with 'images' that have 'sentences' (karpathy), one object "
     "with image and caption per line (jsonl), or a name in .csv or .tsv; --format says which it is"
 )
@@ -46,7 +46,7 @@ def detect_format(path: Path) -> str:
         return SUFFIXES[suffix]
     text = read_text(path)
     if suffix != ".json" and text.lstrip()[0] not in "{[":
-        raise DataError(str(path), f"a name in {suffix!r} and content that is no JSON", KINDS)
+        raise DataError(str(path), f"a name in {suffix!r} and content that is no JSON", EXPECTED_FORMATS)
     try:
         top = load_json(path)
     except DataError:
@@ -64,7 +64,7 @@ def detect_format(path: Path) -> str:
             return "coco"
         if "images" in top and keys & {"file_name", "filename"}:  # the other half is missing: the reader says so
             return "coco" if "file_name" in keys else "karpathy"
-    raise DataError(str(path), f"the file is {json_type(top)}", KINDS)
+    raise DataError(str(path), f"the file is {json_type(top)}", EXPECTED_FORMATS)
 
 
 def _is_row(line: str) -> bool:
@@ -80,7 +80,7 @@ def _has_row_keys(record: dict[str, Any]) -> bool:
 
 
 def _dicts(records: Iterable[Any]) -> list[dict[str, Any]]:
-    return [record for record in islice(records, LOOKED_AT) if isinstance(record, dict)]
+    return [record for record in islice(records, SNIFFED_RECORDS) if isinstance(record, dict)]
 
 
 def detect_keys(path: Path, format: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def detect_keys(path: Path, format: str, given: dict[str, Any]) -> dict[str, Any
         if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
             return given  # another delimiter: the reader says which
     else:
-        rows = list(islice(iter_json_lines(path, Problems()), LOOKED_AT))
+        rows = list(islice(iter_json_lines(path, Problems()), SNIFFED_RECORDS))
         place = rows[0][0] if rows else ""
         names = list(dict.fromkeys(name for _, record in rows for name in record))
     if not names:

@@ -70,7 +70,7 @@ def read_labelled(
     splits: dict[str, list[LabelledExample]] = {}
     for example in examples:
         splits.setdefault(example.split, []).append(example)
-    _tell_shared_images(splits)
+    _warn_shared_images(splits)
     return splits
 
 
@@ -112,7 +112,7 @@ def _of(value: Files, split: str | None, name: str) -> str:
     return value[split]
 
 
-def _tell_shared_images(splits: dict[str, list[LabelledExample]]) -> None:
+def _warn_shared_images(splits: dict[str, list[LabelledExample]]) -> None:
     """Warns where an image of train or val is in another split too: the numbers may be too good."""
     owner: dict[Path, LabelledExample] = {}
     for name in ("train", "val"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmbert.data.images import BadImageError
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.readers.labelled import LabelledExample
-from mmbert.data.samples import Augmentation, Samples, Skipped, told
+from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped
 from mmbert.runtime.randomness import permutation
 
 
@@ -19,10 +19,10 @@ class LabelledSample(NamedTuple):
 
     index: int
     input_ids: list[int]
-    images: tuple[Tensor, ...]  # (3, S, S) uint8 each
-    wrong_images: tuple[Tensor, ...]  # of another example, evaluation only; none if there is no other
+    pixel_values: tuple[Tensor, ...]  # (3, S, S) uint8 each
+    wrong_pixel_values: tuple[Tensor, ...]  # of another example, evaluation only; none if there is no other
     scores: Mapping[int, float]  # label -> how right it is, 0 to 1
-    asked: int = -1  # position that was asked for; another than `index` where this sample stands in for it
+    requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
     skipped: Skipped = ()
 
 
@@ -37,7 +37,7 @@ class LabelledSamples(Samples):
         processor: Tokenizer and image settings.
         seed: The run's seed.
         augmentation: See `Samples`.
-        skip_bad: See `Samples`.
+        skip_unreadable: See `Samples`.
     """
 
     examples: Sequence[LabelledExample]
@@ -50,11 +50,11 @@ class LabelledSamples(Samples):
         *,
         seed: int,
         augmentation: Augmentation | None,
-        skip_bad: bool = False,
+        skip_unreadable: bool = False,
     ):
-        super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_bad=skip_bad)
+        super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_unreadable=skip_unreadable)
         self.scores = scores
-        self.wrong = None if augmentation is not None else shuffled_images(examples, seed)
+        self.wrong_positions = None if augmentation is not None else shuffled_images(examples, seed)
 
     def text_lengths(self, epoch: int) -> np.ndarray:
         """(N,) characters of the texts; the same in every epoch."""
@@ -63,21 +63,21 @@ class LabelledSamples(Samples):
     def _sample(self, epoch: int, i: int) -> LabelledSample:
         example = self.examples[i]
         images = tuple(self._pixel_values(epoch, i, image, example.text) for image in example.images)
-        wrong = () if self.wrong is None else self._wrong_pixel_values(i)
+        wrong = () if self.wrong_positions is None else self._wrong_pixel_values(i)
         return LabelledSample(i, self.processor.encode(example.text), images, wrong, self.scores[i])
 
     def _wrong_pixel_values(self, i: int) -> tuple[Tensor, ...]:
-        assert self.wrong is not None
-        if self.wrong[i] == i:
+        assert self.wrong_positions is not None
+        if self.wrong_positions[i] == i:
             return ()
         try:
-            return tuple(self.processor.pixel_values(image) for image in self.examples[self.wrong[i]].images)
+            return tuple(self.processor.pixel_values(image) for image in self.examples[self.wrong_positions[i]].images)
         except BadImageError:
-            if not self.skip_bad:
+            if not self.skip_unreadable:
                 raise
             return ()
 
-    def _left_out(self, i: int) -> LabelledSample:
+    def _empty_sample(self, i: int) -> LabelledSample:
         return LabelledSample(i, [], (), (), {})
 
 
@@ -99,10 +99,10 @@ def shuffled_images(examples: Sequence[LabelledExample], seed: int) -> np.ndarra
 class CollateLabelled:
     """Samples to the batch that `MMBertForTask` and its evaluation take.
 
-    Keys: `index` and `asked` (B,) int64; `input_ids`, `attention_mask` (B, T) int64; `label_scores` (B, labels) float;
+    Keys: `index`, `requested_index` (B,) int64; `input_ids`, `attention_mask` (B, T) int64; `label_scores` (B, labels);
     where texts have N images each `pixel_values` (B * N, 3, S, S) uint8, those of a text in a row, and in evaluation
     `wrong_pixel_values` of the same shape with `has_wrong` (B,) bool. Samples without images that should have some
-    are left out; `skipped` and `skipped_why` as in `Collate`.
+    are left out; `skipped` and `skip_reasons` as in `Collate`.
     """
 
     def __init__(self, pad_token_id: int, labels: int):
@@ -113,7 +113,7 @@ class CollateLabelled:
         skipped = [entry for sample in samples for entry in sample.skipped]
         samples = [sample for sample in samples if sample.input_ids]
         if not samples:
-            return {"index": torch.zeros(0, dtype=torch.int64), **told(skipped)}
+            return {"index": torch.zeros(0, dtype=torch.int64), **collate_skipped(skipped)}
         input_ids, attention_mask = pad([s.input_ids for s in samples], self.pad_token_id)
         scores = torch.zeros(len(samples), self.labels)
         for row, sample in enumerate(samples):
@@ -121,14 +121,16 @@ class CollateLabelled:
                 scores[row, label] = score
         batch = {
             "index": torch.tensor([s.index for s in samples]),
-            "asked": torch.tensor([s.asked for s in samples]),
+            "requested_index": torch.tensor([s.requested_index for s in samples]),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "label_scores": scores,
         }
-        if samples[0].images:
-            batch["pixel_values"] = torch.stack([p for s in samples for p in s.images])
-            batch["has_wrong"] = torch.tensor([bool(s.wrong_images) for s in samples])
+        if samples[0].pixel_values:
+            batch["pixel_values"] = torch.stack([p for s in samples for p in s.pixel_values])
+            batch["has_wrong"] = torch.tensor([bool(s.wrong_pixel_values) for s in samples])
             if batch["has_wrong"].any():
-                batch["wrong_pixel_values"] = torch.stack([p for s in samples for p in s.wrong_images or s.images])
-        return batch | told(skipped)
+                batch["wrong_pixel_values"] = torch.stack(
+                    [p for s in samples for p in s.wrong_pixel_values or s.pixel_values]
+                )
+        return batch | collate_skipped(skipped)

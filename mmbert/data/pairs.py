@@ -12,7 +12,7 @@ from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
 from mmbert.data.processor import MMBertProcessor, pad
-from mmbert.data.samples import Augmentation, Samples, Skipped, told
+from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped
 from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 from mmbert.runtime.randomness import mix, numpy_generator, permutation
 
@@ -26,12 +26,12 @@ class Sample(NamedTuple):
     input_ids: list[int]
     mlm_input_ids: list[int]
     mlm_labels: list[int]
-    image: Tensor  # (3, S, S) uint8
+    pixel_values: Tensor  # (3, S, S) uint8
     wrong_pixel_values: Tensor | None  # (3, S, S) uint8, evaluation only
     image_key: int
     text_key: int
     image_text_keys: tuple[int, ...]
-    asked: int = -1  # position that was asked for; another than `index` where this sample stands in for it
+    requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
     skipped: Skipped = ()  # what it stands in for, and what was tried before: position and why
 
 
@@ -53,7 +53,7 @@ class Pairs(Samples):
         masking: The MLM rule.
         seed: The run's seed.
         augmentation: See `Samples`.
-        skip_bad: See `Samples`.
+        skip_unreadable: See `Samples`.
     """
 
     examples: Sequence[Example]
@@ -66,14 +66,14 @@ class Pairs(Samples):
         *,
         seed: int,
         augmentation: Augmentation | None,
-        skip_bad: bool = False,
+        skip_unreadable: bool = False,
     ):
-        super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_bad=skip_bad)
+        super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_unreadable=skip_unreadable)
         self.masking = masking
-        self.captions_each = np.array([len(e.captions) for e in examples], dtype=np.int64)
+        self.num_captions = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [text_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
-        self.wrong = None if augmentation is not None else wrong_images(self.text_keys, self.image_keys, seed)
+        self.wrong_positions = None if augmentation is not None else wrong_images(self.text_keys, self.image_keys, seed)
 
     def image_sample(self, size: int) -> frozenset[int]:
         """At most `size` positions, of different images, each with its first caption: a fixed random sample."""
@@ -86,14 +86,14 @@ class Pairs(Samples):
         if self.augmentation is None:
             return np.zeros(len(self), dtype=np.int64)
         start = mix(self.seed, "caption", np.arange(len(self)))
-        return ((start + np.uint64(epoch)) % self.captions_each.astype(np.uint64)).astype(np.int64)
+        return ((start + np.uint64(epoch)) % self.num_captions.astype(np.uint64)).astype(np.int64)
 
     def text_lengths(self, epoch: int) -> np.ndarray:
         """(N,) characters of the captions shown in an epoch; close enough to tokens for grouping."""
         shown = self.caption_numbers(epoch)
         return np.array([len(e.captions[i]) for e, i in zip(self.examples, shown, strict=True)])
 
-    def _left_out(self, i: int) -> Sample:
+    def _empty_sample(self, i: int) -> Sample:
         return Sample(i, [], [], [], NO_IMAGE, None, 0, 0, ())
 
     def _sample(self, epoch: int, i: int) -> Sample:
@@ -106,7 +106,7 @@ class Pairs(Samples):
         continues = [str(piece).startswith("##") for piece in pieces]
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
         image = self._pixel_values(epoch, i, example.image, caption)
-        wrong = None if self.wrong is None else self._wrong_pixel_values(i, image)
+        wrong = None if self.wrong_positions is None else self._wrong_pixel_values(i, image)
         return Sample(
             i,
             ids,
@@ -120,18 +120,18 @@ class Pairs(Samples):
         )
 
     def _wrong_pixel_values(self, i: int, own: Tensor) -> Tensor:
-        assert self.wrong is not None
+        assert self.wrong_positions is not None
         try:
-            return self.processor.pixel_values(self.examples[self.wrong[i]].image)
+            return self.processor.pixel_values(self.examples[self.wrong_positions[i]].image)
         except BadImageError:
-            if not self.skip_bad:
+            if not self.skip_unreadable:
                 raise
             return own  # what the evaluation takes for "there is no wrong image"
 
     def _caption_number(self, epoch: int, i: int) -> int:
         if self.augmentation is None:
             return 0
-        return (int(mix(self.seed, "caption", i)) + epoch) % (1 << 64) % int(self.captions_each[i])
+        return (int(mix(self.seed, "caption", i)) + epoch) % (1 << 64) % int(self.num_captions[i])
 
 
 def wrong_images(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int], seed: int) -> np.ndarray:
@@ -167,10 +167,10 @@ def wrong_images(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int]
 class Collate:
     """Samples to the batch that `MMBertForPreTraining` and the evaluation take.
 
-    Keys: `index` and `asked` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
+    Keys: `index` and `requested_index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
     `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`,
     `text_key` (B,) and `image_text_keys` (B, C) int64 hashes. Samples without images are left out. Where some were
-    skipped there are also `skipped` (S,) int64 positions and `skipped_why`, a list of S texts.
+    skipped there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
     """
 
     def __init__(self, pad_token_id: int):
@@ -181,16 +181,16 @@ class Collate:
         skipped = [entry for sample in samples for entry in sample.skipped]
         samples = [sample for sample in samples if sample.input_ids]
         if not samples:
-            return {"index": torch.zeros(0, dtype=torch.int64), **told(skipped)}
+            return {"index": torch.zeros(0, dtype=torch.int64), **collate_skipped(skipped)}
         input_ids, attention_mask = pad([s.input_ids for s in samples], self.pad_token_id)
         batch = {
             "index": torch.tensor([s.index for s in samples]),
-            "asked": torch.tensor([s.asked for s in samples]),
+            "requested_index": torch.tensor([s.requested_index for s in samples]),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "mlm_input_ids": pad([s.mlm_input_ids for s in samples], self.pad_token_id)[0],
             "mlm_labels": pad([s.mlm_labels for s in samples], IGNORE_INDEX)[0],
-            "pixel_values": torch.stack([s.image for s in samples]),
+            "pixel_values": torch.stack([s.pixel_values for s in samples]),
             "image_key": torch.tensor([s.image_key for s in samples]),
             "text_key": torch.tensor([s.text_key for s in samples]),
             "image_text_keys": pad([s.image_text_keys for s in samples], NO_TEXT)[0],
@@ -198,4 +198,4 @@ class Collate:
         wrong = [s.wrong_pixel_values for s in samples if s.wrong_pixel_values is not None]
         if wrong:
             batch["wrong_pixel_values"] = torch.stack(wrong)
-        return batch | told(skipped)
+        return batch | collate_skipped(skipped)

@@ -17,7 +17,7 @@ from mmbert.data.sampling import Index
 from mmbert.errors import DataError
 from mmbert.runtime.randomness import mix, numpy_generator
 
-STAND_INS = 100  # tries to find an image that can be read
+MAX_REPLACEMENTS = 100  # tries to find an image that can be read
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 Skipped = tuple[tuple[int, str], ...]
@@ -41,8 +41,8 @@ class Samples(Dataset):
         processor: Tokenizer and image settings.
         seed: The run's seed.
         augmentation: Changes to the images; None for evaluation.
-        skip_bad: Images that can't be read are left out rather than raised: in training another sample, a function of
-            (seed, epoch, sample), takes the place; in evaluation it is left out. `skipped` of the sample tells.
+        skip_unreadable: Skip unreadable images instead of raising: in training another sample, a function of (seed,
+            epoch, sample), replaces it; in evaluation it is dropped. `skipped` of the sample holds the reasons.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Samples(Dataset):
         *,
         seed: int,
         augmentation: Augmentation | None,
-        skip_bad: bool = False,
+        skip_unreadable: bool = False,
     ):
         self.examples, self.processor, self.seed = examples, processor, seed
-        self.augmentation, self.skip_bad = augmentation, skip_bad
+        self.augmentation, self.skip_unreadable = augmentation, skip_unreadable
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -65,23 +65,23 @@ class Samples(Dataset):
         raise NotImplementedError
 
     def __getitem__(self, index: Index | int) -> Any:
-        """One sample; with `skip_bad` maybe another one, or in evaluation one without images.
+        """One sample; with `skip_unreadable` maybe another one, or in evaluation one without images.
 
         Raises:
-            BadImageError: An image that can't be read, unless `skip_bad`; or hardly any that can.
+            BadImageError: An image that can't be read, unless `skip_unreadable`; or hardly any that can.
         """
         epoch, first = index if isinstance(index, tuple) else (0, index)
         skipped: list[tuple[int, str]] = []
         i = first
         while True:
             try:
-                return self._sample(epoch, i)._replace(asked=first, skipped=tuple(skipped))
+                return self._sample(epoch, i)._replace(requested_index=first, skipped=tuple(skipped))
             except BadImageError as error:
-                if not self.skip_bad or len(skipped) == STAND_INS:
+                if not self.skip_unreadable or len(skipped) == MAX_REPLACEMENTS:
                     raise
                 skipped.append((i, error.reason))
                 if self.augmentation is None:
-                    return self._left_out(i)._replace(asked=first, skipped=tuple(skipped))
+                    return self._empty_sample(i)._replace(requested_index=first, skipped=tuple(skipped))
                 i = int(mix(self.seed, "stand-in", epoch, first, len(skipped)) % np.uint64(len(self)))
             except DataError:
                 raise
@@ -91,10 +91,10 @@ class Samples(Dataset):
                 raise
 
     def _sample(self, epoch: int, i: int) -> Any:
-        """The sample at position i: a NamedTuple with `asked` and `skipped`."""
+        """The sample at position i: a NamedTuple with `requested_index` and `skipped`."""
         raise NotImplementedError
 
-    def _left_out(self, i: int) -> Any:
+    def _empty_sample(self, i: int) -> Any:
         """What stands for a sample of an evaluation whose image can't be read."""
         raise NotImplementedError
 
@@ -118,8 +118,8 @@ class Samples(Dataset):
         return image
 
 
-def told(skipped: Sequence[tuple[int, str]]) -> dict[str, Any]:
-    """The keys of a batch that tell what was skipped: `skipped` (S,) int64 positions, `skipped_why` S texts."""
+def collate_skipped(skipped: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    """The keys of a batch that tell what was skipped: `skipped` (S,) int64 positions, `skip_reasons` S texts."""
     if not skipped:
         return {}
-    return {"skipped": torch.tensor([i for i, _ in skipped]), "skipped_why": [why for _, why in skipped]}
+    return {"skipped": torch.tensor([i for i, _ in skipped]), "skip_reasons": [why for _, why in skipped]}

@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenised 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.data.options import DataOptions
@@ -25,7 +25,7 @@ from mmbert.model.initialization import STARTS_ANEW, quiet_transformers
 from mmbert.model.modeling import MMBertForTask
 from mmbert.model.options import KEYS, ModelOptions
 from mmbert.runtime.allowed_imports import allow_import as allow_modules
-from mmbert.runtime.hardware import best_precision, compute_threads
+from mmbert.runtime.hardware import compute_threads
 from mmbert.runtime.isolation import isolated_process_state
 from mmbert.runtime.signals import StopSignals
 from mmbert.training import run_folder
@@ -39,13 +39,21 @@ from mmbert.training.checkpoints import (
     step_of,
 )
 from mmbert.training.module import TrainingModule
-from mmbert.training.option_checks import validate_run_options, validate_sections
+from mmbert.training.option_checks import validate_run_options, validate_sections, warn_without_effect
 from mmbert.training.options import CheckpointOptions, OptimOptions
+from mmbert.training.progress import progress_callbacks
 from mmbert.training.result import RunResult
 from mmbert.training.run_options import SECTIONS, RunOptions, dump_config, flatten_sections, parse_run, to_arguments
-from mmbert.training.sharding import fsdp_strategy, full_state_dict, load_full_state_dict
+from mmbert.training.sharding import full_state_dict, load_full_state_dict
 from mmbert.training.summary import log_run_summary, write_results
 from mmbert.training.trace import Trace, continue_metrics
+from mmbert.training.trainer import (
+    build_trainer,
+    report_lightning_errors,
+    resolve_precision,
+    trainer_options,
+    validate_trainer_options,
+)
 
 log = logging.getLogger("mmbert")
 
@@ -148,10 +156,14 @@ class TrainingRun:
         validate_sections(config, {**SECTIONS, "trainer": None})
         if (config.threads or 1) > MAX_THREADS:
             raise UsageError(f"--threads {config.threads}: at most {MAX_THREADS:,}.")
-        torch.set_num_threads(config.threads or compute_threads(sections.data.num_workers))
         sections.evaluation.check()
         sections.checkpoint.check()
-        validate_run_options(command, config.ckpt_path, config.resume, sections.model.pretrained, sections.trainer)
+        validate_run_options(command, config.ckpt_path, config.resume, sections.model.pretrained)
+        validate_trainer_options(sections.trainer)
+        # What was used is what config.yaml and the run's identity hold, not null.
+        config.trainer.precision, self.precision_reason = resolve_precision(config.trainer.precision)
+        config.threads = config.threads or compute_threads(sections.data.num_workers)
+        torch.set_num_threads(config.threads)
         self.seed = int(config.seed_everything)
         explicit = {key.split(".")[1] for key in options.explicit if key.startswith("model.")}
         self.requested = {key: getattr(sections.model, key) for key in KEYS if key in explicit}
@@ -159,11 +171,13 @@ class TrainingRun:
         validate_architecture(self.requested, self.parts.model.config)
         if command != "fit" and config.ckpt_path is None:
             validate_heads(sections.model, self.parts.model.config)
-        if command == "validate" and self.parts.data.val_pairs is None:
+        if command == "validate" and self.parts.data.val_samples is None:
             raise UsageError("validate: the data has no split 'val'.")
         if not isinstance(self.parts.model, MMBertForTask):
             sections.evaluation.validate_objectives(self.parts.model.objectives)
-        sections.checkpoint.monitor = self._monitor(sections.checkpoint.monitor)
+        else:
+            warn_without_effect(sections.model.task, options.explicit)
+        sections.checkpoint.monitor = config.checkpoint.monitor = self._monitor(sections.checkpoint.monitor)
         self.module = TrainingModule(
             self.parts.model,
             self.parts.data,
@@ -181,11 +195,14 @@ class TrainingRun:
             self._log_summary()
 
     def fit(self) -> RunResult:
-        """Train, test the best checkpoint once, save the model and write the results."""
-        self.trainer.fit(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path)
+        """Train, save the model of the best checkpoint, test it once and write the results."""
+        with report_lightning_errors():
+            self.trainer.fit(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path)
         if not self.trainer.fast_dev_run:  # pyright: ignore
-            self._test_best()
-            self._save_model()
+            self._warn_if_cut_short()
+            self._load_best()
+            self._save_model()  # before the test, which a signal may end
+            self._evaluate()
             self._write_results()
         return self._result()
 
@@ -218,25 +235,17 @@ class TrainingRun:
         return monitor
 
     def _trainer(self) -> L.Trainer:
+        """The trainer with the run's callbacks and loggers; creates the run's folder."""
         config, sections = self.options.config, self.options.sections
-        options = {**dict(sections.trainer), **self.options.trainer_objects}
-        self.precision_reason = "as requested"
-        if options["precision"] is None:
-            options["precision"], self.precision_reason = best_precision()
-        if options["strategy"] == "model_parallel":
-            options["strategy"] = fsdp_strategy(options["devices"], options["num_nodes"])
+        chosen = {**dict(sections.trainer), "precision": config.trainer.precision, **self.options.trainer_objects}
+        options = trainer_options(chosen, explicit=self.options.explicit)
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         resumed = None
         if not (self.dry and config.resume is None):
             self.folder, resumed = self._find_folder(options["default_root_dir"], create=first and not self.dry)
         self.trace = Trace(self.folder / "trace.csv")
         self.checkpoints = RunCheckpoints(self.folder / "checkpoints", sections.checkpoint, self.stop)
-        callbacks = options.pop("callbacks") or []
-        callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
-        requested = options.pop("logger")
-        loggers: list[Any] = (
-            requested if isinstance(requested, list) else [] if isinstance(requested, bool | None) else [requested]
-        )
+        callbacks, loggers = options["callbacks"], options["logger"]
         if not self.dry:
             step = 0 if resumed is None else step_of(resumed)
             if self.command == "fit":  # the trace is written before the checkpoint of the same step
@@ -246,17 +255,9 @@ class TrainingRun:
             if first:
                 continue_metrics(table, step)
                 (self.folder / "config.yaml").write_text(self._resolved_config(), encoding="utf-8")
-        if _in_notebook() and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            # tqdm draws a widget there where ipywidgets is installed; rich prints a line for each refresh.
-            callbacks += [TQDMProgressBar()] if options["enable_progress_bar"] is not False else []
-        options.update(
-            callbacks=callbacks,
-            logger=loggers,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,  # Lightning's own; ours is a callback of the same rank
-            plugins=[*(options["plugins"] or []), VerifiedCheckpointIO()],
-        )
-        return L.Trainer(**options)
+        callbacks, options["enable_progress_bar"] = progress_callbacks(callbacks, options["enable_progress_bar"])
+        options.update(callbacks=callbacks, plugins=[*(options["plugins"] or []), VerifiedCheckpointIO()])
+        return build_trainer(options)
 
     def _find_folder(self, root: str, *, create: bool) -> tuple[Path, Path | None]:
         """The run's folder, and the checkpoint that it resumes from."""
@@ -275,7 +276,7 @@ class TrainingRun:
                 )
         if found is None:
             log.warning("--resume auto: no checkpoint in %s, so the run starts at step 0", folder / "checkpoints")
-            folder.mkdir(parents=True, exist_ok=True)
+            run_folder.make_folder(folder)
         else:
             log.info("resuming at step %d from %s", step_of(found), found)
             self.checkpoint_path = str(found)
@@ -303,20 +304,46 @@ class TrainingRun:
             monitor=self.checkpoints.options.monitor or "",
             output="dry run, nothing is written" if self.dry else f"output in {self.folder}",
         )
-        if self.command == "fit" and self.parts.data.val_pairs is None:
+        if self.command == "fit" and self.parts.data.val_samples is None:
             log.info("no split 'val': no best checkpoint is chosen, and the last weights are tested")
 
-    def _test_best(self) -> None:
-        """Validate and test the weights of the best checkpoint."""
+    def _warn_if_cut_short(self) -> None:
+        """Warn where trainer.max_time ended the run before its learning-rate schedule could."""
+        step, total = self.trainer.global_step, self.module.total_steps()
+        timers = [c for c in self.trainer.callbacks if isinstance(c, Timer)]  # pyright: ignore
+        if not any(timer.time_remaining() == 0 for timer in timers) or step >= total:
+            return
+        warmup = self.options.sections.optim.warmup * total
+        within = "within its warm-up" if step < warmup else "with its learning rate not yet decayed"
+        log.warning(
+            "trainer.max_time ended the run at step %d of %d, %s: set trainer.max_steps near %d",
+            step,
+            total,
+            within,
+            step,
+        )
+
+    def _load_best(self) -> None:
+        """Load the weights that are tested and saved: the best checkpoint's, or averaged ones."""
+        callbacks: list[Any] = self.trainer.callbacks  # pyright: ignore
+        averaging = [c for c in callbacks if isinstance(c, WeightAveraging | StochasticWeightAveraging)]
+        # They would swap weights in the validation below once more.
+        self.trainer.callbacks = [c for c in callbacks if c not in averaging]  # pyright: ignore
+        if any(isinstance(c, StochasticWeightAveraging) for c in averaging):
+            log.info("StochasticWeightAveraging: its averaged weights are tested and saved, not the best checkpoint")
+            return
         best, monitor = self.checkpoints.best_path, self.checkpoints.options.monitor
         if best:
             load_full_state_dict(self.module, VerifiedCheckpointIO().load_checkpoint(best)["state_dict"])
             score = self.checkpoints.best_score
             log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
-        elif self.parts.data.val_pairs is not None:
+        elif self.parts.data.val_samples is not None:
             log.warning("validation never gave %s, so the last weights are tested instead of the best", monitor)
+
+    def _evaluate(self) -> None:
+        """Validate and test the loaded weights."""
         self.module.results.clear()  # those of the last validation may be of other weights
-        if self.parts.data.val_pairs is not None:
+        if self.parts.data.val_samples is not None:
             self.trainer.validate(self.module, datamodule=self.parts.data, verbose=False)
         if self.parts.data.test_splits:
             self.trainer.test(self.module, datamodule=self.parts.data, verbose=False)
@@ -331,15 +358,13 @@ class TrainingRun:
 
     def _write_results(self) -> None:
         if not self.dry and self.trainer.is_global_zero:
-            self.metrics = write_results(self.module, self.folder, counts=self.trace.account, started=self.started)
+            self.metrics = write_results(
+                self.module,
+                self.folder,
+                counts=self.trace.account,
+                started=self.started,
+                seconds_saving=self.checkpoints.seconds_saving,
+            )
 
     def _result(self) -> RunResult:
         return RunResult(self.folder, self.metrics, self.module.items)
-
-
-def _in_notebook() -> bool:
-    """Whether an IPython kernel runs this process."""
-    try:
-        return get_ipython().__class__.__name__ == "ZMQInteractiveShell"  # type: ignore[name-defined]
-    except NameError:
-        return False

@@ -116,7 +116,7 @@ class TrainingModule(L.LightningModule):
                 told = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
                 raise UsageError(f"this is not the run that the checkpoint was saved in: {told}. Start a new one.")
             # Lightning hands a loader its state within an epoch only: after its last batch the order would start anew.
-            self._data.position = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+            self._data.loader_state = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
         self.skipped.why, self.training_seconds = own["skipped"], own["training_seconds"]
 
     def configure_gradient_clipping(
@@ -155,8 +155,9 @@ class TrainingModule(L.LightningModule):
                 torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm()
             )
             for group in groups
+            if any(p.grad is not None for p in group["params"])
         }
-        pairs = [self._data.train_pairs.examples[i] for i in self._indices]
+        pairs = [self._data.train_samples.examples[i] for i in self._indices]
         return {
             "step": self.trainer.global_step + 1,
             "epoch": self.trainer.current_epoch,
@@ -197,7 +198,7 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Computes the weighted loss of one batch."""
-        self._count_skipped("train", self._data.train_pairs, batch)
+        self._count_skipped("train", self._data.train_samples, batch)
         generator = torch_generator(self.seed, "negatives", self._batch_number())
         output: PreTrainingOutput = self.model(batch, generator=generator)
         assert output.loss is not None and output.objectives is not None
@@ -213,7 +214,7 @@ class TrainingModule(L.LightningModule):
             return
         why: dict[int, list[str]] = {}
         for i, reason in (
-            zip(batch["skipped"].tolist(), batch["skipped_why"], strict=True) if "skipped" in batch else ()
+            zip(batch["skipped"].tolist(), batch["skip_reasons"], strict=True) if "skipped" in batch else ()
         ):
             example = pairs.examples[i]
             why[i] = [f"{example.place}: image {quote(example.image.name)}", reason]
@@ -276,13 +277,13 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts a fresh evaluation of the validation pairs."""
-        options, pairs = self.evaluation_options, self._data.val_pairs
+        options, pairs = self.evaluation_options, self._data.val_samples
         self._start_evaluations([] if pairs is None else [pairs], options.val_images, options.val_scorer)
 
     def on_test_epoch_start(self) -> None:
         """Starts a fresh evaluation of every test split."""
         options = self.evaluation_options
-        self._start_evaluations([*self._data.test_pairs.values()], options.test_images, options.test_scorer)
+        self._start_evaluations([*self._data.test_samples.values()], options.test_images, options.test_scorer)
 
     def _start_evaluations(self, splits: list[Samples], images: int, scorer: str) -> None:
         gather_shards(self.model)
@@ -297,14 +298,14 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects results."""
-        assert self._data.val_pairs is not None
-        self._count_skipped("val", self._data.val_pairs, batch)
+        assert self._data.val_samples is not None
+        self._count_skipped("val", self._data.val_samples, batch)
         self._evaluations[dataloader_idx].step(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects results."""
         split = self._data.test_splits[dataloader_idx]
-        self._count_skipped(split, self._data.test_pairs[split], batch)
+        self._count_skipped(split, self._data.test_samples[split], batch)
         self._evaluations[dataloader_idx].step(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -317,7 +318,7 @@ class TrainingModule(L.LightningModule):
 
     def _log_evaluations(self, names: list[str]) -> None:
         for name, evaluation in zip(names, self._evaluations, strict=False):
-            pairs = self._data.val_pairs if name == "val" else self._data.test_pairs[name]
+            pairs = self._data.val_samples if name == "val" else self._data.test_samples[name]
             if self._data.options.on_bad_sample == "skip" and pairs is not None:
                 self._share_skipped(name, pairs, self._unshared.pop(name, {}))
             with self.trainer.precision_plugin.forward_context():  # Lightning has it around the steps only

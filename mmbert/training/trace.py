@@ -65,7 +65,7 @@ class Trace(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
         """Adds the batch, and writes the line where it ends an optimizer step."""
-        delivered, asked = all_gather(torch.stack([batch["index"], batch["asked"]], dim=1)).T.tolist()
+        delivered, asked = all_gather(torch.stack([batch["index"], batch["requested_index"]], dim=1)).T.tolist()
         self._ids += delivered
         self.account.add(trainer.current_epoch, asked)
         # Each process's loss is its share of the sum times the number of processes.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_inference import LABELS, QUESTIONS, saved, task_model, tiny_model
+from inference.test_loaded import LABELS, QUESTIONS, saved, task_model, tiny_model
 from tiny import tiny_examples
 
 import mmbert

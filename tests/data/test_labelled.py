@@ -96,7 +96,11 @@ def test_vqav2_by_template_and_by_file(tmp_path: Path) -> None:
     for image_names in ("COCO_train2014_{:012d}.jpg", {"train": str(names)}):
         found = read_labelled("vqav2", **files, image_names=image_names)["train"][0]
         assert found.image.name == "COCO_train2014_000000000007.jpg"
-        assert found.answers == ("red",) * 10 and found.kinds == ("what", "other") and found.common == "red"
+        assert found.answers == ("red",) * 10 and (
+            found.question_type,
+            found.answer_type,
+            found.most_frequent_answer,
+        ) == ("what", "other", "red")
 
 
 def test_easy_vqa_of_the_package() -> None:

@@ -94,8 +94,8 @@ def test_evaluation_takes_first_captions_and_a_wrong_image(folder: Path) -> None
         assert data.caption_numbers(epoch).tolist() == [0, 0, 0, 0]
     for i in range(4):
         sample = data[i]
-        other = data.wrong[i]
-        assert other != i and torch.equal(sample.wrong_pixel_values, data[int(other)].image)
+        other = data.wrong_positions[i]
+        assert other != i and torch.equal(sample.wrong_pixel_values, data[int(other)].pixel_values)
     assert pairs(folder)[0, 0].wrong_pixel_values is None
 
 
@@ -116,7 +116,7 @@ def test_flip_never_touches_images_whose_caption_says_left_or_right(folder: Path
     flipped: Counter[int] = Counter()
     for epoch in range(60):
         for i in range(4):
-            image = data[epoch, i].image
+            image = data[epoch, i].pixel_values
             is_flipped = torch.equal(image, plain[i].flip(-1))
             assert is_flipped or torch.equal(image, plain[i])
             flipped[i] += is_flipped
@@ -132,7 +132,7 @@ def test_crop_keeps_at_least_its_share_of_the_area(folder: Path) -> None:
     data.processor.load = lambda source: coordinates  # type: ignore[method-assign]
     areas = []
     for epoch in range(100):
-        image = data[epoch, 0].image.float()
+        image = data[epoch, 0].pixel_values.float()
         assert image.shape == (3, 16, 16)
         height, width = (image[c].max() - image[c].min() for c in (0, 1))
         areas.append(float(height * width) / 63**2)
@@ -142,7 +142,7 @@ def test_crop_keeps_at_least_its_share_of_the_area(folder: Path) -> None:
 
 def test_no_augmentation_leaves_the_image_as_the_processor_gives_it(folder: Path) -> None:
     data = pairs(folder)
-    assert torch.equal(data[3, 1].image, data.processor.pixel_values(data.examples[1].image))
+    assert torch.equal(data[3, 1].pixel_values, data.processor.pixel_values(data.examples[1].image))
 
 
 # --- wrong images ------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_collate_pads_and_stacks(folder: Path, training: bool) -> None:
     assert len({len(s.input_ids) for s in samples}) > 1
     shapes = {
         "index": (4,),
-        "asked": (4,),
+        "requested_index": (4,),
         "input_ids": (4, longest),
         "attention_mask": (4, longest),
         "mlm_input_ids": (4, longest),

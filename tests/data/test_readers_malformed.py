@@ -146,7 +146,7 @@ GOOD = '{"image": "a.jpg", "caption": "An ant.", "part": "train"}\n'
     [
         ("{", "broken JSON"),
         ("[1]", "the line is a list of 1"),
-        ('{"image": "a.jpg", "caption": "x"}', "no key 'image'"),
+        ('{"photo": "a.jpg", "caption": "x"}', "no key 'image'"),
         ('{"image": 3, "caption": "x"}', "image is the number 3"),
         ('{"image": "c.jpg", "captoin": "x"}', "Did you mean 'captoin'?"),
         ('{"image": "c.jpg", "caption": null}', "the caption is null"),

@@ -133,9 +133,9 @@ def test_images_are_there_in_the_asked_size(root: Path, split: str) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_images_show_each_object_in_its_color(root: Path, split: str) -> None:
     palette = scene_module.COLORS
-    for image in load(root, f"captions_{split}")["images"][:40]:
-        image = Image.open(root / "images" / image["file_name"])
-        for obj in image["objects"]:
+    for record in load(root, f"captions_{split}")["images"][:40]:
+        image = Image.open(root / "images" / record["file_name"])
+        for obj in record["objects"]:
             pixel = image.getpixel((int(obj["x"] * 64), int(obj["y"] * 64)))
             far = {name: sum(abs(a - b) for a, b in zip(pixel, palette[name], strict=True)) for name in palette}
             assert min(far, key=far.__getitem__) == obj["color"]

@@ -18,7 +18,7 @@ def used(folder: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, seed: i
     options = DataOptions(annotations="a", images="b", batch_size=1, train_fraction=fraction)
     module = PairsDataModule(options, tiny_processor(), seed=seed)
     assert module.sizes()["test"] == 20
-    return [example.image.name for example in module.train_pairs.examples]
+    return [example.image.name for example in module.train_samples.examples]
 
 
 def test_smaller_samples_are_part_of_larger_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +43,8 @@ def test_evaluation_may_have_a_seed_of_its_own(tmp_path: Path, monkeypatch: pyte
         """What training and validation show, as text."""
         options = DataOptions(annotations="a", images="b", batch_size=1, eval_seed=eval_seed, mlm_probability=0.5)
         module = PairsDataModule(options, tiny_processor(), seed=seed)
-        assert module.val_pairs is not None
-        return tuple(str([p[i].mlm_input_ids for i in range(8)]) for p in (module.train_pairs, module.val_pairs))  # pyright: ignore
+        assert module.val_samples is not None
+        return tuple(str([p[i].mlm_input_ids for i in range(8)]) for p in (module.train_samples, module.val_samples))  # pyright: ignore
 
     assert shown(1, 0)[1] == shown(2, 0)[1] == shown(0, None)[1] != shown(1, None)[1]
     assert shown(1, 0)[0] == shown(1, None)[0] != shown(2, 0)[0]

@@ -59,9 +59,9 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[int, PairsDataModu
 
 def evaluated(model: MMBertForPreTraining, module: PairsDataModule, scorer: str) -> tuple[Results, int]:
     """Metrics of the validation pairs, of which this process evaluates its share; and how many those were."""
-    assert module.val_pairs is not None
+    assert module.val_samples is not None
     images = RANKED if scorer == "itm" else 200
-    evaluation = PairEvaluation(model, module.val_pairs.image_sample(images), scorer=scorer)
+    evaluation = PairEvaluation(model, module.val_samples.image_sample(images), scorer=scorer)
     for batch in module.val_dataloader():
         batch = module.on_after_batch_transfer(batch, 0)
         evaluation.step({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
@@ -115,8 +115,8 @@ def test_items_are_what_the_results_are_means_of(
 ) -> None:
     module = modules[7]
     module.options.eval_batch_size = 4
-    assert module.val_pairs is not None
-    evaluation = PairEvaluation(model, module.val_pairs.image_sample(200), scorer="itc")
+    assert module.val_samples is not None
+    evaluation = PairEvaluation(model, module.val_samples.image_sample(200), scorer="itc")
     for batch in module.val_dataloader():
         batch = module.on_after_batch_transfer(batch, 0)
         evaluation.step({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})

@@ -14,8 +14,18 @@ from mmbert.model.tasks import Predictions
 from mmbert.model.tasks.vqa import VisualQuestionAnswering
 
 
-def example(text: str, *answers: str, common: str = "", kind: str = "other") -> LabelledExample:
-    return LabelledExample((Path("a.png"),), text, answers, 0, "train", "here", kinds=("what", kind), common=common)
+def example(text: str, *answers: str, most_frequent_answer: str = "", kind: str = "other") -> LabelledExample:
+    return LabelledExample(
+        (Path("a.png"),),
+        text,
+        answers,
+        0,
+        "train",
+        "here",
+        question_type="what",
+        answer_type=kind,
+        most_frequent_answer=most_frequent_answer,
+    )
 
 
 def task(*labels: str) -> VisualQuestionAnswering:
@@ -24,8 +34,15 @@ def task(*labels: str) -> VisualQuestionAnswering:
 
 
 def test_vocabulary_counts_the_commonest_answer_of_each_question_in_its_normal_form() -> None:
-    examples = [example("q", "Two", common="Two"), example("q", "2", "2", "3", common=""), example("q", "a dog")]
-    examples += [example("q", "the dog", common="the dog"), example("q", "cat", common="cat")]
+    examples = [
+        example("q", "Two", most_frequent_answer="Two"),
+        example("q", "2", "2", "3", most_frequent_answer=""),
+        example("q", "a dog"),
+    ]
+    examples += [
+        example("q", "the dog", most_frequent_answer="the dog"),
+        example("q", "cat", most_frequent_answer="cat"),
+    ]
     assert VisualQuestionAnswering.labels_of(examples, min_count=2) == ["2", "dog"]
     assert VisualQuestionAnswering.labels_of(examples, min_count=1) == ["2", "dog", "cat"]
     with pytest.raises(UsageError, match=r"min_answer_count=3: no answer is that common; commonest are '2' 2 times"):

@@ -29,7 +29,7 @@ def test_training_is_the_same_with_and_without_validation(tiny: list[str], tmp_p
 
 def evaluation_batch(size: int = 12) -> dict[str, torch.Tensor]:
     batch = tiny_batch(size, dtype=torch.float64)
-    return {**batch, "wrong_pixel_values": batch["pixel_values"].roll(1, 0), "asked": batch["index"]}
+    return {**batch, "wrong_pixel_values": batch["pixel_values"].roll(1, 0), "requested_index": batch["index"]}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 from mmbert.data.readers.base import ImageFolder, Problems
 from mmbert.data.readers.labelled import LabelledExample, clean_text, find_images
 from mmbert.data.readers.strict import expect, load_json
-from mmbert.data.readers.vqa import PEOPLE
+from mmbert.data.readers.vqa import ANSWERS_PER_QUESTION
 from mmbert.errors import DataError, UsageError
 
 VALIDATION_FROM = 3800
@@ -43,12 +43,13 @@ def read_easy_vqa(folder: Path) -> list[LabelledExample]:
             with problems:
                 question, answer, image = _row(row, place)
                 split = "val" if part == "train" and image >= VALIDATION_FROM else part
-                kind = "yes/no" if answer in ("yes", "no") else "other"
+                answer_type = "yes/no" if answer in ("yes", "no") else "other"
                 files = find_images(images, [f"{image}.png"], place)
                 examples.append(
                     LabelledExample(
-                        files, question, (answer,) * PEOPLE, number, split, place,
-                        kinds=(" ".join(question.split()[:2]), kind), common=answer,
+                        files, question, (answer,) * ANSWERS_PER_QUESTION, number, split, place,
+                        question_type=" ".join(question.split()[:2]), answer_type=answer_type,
+                        most_frequent_answer=answer,
                     )
                 )  # fmt: skip
     problems.raise_if_any()

@@ -27,10 +27,12 @@ class LabelledExample:
     """Where the file says so, "FILE:RECORD", for messages."""
     group: str = ""
     """Examples of one statement, which are consistent if all are right."""
-    kinds: tuple[str, str] = ("", "")
-    """Question type and answer type of VQAv2."""
-    common: str = ""
-    """The answer that most people gave, where the file says so."""
+    question_type: str = ""
+    """Question type of VQAv2, such as "what color is the"; "" where there is none."""
+    answer_type: str = ""
+    """Answer type of VQAv2: "yes/no", "number" or "other"; "" where there is none."""
+    most_frequent_answer: str = ""
+    """Answer that most annotators gave; "" where the file has none."""
 
     @property
     def image(self) -> Path:

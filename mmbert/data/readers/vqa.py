@@ -12,7 +12,7 @@ from mmbert.errors import DataError, quote
 
 log = logging.getLogger("mmbert")
 
-PEOPLE = 10
+ANSWERS_PER_QUESTION = 10
 """Human answers to each question of VQAv2."""
 
 
@@ -30,7 +30,7 @@ class Annotation(NamedTuple):
     answers: list[dict[str, Any]]  # each with "answer"; kept whole, since the official score compares whole records
     question_type: str
     answer_type: str
-    most_frequent: str  # "multiple_choice_answer", or "" where the file has none
+    most_frequent_answer: str  # "multiple_choice_answer", or "" where the file has none
     place: str
 
 
@@ -70,18 +70,18 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
             number = _new_id(record, found, place)
             answers = field(record, "answers", list, place)
             if not answers:
-                raise DataError(place, "no answers", f"the answers of {PEOPLE} people")
+                raise DataError(place, "no answers", f"the answers of {ANSWERS_PER_QUESTION} people")
             for i, answer in enumerate(answers):
                 where = f"{place}.answers[{i}]"
                 field(expect(answer, dict, "the answer", where), "answer", str, where)
-            if len(answers) < PEOPLE:
+            if len(answers) < ANSWERS_PER_QUESTION:
                 few, first = few + 1, first or place
             common = expect(record.get("multiple_choice_answer") or "", str, "multiple_choice_answer", place)
             kinds = (field(record, "question_type", str, place), field(record, "answer_type", str, place))
             found[number] = Annotation(answers, kinds[0], kinds[1], common, place)
     problems.raise_if_any()
     if few:
-        log.warning("%s: fewer than %d answers to %d questions (first: %s)", path, PEOPLE, few, first)
+        log.warning("%s: fewer than %d answers to %d questions (first: %s)", path, ANSWERS_PER_QUESTION, few, first)
     return found
 
 
@@ -157,8 +157,9 @@ def read_vqav2(
             examples.append(
                 LabelledExample(
                     files, text, () if known is None else tuple(a["answer"] for a in known.answers), number, split,
-                    question.place, kinds=("", "") if known is None else (known.question_type, known.answer_type),
-                    common="" if known is None else known.most_frequent,
+                    question.place, question_type="" if known is None else known.question_type,
+                    answer_type="" if known is None else known.answer_type,
+                    most_frequent_answer="" if known is None else known.most_frequent_answer,
                 )
             )  # fmt: skip
     problems.raise_if_any()

@@ -35,8 +35,8 @@ class Labelled(Protocol):
         ...
 
     @property
-    def common(self) -> str:
-        """The answer that most people gave, where the file says so."""
+    def most_frequent_answer(self) -> str:
+        """Answer that most annotators gave; "" where the file has none."""
         ...
 
     @property
@@ -45,8 +45,8 @@ class Labelled(Protocol):
         ...
 
     @property
-    def kinds(self) -> tuple[str, str]:
-        """Question type and answer type."""
+    def answer_type(self) -> str:
+        """Answer type of VQAv2 ("yes/no", "number", "other"); "" where there is none."""
         ...
 
 

@@ -30,7 +30,8 @@ class VisualQuestionAnswering(Task):
         counts: Counter[str] = Counter()
         for example in examples:
             if example.answers:
-                counts[normalize_answer(example.common or Counter(example.answers).most_common(1)[0][0])] += 1
+                answer = example.most_frequent_answer or Counter(example.answers).most_common(1)[0][0]
+                counts[normalize_answer(answer)] += 1
         common = [answer for answer, count in counts.items() if count >= min_count]
         if not common:
             top = ", ".join(f"{answer!r} {count} times" for answer, count in counts.most_common(3))
@@ -70,8 +71,8 @@ class VisualQuestionAnswering(Task):
         accuracies = self.rights(said.labels, examples)
         by_type: dict[str, list[float]] = {}
         for accuracy, example in zip(accuracies, examples, strict=True):
-            if example.kinds[1]:
-                by_type.setdefault(example.kinds[1], []).append(accuracy)
+            if example.answer_type:
+                by_type.setdefault(example.answer_type, []).append(accuracy)
         return {
             "accuracy": sum(accuracies) / len(accuracies),
             **{f"accuracy/{kind}": sum(values) / len(values) for kind, values in sorted(by_type.items())},
