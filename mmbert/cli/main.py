@@ -27,7 +27,8 @@ COMMANDS = {
     "predict": Command("Use a model", "vqa MODEL", "write answers to a VQA split for the evaluation server"),
     "evaluate": Command("Evaluate", "retrieval|foils MODEL", "evaluate a saved model on retrieval or foils"),
     "score": Command("Evaluate", "vqa", "score a file of VQA predictions as the official script does"),
-    "data": Command("Prepare", "check FILE", "list every problem of an annotation file and its images"),
+    "data": Command("Prepare", "check|prepare", "check annotation files and images, or generate a data set"),
+    "configs": Command("Prepare", "[show NAME]", "list the presets, or print one"),
 }
 """Name -> its line on the help page; each is a module of `mmbert.cli.commands` (validate and test in `fit`)."""
 
