@@ -19,7 +19,7 @@ import torch
 from mmbert.data.examples import read_examples
 from mmbert.evaluation import encoding, retrieval
 from mmbert.evaluation.encoding import EncodedCandidates, encode
-from mmbert.evaluation.retrieval import Candidates, ScoreMatrix, retrieve
+from mmbert.evaluation.retrieval import Candidates, ScoreMatrix, rank_candidates
 from mmbert.inference.loading import load_folder
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.modeling import MMBertForPreTraining
@@ -85,7 +85,7 @@ def compare(
     print("".join(f"{name:>16}" for name in names))
     reports: list[dict[str, Any]] = []
     for scorer in ("itm", "two_stage"):
-        r = retrieve(model, encoded, candidates, scorer, k=k, equal_texts=True)
+        r = rank_candidates(model, encoded, candidates, scorer, k=k, equal_texts=True).metrics
         reports.append(r)
         spent = r["scoring_seconds"]
         print(
@@ -103,14 +103,16 @@ def compare(
 
 def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k: int) -> int:
     """Fusions of two_stage for these vectors, none of which is done."""
-    done = retrieval._fused
-    retrieval._fused = lambda model, encoded, chosen: ScoreMatrix(torch.zeros(chosen.shape), int(chosen.sum()))
+    done = retrieval._fuse_selected
+    retrieval._fuse_selected = lambda model, encoded, selected, name: ScoreMatrix(
+        torch.zeros(selected.shape), int(selected.sum())
+    )
     try:
         texts = torch.arange(len(text_vectors))
         encoded = EncodedCandidates(None, [], image_vectors, text_vectors, texts, len(image_vectors), len(texts))
         return retrieval.two_stage(None, encoded, k).fusion_passes  # pyright: ignore[reportArgumentType]
     finally:
-        retrieval._fused = done
+        retrieval._fuse_selected = done
 
 
 def random_passes(num_images: int, k: int) -> int:
@@ -150,7 +152,7 @@ def plot(file: str, k: int, measured: Sequence[int]) -> None:
         encoded, candidates, encoding_seconds = random_encoded(model, n, TEXTS_EACH * n)
         for scorer, spent in seconds.items():
             started = time.process_time()
-            report = retrieve(model, encoded, candidates, scorer, k=k)
+            report = rank_candidates(model, encoded, candidates, scorer, k=k).metrics
             spent.append(time.process_time() - started + encoding_seconds)
             print(f"{scorer} {n}: {report['fusion_passes']:,} fusions, {spent[-1]:.1f} s", flush=True)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -188,7 +190,7 @@ def main() -> None:
     parser.add_argument("--plot_images", type=int, nargs="+", default=[25, 50, 75, 100], help="N of the timed points")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, fp32, {encoding.PAIRS_AT_ONCE} pairs at once")
+    print(f"torch {torch.__version__}, {options.threads} threads, fp32, {encoding.PAIRS_PER_BATCH} pairs at once")
     if not options.passes_only:
         if options.model:
             model, processor = load_folder(options.model)

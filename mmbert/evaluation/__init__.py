@@ -1,1 +1,1 @@
-"""What models can do: the pairs and tasks of a run; retrieval and foils of a saved model."""
+"""Evaluation: metrics of a run on pairs and tasks; retrieval and foils with a saved model."""

@@ -1,4 +1,4 @@
-"""Images and texts, each encoded once and kept; matching scores of pairs of them, which encode nothing again."""
+"""Encode images and texts once, and compute matching scores of their pairs from the stored tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,41 +16,41 @@ from mmbert.model.tokens import Tokens
 from mmbert.runtime.distributed import gather_in_order, run_sharded, shard_jobs
 from mmbert.runtime.signals import StopSignals
 
-PAIRS_AT_ONCE = 128
-"""Pairs fused in one call: bounds its memory. On a CPU 512 of them took twice the time a pair, 16 the same."""
+PAIRS_PER_BATCH = 128
+"""Pairs fused in one call: bounds its memory. On a CPU the time per pair is the same with 16 and doubles with 512."""
 
 
 @dataclass(frozen=True)
 class EncodedCandidates:
-    """N images and M texts after their encoders, on the CPU.
+    """Encoder outputs of N images and M texts, on the CPU.
 
-    Texts that are the same for the model are encoded and scored once, so their scores are equal to the bit.
+    Texts with the same token ids are encoded and scored once, so their scores are equal to the bit.
     """
 
     images: Tensor | None
-    """(N, P, W) tokens as `pack` makes them; None: only vectors are kept."""
+    """(N, P, W) packed tokens, see `pack`; None without `keep_tokens`."""
     texts: list[Tensor]
-    """(T, W) tokens of each of the U distinct texts, without padding; empty where only vectors are kept."""
+    """(T, W) packed tokens of each of the U distinct texts, without padding; empty without `keep_tokens`."""
     image_vectors: Tensor | None
-    """(N, E) unit vectors of the contrastive objective; None without it."""
+    """(N, E) unit vectors of the objective itc; None without it."""
     text_vectors: Tensor | None
-    """(U, E)."""
-    text_of: Tensor
-    """(M,) int64, the distinct text of each text."""
+    """(U, E), the same of the distinct texts."""
+    text_index: Tensor
+    """(M,) int64, number of the distinct text of each text."""
     image_passes: int
-    """Images encoded."""
+    """Number of images that were encoded."""
     text_passes: int
-    """Texts encoded."""
+    """Number of texts that were encoded."""
 
-    def part(self, images: slice, texts: Tensor) -> "EncodedCandidates":
-        """Some of the images, and of the texts by their numbers (K,); nothing large is copied."""
-        distinct, text_of = self.text_of[texts].unique(return_inverse=True)
+    def select(self, images: slice, texts: Tensor) -> "EncodedCandidates":
+        """Select images, and texts by their numbers (K,), without copying the tokens of images."""
+        distinct, text_index = self.text_index[texts].unique(return_inverse=True)
         return EncodedCandidates(
             None if self.images is None else self.images[images],
             [self.texts[i] for i in distinct.tolist()] if self.texts else [],
             None if self.image_vectors is None else self.image_vectors[images],
             None if self.text_vectors is None else self.text_vectors[distinct],
-            text_of,
+            text_index,
             self.image_passes,
             self.text_passes,
         )
@@ -78,16 +78,16 @@ def encode(
     num_workers: int = 0,
     keep_tokens: bool = True,
 ) -> EncodedCandidates:
-    """Encodes every image once and every distinct text once, shared out over the processes.
+    """Encode every image and every distinct text once, distributed over all processes.
 
     Args:
         model: In evaluation mode.
-        processor: The model's.
-        images: What `load_image` takes; at least one.
-        texts: At least one.
-        batch_size: Images, or texts, encoded in one call.
+        processor: The processor of the model.
+        images: N images, each of a kind that `load_image` takes; at least one.
+        texts: M texts; at least one.
+        batch_size: Images or texts per encoder call.
         num_workers: Processes that decode images.
-        keep_tokens: Keep what fusion needs, not only the contrastive vectors.
+        keep_tokens: Keep the tokens, which fusion needs, besides the contrastive vectors.
 
     Raises:
         BadImageError: An image that can't be read.
@@ -101,7 +101,7 @@ def encode(
         batch_sampler=shard_jobs(batches),
         num_workers=num_workers,
         worker_init_fn=StopSignals.worker_init_fn(),
-        generator=torch.Generator(),  # or encoding would advance the caller's random numbers
+        generator=torch.Generator(),  # so that the global generator of the caller does not advance
     )
 
     def encode_images(pixels: Tensor) -> dict[str, Tensor]:
@@ -111,18 +111,18 @@ def encode(
 
     of_image: dict[str, Tensor] = {}
     for rows, found in zip(batches, gather_in_order(map(encode_images, loader), len(batches)), strict=True):
-        for name, value in found.items():  # written in place: joining a list at the end would need twice the memory
+        for name, value in found.items():  # written in place: concatenating a list would need twice the memory
             of_image.setdefault(name, value.new_empty(len(images), *value.shape[1:]))[rows] = value
 
     numbers: dict[tuple[int, ...], int] = {}
-    text_of = torch.tensor([numbers.setdefault(tuple(processor.encode(text)), len(numbers)) for text in texts])
+    text_index = torch.tensor([numbers.setdefault(tuple(processor.encode(text)), len(numbers)) for text in texts])
     ids = list(numbers)
 
     def encode_texts(rows: list[int]) -> dict[str, list[Tensor]]:
         input_ids, mask = (x.to(device) for x in pad([ids[i] for i in rows], processor.pad_token_id))
         tokens = model.mmbert.encode_text(input_ids, mask)
         packed = pack(tokens).cpu()
-        # Cloned, or a row would keep its whole batch alive.
+        # Cloned, since a view would keep its batch in memory.
         kept = {"tokens": [x[: len(ids[i])].clone() for i, x in zip(rows, packed, strict=True)]} if keep_tokens else {}
         return kept if contrast is None else {**kept, "vectors": [*contrast.embed_text(tokens).cpu()]}
 
@@ -130,23 +130,23 @@ def encode(
     batches = _batches(sorted(range(len(ids)), key=lambda i: len(ids[i])), batch_size)
     for rows, found in zip(batches, run_sharded(encode_texts, batches), strict=True):
         for name, values in found.items():
-            whole = of_text.setdefault(name, [torch.empty(0)] * len(ids))
+            by_text = of_text.setdefault(name, [torch.empty(0)] * len(ids))
             for i, value in zip(rows, values, strict=True):
-                whole[i] = value
+                by_text[i] = value
 
     return EncodedCandidates(
         of_image.get("tokens"),
         of_text.get("tokens", []),
         of_image.get("vectors"),
         torch.stack(of_text["vectors"]) if contrast is not None else None,
-        text_of,
+        text_index,
         image_passes=len(images),
         text_passes=len(ids),
     )
 
 
 def pack(tokens: Tokens) -> Tensor:
-    """States, and beside them the layers that the strategy reads, as one (B, L, W)."""
+    """Concatenate hidden states and the intermediate layers that the fusion strategy reads: (B, L, W)."""
     return torch.cat([tokens.hidden_states, *tokens.intermediate], dim=-1) if tokens.intermediate else tokens[0]
 
 
@@ -162,18 +162,18 @@ def pair_scores(
     texts: Sequence[Tensor],
     pairs: Tensor,
 ) -> Tensor:
-    """Matching scores of pairs: each is fused once, nothing is encoded again; shared out over the processes.
+    """Compute the ITM scores of pairs from encoded images and texts, distributed over all processes.
 
-    The order of the pairs decides what is computed together, so equal `pairs` give scores that are equal to the bit.
+    The order of the pairs determines the batches, so the same `pairs` give scores that are equal to the bit.
 
     Args:
         model: With the objective itm, in evaluation mode.
         images: (N, P, W) packed tokens.
         texts: (T, W) packed tokens each, without padding.
-        pairs: (K, 2) int64, image and text.
+        pairs: (K, 2) int64, numbers of image and text.
 
     Returns:
-        (K,) log-odds that a pair belongs together, on the CPU.
+        (K,) logits (log-odds) that image and text match, on the CPU.
     """
     core, head = model.mmbert, model.objectives["itm"]
     device, width = core.word_embeddings.device, core.config.hidden_size
@@ -191,7 +191,7 @@ def pair_scores(
         fused = core.fuse(text.rows(text_at.to(device)), image.rows(image_at.to(device)))
         return head.score(fused.pooled).cpu()  # pyright: ignore
 
-    found = [*run_sharded(fuse, pairs[order].split(PAIRS_AT_ONCE))] if len(pairs) else [torch.empty(0)]
+    found = [*run_sharded(fuse, pairs[order].split(PAIRS_PER_BATCH))] if len(pairs) else [torch.empty(0)]
     scores = torch.cat(found)
     return torch.empty_like(scores).index_copy_(0, order, scores)
 

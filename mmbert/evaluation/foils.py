@@ -95,7 +95,7 @@ def foil_hits(
         "blank": torch.full((len(foils),), len(images)),
         "shuffled": torch.tensor([i if o is None else number[o] for i, o in zip(own, other, strict=True)]),
     }
-    captions = encoded.text_of.view(-1, 2)  # (K, 2): true, false
+    captions = encoded.text_index.view(-1, 2)  # (K, 2): true, false
     pairs = torch.stack(
         [torch.stack([rows[:, None].expand(-1, 2), captions], dim=-1) for rows in shown.values()]
     )  # (3, K, 2, 2)

@@ -1,51 +1,57 @@
-"""Options of the section `evaluation`: how a pretrained model ranks images and captions during a run."""
+"""Options of the section `evaluation`, and the names of the scorers."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from mmbert.errors import UsageError
 
-SCORERS = ("auto", "itc", "itm")
+SCORER_CHOICES = ("auto", "itc", "itm")
+"""Allowed values of `EvaluationOptions.val_scorer` and `test_scorer`."""
+RETRIEVAL_SCORERS = ("itc", "itm", "two_stage")
+"""Names in `mmbert.evaluation.retrieval.SCORERS`, listed here for the command line, which must start without torch."""
+FOIL_SCORERS = ("itm", "itc")
+"""Objectives that can score foils, the preferred one first."""
 
 
 @dataclass(kw_only=True)
 class EvaluationOptions:
-    """How a pretrained model is judged."""
+    """How a pretrained model ranks images and captions in validation and test."""
 
     val_scorer: str = "auto"
-    """What ranks images and captions in validation: itc (contrastive), itm (matching head on every pair), or auto: itc
-    where the model has it."""
+    """Scorer that ranks images and captions in validation: itc (contrastive vectors), itm (matching head on every
+    pair), or auto: itc if the model has it."""
     test_scorer: str = "auto"
-    """The same for the final test. To compare strategies use itm for all; it fuses every image with every caption."""
+    """The same for the final test. To compare strategies use itm for all: it fuses every image with every caption, so
+    `test_images` squared pairs."""
     val_images: int = 200
-    """Images, with one caption each, that are ranked in validation: a fixed sample."""
+    """Images, with one caption per image, that are ranked in validation: a fixed sample; 0 ranks none."""
     test_images: int = 1000
     """The same for the final test."""
 
     def check(self) -> None:
-        """Refuses what can't be meant.
+        """Check the values.
 
         Raises:
-            UsageError: An unknown scorer.
+            UsageError: An unknown scorer, or a negative number of images.
         """
         for name in ("val_scorer", "test_scorer"):
-            if getattr(self, name) not in SCORERS:
-                raise UsageError(f"evaluation.{name}='{getattr(self, name)}'; allowed are {', '.join(SCORERS)}.")
+            if getattr(self, name) not in SCORER_CHOICES:
+                raise UsageError(f"evaluation.{name}='{getattr(self, name)}'; allowed are {', '.join(SCORER_CHOICES)}.")
         for name in ("val_images", "test_images"):
             if getattr(self, name) < 0:
-                raise UsageError(f"evaluation.{name}={getattr(self, name)}: 1 or more, or 0 to rank nothing.")
+                raise UsageError(f"evaluation.{name}={getattr(self, name)}: must be 1 or more, or 0 to rank nothing.")
 
     def validate_objectives(self, objectives: Collection[str]) -> None:
-        """Refuses a scorer that a model with these objectives lacks.
+        """Check that a model with these objectives has the scorers.
 
         Raises:
-            UsageError: With those it has.
+            UsageError: It has not; the message names those it has.
         """
         for split in ("val", "test"):
             name = f"{split}_scorer"
-            asked = getattr(self, name)
-            if asked != "auto" and asked not in objectives and getattr(self, f"{split}_images"):
-                having = ", ".join(["auto", *(scorer for scorer in SCORERS if scorer in objectives)])
+            scorer = getattr(self, name)
+            if scorer != "auto" and scorer not in objectives and getattr(self, f"{split}_images"):
+                allowed = ", ".join(["auto", *(choice for choice in SCORER_CHOICES if choice in objectives)])
                 raise UsageError(
-                    f"evaluation.{name}='{asked}', but the model has no objective {asked}; it has {having}."
+                    f"evaluation.{name}='{scorer}', but the model has no objective {scorer}; allowed are {allowed}."
                 )

@@ -1,6 +1,7 @@
-"""Image-text retrieval: three ways to score images with texts, from cheap to exact, on outputs encoded once."""
+"""Image-text retrieval with three scorers, from cheap to exact, on images and texts that are encoded once."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,69 +14,86 @@ from mmbert.data.examples import Example
 from mmbert.data.images import ImageSource
 from mmbert.data.pairs import text_key
 from mmbert.errors import UsageError
+from mmbert.evaluation.cost import log_fusion_cost
 from mmbert.evaluation.encoding import EncodedCandidates, pair_scores
 from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.memory import peak_memory, reset_peak_memory
 
-TEXTS_AT_ONCE = 256
-"""Distinct texts whose pairs are listed at once; bounds the memory of the lists."""
+TEXTS_PER_CHUNK = 256
+"""Distinct texts whose pairs are listed at a time: bounds the memory of the lists."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """N different images and M texts to rank against each other."""
+    """N images and M texts to rank against each other."""
 
     images: Sequence[ImageSource]
     texts: Sequence[str]
     image_of_text: Sequence[int]
-    """(M,) number of the image that each text belongs to."""
+    """(M,) number of the image of each text."""
 
     @classmethod
     def from_examples(cls, examples: Sequence[Example]) -> "Candidates":
-        """All images of a split, each with all its captions."""
+        """Take all images of a split with all of their captions."""
         return cls(
             [example.image for example in examples],
             [caption for example in examples for caption in example.captions],
             [number for number, example in enumerate(examples) for _ in example.captions],
         )
 
+    def captions_per_image(self) -> str:
+        """Name the protocol: "5 captions per image", or "1 to 5 captions per image"."""
+        counts = Counter(self.image_of_text)
+        least, most = min(counts.values(), default=0), max(counts.values(), default=0)
+        least = 0 if len(counts) < len(self.images) else least
+        amount = str(most) if least == most else f"{least} to {most}"
+        return f"{amount} caption{'' if most == 1 else 's'} per image"
+
 
 class ScoreMatrix(NamedTuple):
-    """What a scorer gives."""
+    """Scores of all images with all distinct texts, and the number of fusion passes they took."""
 
-    scores: Tensor  # (N, U) images and distinct texts, higher = better match
+    scores: Tensor  # (N, U), higher = better match
     fusion_passes: int
+
+
+class Ranking(NamedTuple):
+    """Metrics of one scorer, and the outcome of every query."""
+
+    metrics: dict[str, Any]
+    outcomes: dict[str, ItemOutcomes]
 
 
 Scorer = Callable[[MMBertForPreTraining, EncodedCandidates, int], ScoreMatrix]
 
 
 def contrastive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
-    """Cosine of the contrastive vectors: one matrix product, no fusion (CLIP, arXiv:2103.00020)."""
+    """Score by the cosine of the contrastive vectors: one matrix product, no fusion (CLIP, arXiv:2103.00020)."""
     assert encoded.image_vectors is not None and encoded.text_vectors is not None
     return ScoreMatrix(encoded.image_vectors @ encoded.text_vectors.T, 0)
 
 
 def exhaustive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
-    """Matching score of every image with every text: N x U fusions (ViLT, arXiv:2102.03334)."""
+    """Score every image with every text by the matching head: N x U fusion passes (ViLT, arXiv:2102.03334)."""
     assert encoded.images is not None
-    return _fused(model, encoded, torch.ones(len(encoded.images), len(encoded.texts), dtype=torch.bool))
+    every = torch.ones(len(encoded.images), len(encoded.texts), dtype=torch.bool)
+    return _fuse_selected(model, encoded, every, name="itm")
 
 
 def two_stage(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
-    """Matching score of the k texts nearest to each image and the k images nearest to each text.
+    """Score the k nearest texts of each image and the k nearest images of each text by the matching head.
 
-    As ALBEF (arXiv:2107.07651, Sec. 5), but a pair that either side chose is fused once and counts in both
-    directions: at most k(N + U) fusions. A pair that nobody chose ranks below all that were, by contrastive score. So
-    with k = N every pair is fused, and the scores are those of `exhaustive`.
+    As ALBEF (arXiv:2107.07651, Sec. 5), except that a pair on the shortlist of either side is fused once and counts in
+    both directions: at most k(N + U) fusion passes. All other pairs rank below those, by contrastive score. With
+    k = N every pair is fused, and the scores are those of `exhaustive`.
     """
     near = contrastive(model, encoded, k).scores
     chosen = torch.zeros_like(near, dtype=torch.bool)
     chosen.scatter_(1, near.topk(min(k, near.shape[1]), dim=1).indices, True)
     chosen.scatter_(0, near.topk(min(k, near.shape[0]), dim=0).indices, True)
-    fused = _fused(model, encoded, chosen)
+    fused = _fuse_selected(model, encoded, chosen, name=f"two_stage, k={k}")
     scores = fused.scores.double()  # fp64 keeps the order of cosines after the subtraction
     below = scores[chosen].min() - 3  # a cosine is 1 at most
     return ScoreMatrix(torch.where(chosen, scores, near + below), fused.fusion_passes)
@@ -85,19 +103,23 @@ SCORERS: dict[str, Scorer] = {"itc": contrastive, "itm": exhaustive, "two_stage"
 """Name -> (model, encoded, k) to `ScoreMatrix`."""
 
 REQUIRED_OBJECTIVES = {"itc": ("itc",), "itm": ("itm",), "two_stage": ("itc", "itm")}
-"""Scorer -> the objectives whose heads it reads."""
+"""Scorer -> objectives whose heads it needs."""
 
 
 def choose_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:
-    """The scorer of that name if the model can do it; "auto": two_stage, else the one that it can do.
+    """Choose a scorer that the model has the objectives for.
+
+    Args:
+        model: Any pretrained model.
+        name: A name in `SCORERS`; "auto": two_stage, or the only scorer that the model has.
 
     Raises:
-        UsageError: The model lacks the objective, or knows none that ranks.
+        UsageError: An unknown scorer, or the model has not the objectives that it needs.
     """
     can = [scorer for scorer, needed in REQUIRED_OBJECTIVES.items() if all(n in model.objectives for n in needed)]
     has = ", ".join(model.objectives)
     if not can:
-        raise UsageError(f"a model with the objectives {has} ranks nothing: train one with itm, itc or both.")
+        raise UsageError(f"a model with the objectives {has} can't rank: train one with itm, itc or both.")
     if name == "auto":
         return can[-1]
     if name not in SCORERS:
@@ -106,34 +128,26 @@ def choose_scorer(model: MMBertForPreTraining, name: str = "auto") -> str:
         config = model.config
         shallow = not config.text_layers or not config.image_layers
         why = (
-            f" (and can't have itc, with text_layers={config.text_layers} and image_layers={config.image_layers})"
+            f" (itc is impossible with text_layers={config.text_layers} and image_layers={config.image_layers})"
             if shallow and "itc" in REQUIRED_OBJECTIVES[name]
             else ""
         )
+        needed = " and ".join(REQUIRED_OBJECTIVES[name])
         raise UsageError(
-            f"scorer='{name}' reads the objectives {' and '.join(REQUIRED_OBJECTIVES[name])}, but the model has {has}{why}; "
-            f"it can do {', '.join(can)}."
+            f"scorer='{name}' needs the objectives {needed}, but the model has {has}{why}; "
+            f"allowed are {', '.join(can)}."
         )
     return name
 
 
-def retrieve(
-    model: MMBertForPreTraining,
-    encoded: EncodedCandidates,
-    candidates: Candidates,
-    scorer: str,
-    *,
-    k: int = 32,
-    folds: int = 1,
-    equal_texts: bool = False,
-) -> dict[str, Any]:
-    """Ranks all candidates with one scorer, or the mean over folds of them; `rank_candidates` has arguments and errors.
+def default_scorers(model: MMBertForPreTraining) -> list[str]:
+    """Scorers of `--scorer auto`, the cheap one first: itc if the model has it, then two_stage; or itm alone.
 
-    Returns:
-        The keys of `recall_at_k`, and scorer, k (0 where it has no part), folds, num_images, num_texts, image_passes,
-        text_passes, fusion_passes, scoring_seconds, peak_memory (bytes, of this process).
+    Raises:
+        UsageError: The model has neither itc nor itm.
     """
-    return rank_candidates(model, encoded, candidates, scorer, k=k, folds=folds, equal_texts=equal_texts)[0]
+    best = choose_scorer(model)
+    return ["itc", "two_stage"] if best == "two_stage" else [best]
 
 
 def rank_candidates(
@@ -145,60 +159,64 @@ def rank_candidates(
     k: int = 32,
     folds: int = 1,
     equal_texts: bool = False,
-) -> tuple[dict[str, Any], dict[str, ItemOutcomes]]:
-    """Ranks all candidates with one scorer, and tells of each query whether it found a right partner first.
+) -> Ranking:
+    """Rank all candidates with one scorer, and compute recall in both directions.
 
     Args:
         model: In evaluation mode.
         encoded: The candidates, from `encode`.
-        candidates: What is ranked.
-        scorer: A name in `SCORERS` that the model can do.
-        k: Shortlist of two_stage, in texts an image and in images a text.
-        folds: Consecutive parts of the images that are ranked by themselves; 5 of COCO's 5,000 is its 1k protocol.
-        equal_texts: Count a text as right for every image that carries an equal one (case and spaces aside).
+        candidates: Images and texts to rank.
+        scorer: A name in `SCORERS` that the model has the objectives for.
+        k: Shortlist of two_stage, in texts per image and images per text.
+        folds: Consecutive parts of the images that are ranked separately; 5 of COCO's 5,000 is its 1k protocol. The
+            metrics are means over the folds.
+        equal_texts: Count a text as correct for every image with an equal text (up to case and spaces).
 
     Returns:
-        What `retrieve` returns; and `image_to_text/R@1` and `text_to_image/R@1` of every query.
+        Metrics: the keys of `recall_at_k`, and scorer, k (0 unless two_stage), folds, num_images, num_texts,
+        captions_per_image, image_passes, text_passes, fusion_passes, scoring_seconds, peak_memory (bytes, of this
+        process). Outcomes: `image_to_text/R@1` and `text_to_image/R@1` of every query.
 
     Raises:
         UsageError: k or folds out of range.
     """
     num_images = len(candidates.images)
     if k < 1:
-        raise UsageError(f"k={k}: a shortlist has 1 candidate or more.")
+        raise UsageError(f"k={k}: the shortlist needs 1 candidate or more.")
     if not 1 <= folds <= num_images:
-        raise UsageError(f"folds={folds}: from 1 to the {num_images} images.")
+        raise UsageError(f"folds={folds}: allowed are 1 to {num_images}, the number of images.")
     started = time.perf_counter()
     reset_peak_memory()
     owner = torch.tensor(candidates.image_of_text)
     keys = [text_key(text) for text in candidates.texts] if equal_texts else []
     results, fusion_passes = [], 0
-    items: dict[str, tuple[list[float], list[int]]] = {"image_to_text/R@1": ([], []), "text_to_image/R@1": ([], [])}
+    outcomes: dict[str, tuple[list[float], list[int]]] = {"image_to_text/R@1": ([], []), "text_to_image/R@1": ([], [])}
     for fold in range(folds):
         first, last = (number * num_images // folds for number in (fold, fold + 1))
         texts = ((owner >= first) & (owner < last)).nonzero()[:, 0]
-        part = encoded.part(slice(first, last), texts)
+        part = encoded.select(slice(first, last), texts)
         scored = SCORERS[scorer](model, part, k)
         own = owner[texts] - first
         relevant = None
         if equal_texts:
             relevant = equal_text_relevance([keys[i] for i in texts.tolist()], own.tolist(), last - first)
-        scores = scored.scores[:, part.text_of]
+        scores = scored.scores[:, part.text_index]
         results.append(recall_at_k(scores, own, relevant=relevant))
         fusion_passes += scored.fusion_passes
         by_image, by_text = ranks(scores, own, relevant=relevant)
-        asked = (by_image, range(first, last)), (by_text, owner[texts].tolist())
-        for (hits, about), (query_ranks, images) in zip(items.values(), asked, strict=True):
-            for rank, image in zip(query_ranks.tolist(), images, strict=True):
-                if rank:  # 0: an image without a text asks nothing
+        queries = (by_image, range(first, last)), (by_text, owner[texts].tolist())
+        for (hits, images), (query_ranks, query_images) in zip(outcomes.values(), queries, strict=True):
+            for rank, image in zip(query_ranks.tolist(), query_images, strict=True):
+                if rank:  # 0: an image without a text is no query
                     hits.append(float(rank == 1))
-                    about.append(image)
-    report = {
+                    images.append(image)
+    metrics = {
         "scorer": scorer,
         "k": k if scorer == "two_stage" else 0,
         "folds": folds,
         "num_images": num_images,
         "num_texts": len(candidates.texts),
+        "captions_per_image": candidates.captions_per_image(),
         **{name: fmean(result[name] for result in results) for name in results[0]},
         "image_passes": encoded.image_passes,
         "text_passes": encoded.text_passes,
@@ -206,18 +224,27 @@ def rank_candidates(
         "scoring_seconds": time.perf_counter() - started,
         "peak_memory": peak_memory(),
     }
-    return report, {name: ItemOutcomes(*found) for name, found in items.items()}
+    return Ranking(metrics, {name: ItemOutcomes(*found) for name, found in outcomes.items()})
 
 
-def _fused(model: MMBertForPreTraining, encoded: EncodedCandidates, chosen: Tensor) -> ScoreMatrix:
-    """Matching scores of the `chosen` pairs, (N, U) bool; 0 elsewhere."""
+def _fuse_selected(
+    model: MMBertForPreTraining, encoded: EncodedCandidates, selected: Tensor, *, name: str
+) -> ScoreMatrix:
+    """Compute the matching scores of the `selected` pairs, (N, U) bool; 0 elsewhere."""
     assert encoded.images is not None
-    scores = torch.zeros(chosen.shape)
+    scores = torch.zeros(selected.shape)
     by_length = torch.tensor([len(text) for text in encoded.texts]).argsort(stable=True)
-    for texts in by_length.split(TEXTS_AT_ONCE):
-        found = chosen[:, texts].nonzero()
-        pairs = torch.stack([found[:, 0], texts[found[:, 1]]], dim=1)
+
+    def selected_pairs(texts: Tensor) -> Tensor:
+        found = selected[:, texts].nonzero()
+        return torch.stack([found[:, 0], texts[found[:, 1]]], dim=1)
+
+    count = int(selected.sum())
+    middle = by_length[max(0, (len(by_length) - TEXTS_PER_CHUNK) // 2) :][:TEXTS_PER_CHUNK]
+    log_fusion_cost(name, model, encoded.images, encoded.texts, selected_pairs(middle), count)
+    for texts in by_length.split(TEXTS_PER_CHUNK):
+        pairs = selected_pairs(texts)
         values = pair_scores(model, encoded.images, encoded.texts, pairs)
         scores = scores.to(values.dtype)
         scores[pairs[:, 0], pairs[:, 1]] = values
-    return ScoreMatrix(scores, int(chosen.sum()))
+    return ScoreMatrix(scores, count)

@@ -176,11 +176,11 @@ class LoadedModel:
         if not fuses:
             assert encoded.image_vectors is not None and encoded.text_vectors is not None
             scores = encoded.text_vectors @ encoded.image_vectors[0]
-            return Matches(scores[encoded.text_of].tolist(), "cosine")
+            return Matches(scores[encoded.text_index].tolist(), "cosine")
         assert encoded.images is not None
         pairs = torch.tensor([(0, text) for text in range(len(encoded.texts))])
         scores = pair_scores(self.model, encoded.images, encoded.texts, pairs).double().sigmoid()
-        return Matches(scores[encoded.text_of].tolist(), "probability")
+        return Matches(scores[encoded.text_index].tolist(), "probability")
 
     @torch.no_grad()
     def embed(

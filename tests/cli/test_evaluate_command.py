@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_retrieval import CAPTIONS, tiny_model
+from ranking import CAPTIONS, tiny_model
 from tiny import tiny_examples, tiny_processor
 
 from mmbert.cli.commands.evaluate import _retrieval_table

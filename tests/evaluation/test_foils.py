@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_retrieval import tiny_model
+from ranking import tiny_model
 from tiny import tiny_examples, tiny_processor
 
 from mmbert.data.readers.foils import Foil
@@ -58,10 +58,10 @@ def test_scores_are_those_of_each_pair_alone(scorer: str, foils: list[Foil]) -> 
     def score(image: Path, text: str) -> float:
         prepared = processor(text=text, images=image)
         words = model.mmbert.encode_text(prepared["input_ids"], prepared["attention_mask"])
-        image = model.mmbert.encode_image(prepared["pixel_values"])
+        patches = model.mmbert.encode_image(prepared["pixel_values"])
         if scorer == "itc":
-            return float(head.embed_text(words)[0] @ head.embed_image(image)[0])
-        return float(head.score(model.mmbert.fuse(words, image).pooled))
+            return float(head.embed_text(words)[0] @ head.embed_image(patches)[0])
+        return float(head.score(model.mmbert.fuse(words, patches).pooled))
 
     report = foil_metrics(model, processor, foils, scorer=scorer, batch_size=2)
     right = [score(foil.image, foil.caption) > score(foil.image, foil.foil) for foil in foils[:3]]

@@ -1,4 +1,4 @@
-"""Retrieval of a saved model: scores, shortlists, passes, folds, and that no number depends on how it is computed."""
+"""Retrieval: scores, shortlists, fusion passes, folds, and independence of batch size, workers and processes."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,36 +7,26 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import randomize, tiny_config, tiny_examples, tiny_processor
+from processes import in_processes
+from ranking import CAPTIONS, encoded_with, tiny_model
+from tiny import tiny_examples, tiny_processor
 from torch import Tensor
-from training.test_distributed import in_processes
 
 from mmbert.errors import UsageError
 from mmbert.evaluation import encoding, retrieval
-from mmbert.evaluation.encoding import EncodedCandidates, encode
-from mmbert.evaluation.retrieval import SCORERS, Candidates, choose_scorer, rank_candidates, retrieve
+from mmbert.evaluation.encoding import EncodedCandidates
+from mmbert.evaluation.options import RETRIEVAL_SCORERS
+from mmbert.evaluation.retrieval import (
+    REQUIRED_OBJECTIVES,
+    SCORERS,
+    Candidates,
+    choose_scorer,
+    default_scorers,
+    rank_candidates,
+)
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
-
-CAPTIONS = [
-    ("a red cat", "a cat on the tree", "two"),
-    ("a dog sits in the street", "a red cat"),
-    ("the bird",),
-    ("two big blue cars on the right", "a small green tree and a red dog runs", "a  Red cat"),
-    ("a car", "the street"),
-    ("playing dogs in the green street",),
-    ("a bird sits on the left car",),
-]
-"""7 images, 13 texts; "a red cat" comes three times, of which one in other letters."""
-BOTH = {"itm": 1.0, "itc": {"embedding_size": 8}}
-
-
-def tiny_model(fusion: str = "hybrid", **overrides: Any) -> MMBertForPreTraining:
-    torch.manual_seed(0)
-    model = MMBertForPreTraining(tiny_config(fusion=fusion, **{"objectives": BOTH, **overrides})).eval()
-    randomize(model)
-    return model
 
 
 @pytest.fixture
@@ -44,22 +34,22 @@ def candidates(tmp_path: Path) -> Candidates:
     return Candidates.from_examples(tiny_examples(tmp_path, CAPTIONS))
 
 
-def encoded_with(model: MMBertForPreTraining, candidates: Candidates, **options: Any) -> EncodedCandidates:
-    return encode(model, tiny_processor(), candidates.images, candidates.texts, **options)
+def metrics_of(model: MMBertForPreTraining, encoded: EncodedCandidates, *arguments: Any, **options: Any) -> Any:
+    return rank_candidates(model, encoded, *arguments, **options).metrics
 
 
 def one_by_one(model: MMBertForPreTraining, candidates: Candidates) -> dict[str, Tensor]:
-    """Scores of every image with every text, each pair computed from scratch and alone."""
+    """Scores of every image with every text, each pair encoded and fused alone."""
     processor = tiny_processor()
     scores = {name: torch.empty(len(candidates.images), len(candidates.texts)) for name in ("itm", "itc")}
     for i, image in enumerate(candidates.images):
         for j, text in enumerate(candidates.texts):
             prepared = processor(text=text, images=image)
             words = model.mmbert.encode_text(prepared["input_ids"], prepared["attention_mask"])
-            image = model.mmbert.encode_image(prepared["pixel_values"])
+            patches = model.mmbert.encode_image(prepared["pixel_values"])
             itm, itc = (model.objectives[name] for name in ("itm", "itc"))
-            scores["itm"][i, j] = itm.score(model.mmbert.fuse(words, image).pooled)  # pyright: ignore
-            scores["itc"][i, j] = itc.embed_text(words)[0] @ itc.embed_image(image)[0]  # pyright: ignore
+            scores["itm"][i, j] = itm.score(model.mmbert.fuse(words, patches).pooled)  # pyright: ignore
+            scores["itc"][i, j] = itc.embed_text(words)[0] @ itc.embed_image(patches)[0]  # pyright: ignore
     return scores
 
 
@@ -68,19 +58,19 @@ def one_by_one(model: MMBertForPreTraining, candidates: Candidates) -> dict[str,
 def test_scores_equal_those_of_every_pair_computed_alone(
     fusion: str, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrieval, "TEXTS_AT_ONCE", 3)
-    monkeypatch.setattr(encoding, "PAIRS_AT_ONCE", 5)
-    # Both encoders narrower than the fusion part, and deep enough that a strategy may read lower layers.
+    monkeypatch.setattr(retrieval, "TEXTS_PER_CHUNK", 3)
+    monkeypatch.setattr(encoding, "PAIRS_PER_BATCH", 5)
+    # Both encoders are narrower than the fusion layers, and deep enough for strategies that read lower layers.
     model = tiny_model(fusion, text_layers=3, image_layers=2, fusion_layers=3, text_hidden_size=16)
     encoded = encoded_with(model, candidates, batch_size=3)
-    assert (len(encoded.texts), len(encoded.text_of)) == (11, 13), "equal texts are encoded once"
+    assert (len(encoded.texts), len(encoded.text_index)) == (11, 13), "equal texts are encoded once"
     for name, expected in one_by_one(model, candidates).items():
         found = SCORERS[name](model, encoded, 1)
-        torch.testing.assert_close(found.scores[:, encoded.text_of], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.scores[:, encoded.text_index], expected, rtol=1e-5, atol=1e-5)
         assert found.fusion_passes == {"itm": 77, "itc": 0}[name]
-        metrics = retrieve(model, encoded, candidates, name)
+        metrics = metrics_of(model, encoded, candidates, name)
         for key, value in recall_at_k(expected, candidates.image_of_text).items():
-            # Equal texts tie to the bit here; alone they may differ in the last one, but they belong to other images.
+            # Equal texts tie to the bit here; encoded alone they may differ in the last bit, but not in their images.
             assert metrics[key] == pytest.approx(value), key
 
 
@@ -94,7 +84,7 @@ def test_two_stage_with_every_image_in_the_shortlist_is_exhaustive(candidates: C
 
 
 @torch.no_grad()
-def test_two_stage_fuses_what_either_side_chose_and_ranks_the_rest_below_by_itc(candidates: Candidates) -> None:
+def test_two_stage_fuses_both_shortlists_and_ranks_other_pairs_below_by_itc(candidates: Candidates) -> None:
     model = tiny_model()
     encoded = encoded_with(model, candidates)
     near, exact = (SCORERS[name](model, encoded, 0).scores for name in ("itc", "itm"))
@@ -119,7 +109,7 @@ def test_every_image_and_text_is_encoded_once(candidates: Candidates) -> None:
     core.text_encoder.register_forward_hook(lambda _, args, out: counts.update(text=len(out.mask)))
     core.fusion.register_forward_hook(lambda _, args, out: counts.update(fusion=len(out.pooled)))
     encoded = encoded_with(model, candidates, batch_size=4)
-    reports = [retrieve(model, encoded, candidates, name, k=2) for name in SCORERS]
+    reports = [metrics_of(model, encoded, candidates, name, k=2) for name in SCORERS]
     assert (counts["image"], counts["text"]) == (7, 11)
     assert counts["fusion"] == sum(report["fusion_passes"] for report in reports)
     for report in reports:
@@ -127,8 +117,9 @@ def test_every_image_and_text_is_encoded_once(candidates: Candidates) -> None:
         assert report["scoring_seconds"] > 0 and report["peak_memory"] > 1e6
 
 
-def metrics_of(report: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in report.items() if name not in ("scoring_seconds", "peak_memory")}
+def comparable(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics without times and memory."""
+    return {name: value for name, value in metrics.items() if name not in ("scoring_seconds", "peak_memory")}
 
 
 def test_results_do_not_depend_on_batch_size_or_workers(candidates: Candidates) -> None:
@@ -137,21 +128,22 @@ def test_results_do_not_depend_on_batch_size_or_workers(candidates: Candidates) 
     for options in ({"batch_size": 1}, {"batch_size": 5}, {"num_workers": 2, "batch_size": 2}):
         encoded = encoded_with(model, candidates, **options)
         for name in SCORERS:
-            expected = retrieve(model, whole, candidates, name, k=2, equal_texts=True)
-            assert metrics_of(retrieve(model, encoded, candidates, name, k=2, equal_texts=True)) == metrics_of(expected)
+            expected = metrics_of(model, whole, candidates, name, k=2, equal_texts=True)
+            found = metrics_of(model, encoded, candidates, name, k=2, equal_texts=True)
+            assert comparable(found) == comparable(expected)
 
 
 def test_two_processes_give_the_scores_of_one_to_the_bit(
     candidates: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """7 images in batches of 3 and 77 pairs in calls of 10: neither comes out even."""
-    monkeypatch.setattr(encoding, "PAIRS_AT_ONCE", 10)
+    """7 images in batches of 3 and 77 pairs in batches of 10: neither divides evenly."""
+    monkeypatch.setattr(encoding, "PAIRS_PER_BATCH", 10)
     model = tiny_model()
 
     def work(rank: int) -> list[Any]:
         encoded = encoded_with(model, candidates, batch_size=3)
         scores = [SCORERS[name](model, encoded, 2) for name in SCORERS]
-        reports = [metrics_of(retrieve(model, encoded, candidates, name, k=2, folds=2)) for name in SCORERS]
+        reports = [comparable(metrics_of(model, encoded, candidates, name, k=2, folds=2)) for name in SCORERS]
         return [[*scored] for scored in scores] + reports
 
     torch.set_num_threads(1)
@@ -164,65 +156,78 @@ def test_two_processes_give_the_scores_of_one_to_the_bit(
 
 def test_folds_are_the_mean_over_consecutive_images(candidates: Candidates) -> None:
     model = tiny_model()
-    whole = SCORERS["itm"](model, encoded := encoded_with(model, candidates), 0).scores[:, encoded.text_of]
+    whole = SCORERS["itm"](model, encoded := encoded_with(model, candidates), 0).scores[:, encoded.text_index]
     # 7 images in 2 folds: 0 to 2 with texts 0 to 5, 3 to 6 with texts 6 to 12.
     parts = [
         recall_at_k(whole[:3, :6], [0, 0, 0, 1, 1, 2]),
         recall_at_k(whole[3:, 6:], [0, 0, 0, 1, 1, 2, 3]),
     ]
-    report = retrieve(model, encoded, candidates, "itm", folds=2)
+    report = metrics_of(model, encoded, candidates, "itm", folds=2)
     for name in parts[0]:
         assert report[name] == pytest.approx((parts[0][name] + parts[1][name]) / 2), name
     assert report["fusion_passes"] == 3 * 5 + 4 * 7, "the first fold has 'a red cat' twice"
 
 
-def test_equal_texts_count_as_right_where_asked(candidates: Candidates) -> None:
+def test_equal_texts_count_as_correct_with_the_option(candidates: Candidates) -> None:
     model = tiny_model()
     encoded = encoded_with(model, candidates)
-    scores = SCORERS["itm"](model, encoded, 0).scores[:, encoded.text_of]
+    scores = SCORERS["itm"](model, encoded, 0).scores[:, encoded.text_index]
     relevant = torch.tensor(candidates.image_of_text) == torch.arange(7)[:, None]
     for image in (0, 1, 3):
         relevant[image, [0, 4, 8]] = True
     expected = recall_at_k(scores, candidates.image_of_text, relevant=relevant)
-    found = retrieve(model, encoded, candidates, "itm", equal_texts=True)
+    found = metrics_of(model, encoded, candidates, "itm", equal_texts=True)
     assert {name: found[name] for name in expected} == expected
-    # Three images carry it: at best one of the three copies is right without the option.
-    assert found["rsum"] > retrieve(model, encoded, candidates, "itm")["rsum"]
+    # Three images have it: without the option at most one of its three copies can be correct.
+    assert found["rsum"] > metrics_of(model, encoded, candidates, "itm")["rsum"]
 
 
 @pytest.mark.parametrize("folds", [1, 2])
-def test_items_tell_which_queries_found_a_right_partner_first(candidates: Candidates, folds: int) -> None:
+def test_outcomes_are_the_hits_that_recall_at_1_is_the_mean_of(candidates: Candidates, folds: int) -> None:
     model = tiny_model()
-    report, items = rank_candidates(model, encoded_with(model, candidates), candidates, "itm", folds=folds)
-    assert items["image_to_text/R@1"].images == list(range(len(candidates.images)))
-    assert items["text_to_image/R@1"].images == list(candidates.image_of_text)
+    metrics, outcomes = rank_candidates(model, encoded_with(model, candidates), candidates, "itm", folds=folds)
+    assert outcomes["image_to_text/R@1"].images == list(range(len(candidates.images)))
+    assert outcomes["text_to_image/R@1"].images == list(candidates.image_of_text)
     if folds == 1:
-        for name, found in items.items():
-            assert 0 < report[name] < 1, "or any hits would do"
-            assert sum(found.values) / len(found.values) == report[name]
+        for name, found in outcomes.items():
+            assert 0 < metrics[name] < 1, "or any hits would do"
+            assert sum(found.values) / len(found.values) == metrics[name]
 
 
-def test_scorer_is_chosen_by_what_the_model_can_do() -> None:
-    assert choose_scorer(tiny_model()) == "two_stage"
+def test_scorer_is_chosen_by_the_objectives_of_the_model() -> None:
+    assert choose_scorer(tiny_model()) == "two_stage" and default_scorers(tiny_model()) == ["itc", "two_stage"]
     only = {name: tiny_model(objectives={name: 1.0}) for name in ("itm", "itc", "mlm")}
-    assert choose_scorer(only["itm"]) == "itm" and choose_scorer(only["itc"]) == "itc"
-    with pytest.raises(UsageError, match="mlm ranks nothing: train one with itm, itc or both"):
+    for name in ("itm", "itc"):
+        assert choose_scorer(only[name]) == name and default_scorers(only[name]) == [name]
+    with pytest.raises(UsageError, match="mlm can't rank: train one with itm, itc or both"):
         choose_scorer(only["mlm"])
-    with pytest.raises(UsageError, match="reads the objectives itc and itm, but the model has itm; it can do itm"):
+    with pytest.raises(UsageError, match="needs the objectives itc and itm, but the model has itm; allowed are itm"):
         choose_scorer(only["itm"], "two_stage")
     shallow = tiny_model("early", objectives={"itm": 1.0}, text_layers=0, image_layers=0)
-    with pytest.raises(UsageError, match=r"can't have itc, with text_layers=0 and image_layers=0\); it can do itm"):
+    with pytest.raises(UsageError, match=r"itc is impossible with text_layers=0 and image_layers=0\); allowed are itm"):
         choose_scorer(shallow, "two_stage")
 
 
-def test_options_out_of_range_are_refused(candidates: Candidates) -> None:
+def test_options_out_of_range_raise(candidates: Candidates) -> None:
     model = tiny_model()
     encoded = encoded_with(model, candidates)
     with pytest.raises(UsageError, match="k=0"):
-        retrieve(model, encoded, candidates, "two_stage", k=0)
+        metrics_of(model, encoded, candidates, "two_stage", k=0)
     for folds in (0, 8):
-        with pytest.raises(UsageError, match=f"folds={folds}: from 1 to the 7 images"):
-            retrieve(model, encoded, candidates, "itc", folds=folds)
+        with pytest.raises(UsageError, match=f"folds={folds}: allowed are 1 to 7, the number of images"):
+            metrics_of(model, encoded, candidates, "itc", folds=folds)
+
+
+def test_option_module_lists_the_scorers() -> None:
+    """The command line reads the names there, without importing torch."""
+    assert RETRIEVAL_SCORERS == tuple(SCORERS) == tuple(REQUIRED_OBJECTIVES)
+
+
+def test_protocol_names_the_captions_per_image(candidates: Candidates) -> None:
+    assert candidates.captions_per_image() == "1 to 3 captions per image"
+    assert Candidates(["a", "b"], ["x", "y"], [0, 1]).captions_per_image() == "1 caption per image"
+    assert Candidates(["a", "b"], ["x"] * 10, [0, 1] * 5).captions_per_image() == "5 captions per image"
+    assert Candidates(["a", "b"], ["x", "y"], [0, 0]).captions_per_image() == "0 to 2 captions per image"
 
 
 def test_without_tokens_only_vectors_are_kept(candidates: Candidates) -> None:

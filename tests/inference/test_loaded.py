@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_retrieval import tiny_model
+from ranking import tiny_model
 from tiny import SPECIAL, WORDS, randomize, tiny_config, tiny_examples, tiny_processor
 
 import mmbert

@@ -18,7 +18,7 @@ from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError, printable
 from mmbert.evaluation.encoding import encode
 from mmbert.evaluation.foils import foil_metrics
-from mmbert.evaluation.retrieval import REQUIRED_OBJECTIVES, SCORERS, Candidates, choose_scorer, retrieve
+from mmbert.evaluation.retrieval import REQUIRED_OBJECTIVES, SCORERS, Candidates, choose_scorer, rank_candidates
 from mmbert.inference.loading import load_folder
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.distributed import rank, torchrun_process_group
@@ -106,7 +106,8 @@ def _retrieval(
         )
         spent = {"split": split, "equal_texts": equal_texts, "encoding_seconds": time.perf_counter() - started}
         reports = [
-            spent | retrieve(ready, encoded, candidates, name, k=k, folds=number, equal_texts=equal_texts)
+            spent
+            | rank_candidates(ready, encoded, candidates, name, k=k, folds=number, equal_texts=equal_texts).metrics
             for number in dict.fromkeys(folds)
             for name in scorers
         ]
