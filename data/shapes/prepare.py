@@ -1,11 +1,12 @@
-"""Makes the embedded data set: images of colored shapes with captions, questions and foils.
+"""Generate the data set "shapes": images of colored shapes with captions, questions and foils.
 
+    mmbert data prepare shapes
     python data/shapes/prepare.py
 
-needs Pillow and `tokenizers`, no network and nothing of mmbert. The files have the formats of COCO captions,
-VQAv2 and SugarCrepe, so a loader of those reads these. Here the work is shared out and the files are saved;
-`scenes.py` samples and draws, `meaning.py` says what captions claim and checks it, `captions.py`, `foils.py`
-and `questions.py` write, `wordpiece.py` makes the tokenizer.
+It needs Pillow and `tokenizers`, neither the network nor mmbert. The files have the formats of COCO captions, VQAv2 and
+SugarCrepe. This script distributes the scenes over processes and saves the files; `scenes.py` samples and draws scenes,
+`meaning.py` holds the meaning of captions and checks it, `captions.py`, `foils.py` and `questions.py` write texts,
+`wordpiece.py` makes the tokenizer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -28,18 +30,18 @@ from questions import Question, write_questions
 from scenes import SPLITS, draw_scene, generator, sample_scene
 from wordpiece import write_tokenizer
 
-VERSION = "1"  # raise it when the same arguments make other files
+VERSION = "1"  # increase it when the same arguments make different files
 IMAGE_ID_STEP = 1_000_000  # the ids of each split start at a multiple: 1000001 is train/000001.png
-CHUNK = 250  # scenes handed to a process at a time
-MAX_SHARE = 0.02  # of other scenes that may satisfy a caption
-SHARE_SAMPLE = 500
+CHUNK = 250  # scenes that a process gets at a time
+MAX_SHARE = 0.02  # fraction of the other scenes of which a caption may be true
+SHARE_SAMPLE = 500  # scenes that the fraction is computed from
 LICENSE = {"id": 1, "name": "the license of the mmbert repository", "url": ""}
 
 Json = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """A run of scenes of one split for one process."""
+    """Consecutive scenes of one split, for one process."""
 
     out: Path
     split: str
@@ -50,12 +52,12 @@ class Task(NamedTuple):
 
 
 def make_chunk(task: Task) -> list[Json]:
-    """Draws the images of a task to disk and returns one record a scene."""
+    """Draw the images of a task to disk and return one record for each scene."""
     return [make_scene(task, index) for index in range(task.start, task.stop)]
 
 
 def make_scene(task: Task, index: int) -> Json:
-    """Draws one image to disk and returns all that is written about it."""
+    """Draw one image to disk and return its entries for all annotation files."""
     seed, split = task.seed, task.split
     scene = sample_scene(seed, split, index)
     file_name = f"{split}/{index + 1:06d}.png"
@@ -88,12 +90,12 @@ def make_scene(task: Task, index: int) -> Json:
 
 
 def make_split(args: argparse.Namespace, split: str, pool: multiprocessing.pool.Pool | None) -> list[Json]:
-    """Makes all scenes of a split, in order."""
+    """Make all scenes of a split, in order."""
     count = getattr(args, split)
     (args.out / "images" / split).mkdir(parents=True, exist_ok=True)
     for path in (args.out / "images" / split).glob("[0-9]*.png"):
         if int(path.stem) > count:
-            path.unlink()  # left by a run with more scenes
+            path.unlink()  # of an earlier set with more scenes
     tasks = [
         Task(args.out, split, start, min(start + CHUNK, count), args.seed, args.size)
         for start in range(0, count, CHUNK)
@@ -102,7 +104,7 @@ def make_split(args: argparse.Namespace, split: str, pool: multiprocessing.pool.
 
 
 def caption_file(info: Json, records: list[Json]) -> Json:
-    """COCO captions."""
+    """Content of a file in the format of COCO captions."""
     annotations = [
         {"id": 10 * record["image"]["id"] + k, "image_id": record["image"]["id"], "caption": text}
         for record in records
@@ -113,7 +115,7 @@ def caption_file(info: Json, records: list[Json]) -> Json:
 
 
 def vqa_files(info: Json, split: str, records: list[Json]) -> tuple[Json, Json]:
-    """VQAv2 questions and answers; all ten answers are the same."""
+    """Contents of the files of VQAv2 questions and answers; all ten answers are the same."""
     asked, answered = [], []
     for record in records:
         image_id = record["image"]["id"]
@@ -137,7 +139,7 @@ def vqa_files(info: Json, split: str, records: list[Json]) -> tuple[Json, Json]:
 
 
 def satisfied_share(seed: int, split: str, count: int) -> float:
-    """The share of other scenes of the split of which a caption is true, doubtful cases counted as true."""
+    """Mean fraction of the other scenes of the split of which a caption is true; doubtful cases count as true."""
     indices = range(min(count, SHARE_SAMPLE))
     scenes = [sample_scene(seed, split, index) for index in indices]
     captions: list[Caption] = []
@@ -149,14 +151,14 @@ def satisfied_share(seed: int, split: str, count: int) -> float:
 
 
 def write_json(path: Path, content: Json) -> None:
-    """Writes a file under another name first, so that an interrupted run leaves no half of one."""
+    """Atomically write a JSON file."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def write_annotations(args: argparse.Namespace, info: Json, records: dict[str, list[Json]]) -> None:
-    """Writes all annotation files; `captions_train.json` comes last and says that the set is complete."""
+    """Write all annotation files; `captions_train.json` comes last and marks the set as complete."""
     folder = args.out / "annotations"
     for split in reversed(SPLITS):
         questions, answers = vqa_files(info, split, records[split])
@@ -172,7 +174,7 @@ def write_annotations(args: argparse.Namespace, info: Json, records: dict[str, l
 
 
 def is_complete(args: argparse.Namespace, info: Json) -> bool:
-    """Whether the folder already holds the set of these arguments."""
+    """Whether the folder holds the complete set of these arguments."""
     marker = args.out / "annotations" / "captions_train.json"
     return marker.exists() and json.loads(marker.read_text(encoding="utf-8"))["info"] == info
 
@@ -187,16 +189,20 @@ def texts_of(records: list[Json]) -> Iterator[str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(description="Makes a data set of images of colored shapes.")
+    """Parse and validate the command line."""
+    parser = argparse.ArgumentParser(
+        description="Generate images of colored shapes with captions, questions and foils."
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
     parser.add_argument("--train", type=int, default=20000, help="number of training scenes")
     parser.add_argument("--val", type=int, default=1000, help="number of validation scenes")
-    parser.add_argument("--test", type=int, default=2000, help="number of test scenes, half with held-out pairs")
+    parser.add_argument(
+        "--test", type=int, default=2000, help="number of test scenes, half of them with held-out pairs"
+    )
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other scenes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of processes")
-    parser.add_argument("--force", action="store_true", help="make the set again even if it is complete")
+    parser.add_argument("--force", action="store_true", help="generate the set again even if it is complete")
     args = parser.parse_args()
     for name, low, high in (
         *((split, 2, IMAGE_ID_STEP - 1) for split in SPLITS),
@@ -211,18 +217,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Makes the set; returns the exit code."""
+    """Generate the set and return the exit code."""
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of the pool end, too
     started = time.perf_counter()
     arguments = {name: getattr(args, name) for name in (*SPLITS, "size", "seed")}
     info = {"description": "mmbert shapes", "version": VERSION, "arguments": arguments}
     if not args.force and is_complete(args, info):
-        print(f"{args.out} already holds this set; --force makes it again.")
+        print(f"{args.out} already holds this set; --force generates it again.")
         return 0
 
     (args.out / "annotations").mkdir(parents=True, exist_ok=True)
     (args.out / "annotations" / "captions_train.json").unlink(missing_ok=True)
-    # Starting a process costs more than making a few scenes.
+    # Starting a process takes longer than making a few scenes.
     jobs = min(args.jobs, -(-args.train // CHUNK))
     pool = multiprocessing.Pool(jobs) if jobs > 1 else None
     try:

@@ -48,15 +48,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(explain_parser_error(message, *_names(self)))
 
 
-def main(
-    arguments: list[str] | None = None, *, default: list[str] | None = None, preparation_seconds: float = 0.0
-) -> None:
+def main(arguments: list[str] | None = None, *, default: list[str] | None = None) -> None:
     """Run the command line.
 
     Args:
         arguments: Command line without the program; None takes that of the process.
         default: Command line to use where none is given; None prints the help page.
-        preparation_seconds: Time spent on data before, left out of `run/wall_seconds`.
 
     Raises:
         SystemExit: 0 after help, 1 for what is wrong with files, 2 for wrong options, the code of a signal.
@@ -78,7 +75,7 @@ def main(
             raise UsageError(_unknown(name))
         if name in RUN_COMMANDS:
             module = importlib.import_module("mmbert.cli.commands.fit")
-            module.run_training(name, rest, preparation_seconds=preparation_seconds)
+            module.run_training(name, rest)
         else:
             _run(name, rest)
 

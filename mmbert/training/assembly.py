@@ -7,13 +7,10 @@ from typing import Any, NamedTuple
 
 import lightning as L
 
-from mmbert.data.datamodule import (
-    LabelledDataModule,
-    PairsDataModule,
-    SplitsDataModule,
-    read_task_data,
-)
+from mmbert.data.datamodule import PairsDataModule, SplitsDataModule
+from mmbert.data.labelled_datamodule import LabelledDataModule, read_task_data
 from mmbert.data.options import DataOptions
+from mmbert.data.prepare import prepare_missing
 from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
@@ -29,6 +26,8 @@ class Parts(NamedTuple):
     model: HeadedModel
     processor: MMBertProcessor
     data: SplitsDataModule
+    preparation_seconds: float
+    """Time that generating a missing data set took."""
 
 
 def assemble(model_options: ModelOptions, data_options: DataOptions, optim: OptimOptions, *, seed: int) -> Parts:
@@ -43,6 +42,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     """
     optim.check()
     MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
+    preparation_seconds = prepare_missing(data_options)
     tokenizer = _tokenizer(model_options, data_options)
     task, examples, labels = model_options.task, {}, []
     if task is not None:
@@ -77,7 +77,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         model.gradient_checkpointing_enable()
     if optim.compile:
         model.compile(dynamic=True)
-    return Parts(model, processor, data)
+    return Parts(model, processor, data, preparation_seconds)
 
 
 def validate_architecture(asked: Mapping[str, Any], built: MMBertConfig) -> None:

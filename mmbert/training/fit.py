@@ -168,6 +168,7 @@ class TrainingRun:
         explicit = {key.split(".")[1] for key in options.explicit if key.startswith("model.")}
         self.requested = {key: getattr(sections.model, key) for key in KEYS if key in explicit}
         self.parts = assemble(sections.model, sections.data, sections.optim, seed=self.seed)
+        self.started += self.parts.preparation_seconds  # run/wall_seconds is of the run, not of generating its data
         validate_architecture(self.requested, self.parts.model.config)
         if command != "fit" and config.ckpt_path is None:
             validate_heads(sections.model, self.parts.model.config)

@@ -1,16 +1,23 @@
-"""`mmbert data check FILE`: every problem of an annotation file and its images."""
+"""`mmbert data`: check an annotation file and its images, or generate a data set."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from mmbert.data.check import check_file
+from mmbert.data.prepare import DATA_FOLDER, GENERATORS, generate, list_files
 from mmbert.data.readers import FORMATS
 from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Adds what may follow `mmbert data`."""
-    check = command.add_subparsers(required=True, metavar="check").add_parser(
+    """Add the options of `mmbert data`."""
+    subcommands = command.add_subparsers(required=True, metavar="check|prepare")
+    _add_prepare(subcommands.add_parser(
+        "prepare", help="generate a data set", description="Generates a data set and lists its files; one that is "
+        "complete already is kept. A run whose configuration sets data.prepare generates it by itself."
+    ))  # fmt: skip
+    check = subcommands.add_parser(
         "check",
         help="list every problem of an annotation file and its images",
         description="Lists every problem of an annotation file and its images, one line each, and exits with 1 if "
@@ -36,3 +43,34 @@ def _check(file: str, *, images: str | None, format: str | None, **keys: str | l
         print_line(line)
     print(f"mmbert: {report.summary}", file=sys.stderr)
     return 1 if report.total else 0
+
+
+SHAPES_OPTIONS = {
+    "train": "number of training scenes: 20,000 by default",
+    "val": "number of validation scenes: 1,000 by default",
+    "test": "number of test scenes, half of them with unseen pairs of color and shape: 2,000 by default",
+    "size": "side of the images in pixels: 64 by default",
+    "seed": "another seed makes other scenes: 0 by default",
+    "jobs": "number of processes: the number of cores by default",
+}
+
+
+def _add_prepare(command: argparse.ArgumentParser) -> None:
+    data_sets = command.add_subparsers(required=True, metavar="|".join(GENERATORS))
+    for name, content in GENERATORS.items():
+        parser = data_sets.add_parser(name, help=content, description=f"Generates {name}: {content}.")
+        parser.set_defaults(run=_prepare, name=name)
+        parser.add_argument("--out", metavar="DIR", type=Path, default=DATA_FOLDER / name,
+                            help=f"folder to write to: {DATA_FOLDER / name} by default")  # fmt: skip
+        if name == "shapes":
+            for option, text in SHAPES_OPTIONS.items():
+                parser.add_argument(f"--{option}", metavar="N", type=int, help=text)
+            parser.add_argument("--force", action="store_true", help="generate it again even if it is complete")
+
+
+def _prepare(*, name: str, out: Path, force: bool = False, **numbers: int | None) -> int:
+    options = [f"--{option}={number}" for option, number in numbers.items() if number is not None]
+    generate(name, out, [*options, *(["--force"] if force else [])])
+    for line in list_files(out):
+        print_line(line)
+    return 0

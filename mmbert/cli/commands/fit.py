@@ -14,13 +14,12 @@ RUN_COMMANDS = {
 """Commands of a run -> what they do."""
 
 
-def run_training(command: str, arguments: list[str], *, preparation_seconds: float = 0.0) -> None:
+def run_training(command: str, arguments: list[str]) -> None:
     """Run fit, validate or test.
 
     Args:
         command: In `RUN_COMMANDS`.
         arguments: What follows it on the command line.
-        preparation_seconds: Time spent on data before, left out of `run/wall_seconds`.
 
     Raises:
         SystemExit: After help, or with the code of a signal.
@@ -36,7 +35,7 @@ def run_training(command: str, arguments: list[str], *, preparation_seconds: flo
     from mmbert.training.run_folder import process_start
 
     with StopSignals() as stop:
-        run = TrainingRun(options, command=command, stop=stop, started=process_start() + preparation_seconds)
+        run = TrainingRun(options, command=command, stop=stop, started=process_start())
         getattr(run, command)()
         exit_together()
 
