@@ -4,8 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmbert.data.datamodule import LabelledDataModule, PairsDataModule
+    from mmbert.data.datamodule import PairsDataModule
+    from mmbert.data.labelled_datamodule import LabelledDataModule
+    from mmbert.data.options import DataOptions
     from mmbert.data.processor import MMBertProcessor
+    from mmbert.evaluation.options import EvaluationOptions
     from mmbert.inference.loaded import LoadedModel, load
     from mmbert.model.configuration import MMBertConfig
     from mmbert.model.fusion.base import Fusion
@@ -16,14 +19,19 @@ if TYPE_CHECKING:
     from mmbert.runtime.allowed_imports import allow_import
     from mmbert.training.fit import fit
     from mmbert.training.module import TrainingModule
+    from mmbert.training.options import CheckpointOptions, OptimOptions
     from mmbert.training.result import RunResult
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "CheckpointOptions": "training.options",
+    "DataOptions": "data.options",
+    "OptimOptions": "training.options",
+    "EvaluationOptions": "evaluation.options",
     "Fused": "model.tokens",
     "Fusion": "model.fusion.base",
-    "LabelledDataModule": "data.datamodule",
+    "LabelledDataModule": "data.labelled_datamodule",
     "LoadedModel": "inference.loaded",
     "MMBertConfig": "model.configuration",
     "MMBertForPreTraining": "model.modeling",
@@ -44,6 +52,9 @@ _MODULES = {
 transformers. `AutoModel` knows mmbert's classes once one of them was used, or after `mmbert.register()`."""
 
 __all__ = [
+    "CheckpointOptions",
+    "DataOptions",
+    "EvaluationOptions",
     "Fused",
     "Fusion",
     "LabelledDataModule",
@@ -54,6 +65,7 @@ __all__ = [
     "MMBertModel",
     "MMBertProcessor",
     "ModelOptions",
+    "OptimOptions",
     "PairsDataModule",
     "RunResult",
     "Tokens",

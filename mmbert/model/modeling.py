@@ -185,6 +185,11 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         similarity = None if contrast is None else contrast.similarity
         return EncodedBatch(self.mmbert, batch, generator=generator, similarity=similarity)
 
+    def after_step(self) -> None:
+        """Constrain parameters after an optimizer step, such as ITC's temperature; training calls it."""
+        for objective in self.objectives.values():
+            objective.after_step()  # pyright: ignore[reportCallIssue]
+
     def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
         """Computes every objective on one batch.
 
@@ -212,6 +217,9 @@ class MMBertForTask(MMBertPreTrainedModel):
     def heads(self) -> nn.Module:
         """What stands on the fused tokens."""
         return self.task
+
+    def after_step(self) -> None:
+        """Constrain parameters after an optimizer step; a task has none."""
 
     def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
         """Computes the loss of one batch.

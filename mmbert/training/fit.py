@@ -38,6 +38,7 @@ from mmbert.training.checkpoints import (
     latest_complete_checkpoint,
     step_of,
 )
+from mmbert.training.frozen import restore_frozen
 from mmbert.training.module import TrainingModule
 from mmbert.training.option_checks import validate_run_options, validate_sections, warn_without_effect
 from mmbert.training.options import CheckpointOptions, OptimOptions
@@ -335,7 +336,9 @@ class TrainingRun:
             return
         best, monitor = self.checkpoints.best_path, self.checkpoints.options.monitor
         if best:
-            load_full_state_dict(self.module, VerifiedCheckpointIO().load_checkpoint(best)["state_dict"])
+            checkpoint = VerifiedCheckpointIO().load_checkpoint(best)
+            restore_frozen(checkpoint, self.module)
+            load_full_state_dict(self.module, checkpoint["state_dict"])
             score = self.checkpoints.best_score
             log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
         elif self.parts.data.val_samples is not None:

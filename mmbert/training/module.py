@@ -12,7 +12,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mmbert.data.datamodule import LabelledDataModule, SplitsDataModule
+from mmbert.data.datamodule import SplitsDataModule
+from mmbert.data.labelled_datamodule import LabelledDataModule
 from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.data.pairs import Pairs
 from mmbert.data.samples import Samples
@@ -25,6 +26,7 @@ from mmbert.model.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
 from mmbert.model.objectives import ObjectiveOutput
 from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world_size
 from mmbert.runtime.randomness import torch_generator, torch_seed
+from mmbert.training.frozen import drop_frozen, restore_frozen
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
 from mmbert.training.sample_counts import Skipped
@@ -69,6 +71,7 @@ class TrainingModule(L.LightningModule):
         self.training_seconds = 0.0
         self.skipped = Skipped(data.options.max_bad_fraction)
         self._unshared: dict[str, dict[int, list[str]]] = {}  # split -> what this process skipped in its evaluation
+        self._frozen: dict[str, Any] | None = None  # names and hash of the weights that checkpoints leave out
         self._clock = 0.0
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._since_step: list[dict[str, Tensor]] = []  # losses of the batches since the last optimizer step
@@ -94,6 +97,9 @@ class TrainingModule(L.LightningModule):
             "labels": self.model.config.labels,
             "identity": {**self._identity, "processes": world_size()},
         }
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self._frozen = drop_frozen(checkpoint, self, self._frozen)
+            checkpoint["mmbert"]["frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on counting.
@@ -101,6 +107,7 @@ class TrainingModule(L.LightningModule):
         Raises:
             UsageError: The checkpoint is of another run: model, data or optimizer differ; or has other labels.
         """
+        restore_frozen(checkpoint, self)
         own = checkpoint["mmbert"]
         before, now = own.get("labels", []), self.model.config.labels
         if before != now:
@@ -118,6 +125,11 @@ class TrainingModule(L.LightningModule):
             # Lightning hands a loader its state within an epoch only: after its last batch the order would start anew.
             self._data.loader_state = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
         self.skipped.why, self.training_seconds = own["skipped"], own["training_seconds"]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take an optimizer step, then keep constrained parameters (ITC's temperature) within their bounds."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.after_step()
 
     def configure_gradient_clipping(
         self,

@@ -18,7 +18,11 @@ DECAYS: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 
 
 
 def parameter_groups(model: HeadedModel, options: OptimOptions) -> list[dict]:
-    """Puts every trainable parameter into exactly one group: its part's learning rate, decayed or not."""
+    """Parameter groups of AdamW: every trainable parameter in exactly one, by part of the model and weight decay.
+
+    As in BERT and timm: matrices, kernels and BERT's embedding tables are decayed; biases, norms, the ViT's position
+    embeddings and class token, bottleneck tokens, stand-ins for an absent modality and temperatures are not.
+    """
     parts: dict[str, tuple[nn.Module, ...]] = {
         "text": (model.mmbert.text_encoder,),
         "image": (model.mmbert.image_encoder,),
@@ -27,16 +31,21 @@ def parameter_groups(model: HeadedModel, options: OptimOptions) -> list[dict]:
     }
     groups = []
     for part, modules in parts.items():
-        trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+        trainable = [(n, p) for module in modules for n, p in module.named_parameters() if p.requires_grad]
         lr = options.lr * getattr(options, f"{part}_lr_factor")
-        # Matrices are decayed; biases, norms, type vectors and temperatures are vectors.
+        decayed = [p for n, p in trainable if is_decayed(n, p)]
         for decay, chosen in (
-            (options.weight_decay, [p for p in trainable if p.ndim > 1]),
-            (0.0, [p for p in trainable if p.ndim <= 1]),
+            (options.weight_decay, decayed),
+            (0.0, [p for n, p in trainable if not is_decayed(n, p)]),
         ):
             if chosen:
                 groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": f"{part}/{decay:g}"})
     return groups
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to a parameter: to matrices, kernels and embedding tables of modules."""
+    return parameter.ndim > 1 and name.rpartition(".")[2].endswith("weight")
 
 
 def build_optimizer(model: HeadedModel, options: OptimOptions, total_steps: int, *, fused: bool = True) -> tuple:

@@ -1,5 +1,6 @@
 """Checks of a run's options that the parser can't make, and its messages in one sentence."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any, get_args, get_type_hints
 
 from mmbert.errors import UsageError, did_you_mean
 
+log = logging.getLogger("mmbert")
+
 
 def validate_sections(config: Any, sections: Mapping[str, type | None]) -> None:
-    """Refuses what jsonargparse lets through: a section that is no mapping, and null for a value that must be there.
+    """Raise on what jsonargparse lets through: a section that is no mapping, and null where a value is required.
 
     Args:
         config: The sections as parsed.
@@ -26,48 +29,51 @@ def validate_sections(config: Any, sections: Mapping[str, type | None]) -> None:
                 raise UsageError(f"{name}.{key}: expected a {getattr(kind, '__name__', kind)}. Got value: null")
 
 
-def validate_run_options(
-    subcommand: str, checkpoint: str | None, resume: str | None, pretrained: str | None, trainer: Mapping[str, Any]
-) -> None:
-    """Refuses options of a run that would have no effect, or another one than was meant.
+def validate_run_options(command: str, checkpoint: str | None, resume: str | None, pretrained: str | None) -> None:
+    """Raise on options of a run that contradict each other.
 
     Args:
-        subcommand: fit, validate or test.
+        command: fit, validate or test.
         checkpoint: --ckpt_path.
         resume: --resume.
         pretrained: model.pretrained.
-        trainer: The section as parsed.
 
     Raises:
         UsageError: With the option, and what to give instead.
     """
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UsageError(f"--ckpt_path {checkpoint}: there is no such file.")
-    if subcommand == "fit" and checkpoint is not None and resume is not None:
-        raise UsageError("--resume takes its own checkpoint; leave --ckpt_path out.")
-    if subcommand != "fit" and resume is not None:
+    if command == "fit" and checkpoint is not None and resume is not None:
+        raise UsageError("--resume chooses the checkpoint; leave --ckpt_path out.")
+    if command != "fit" and resume is not None:
         raise UsageError(
-            f"--resume goes on with training; {subcommand} takes --ckpt_path RUN/checkpoints/best-step=N.ckpt, and "
+            f"--resume resumes a training; {command} takes --ckpt_path RUN/checkpoints/best-step=N.ckpt, and "
             "another --name for its results."
         )
-    if subcommand != "fit" and checkpoint is None and pretrained is None:
+    if command != "fit" and checkpoint is None and pretrained is None:
         raise UsageError(
-            f"{subcommand} would judge random weights: give --ckpt_path RUN/checkpoints/best-step=N.ckpt or "
+            f"{command} would evaluate random weights: give --ckpt_path RUN/checkpoints/best-step=N.ckpt or "
             "--model.pretrained RUN/model."
         )
-    clip = trainer["gradient_clip_val"]
-    if (clip or 0) < 0:
-        raise UsageError(f"trainer.gradient_clip_val={clip}: above 0, or 0 for no clipping.")
-    for name in ("logger", "enable_checkpointing"):
-        if trainer[name] is False:
-            raise UsageError(f"trainer.{name}=false: a run always writes its metrics and checkpoints; leave it out.")
+
+
+def warn_without_effect(task: str, explicit: Mapping[str, Any]) -> None:
+    """Log the options of pre-training that files or command line name and that a task does not use.
+
+    Args:
+        task: model.task.
+        explicit: Flat options that are named.
+    """
+    unused = [key for key in explicit if key.startswith(("evaluation.", "model.objectives"))]
+    if unused:
+        log.warning("model.task=%s: no effect of %s, which are of pre-training", task, ", ".join(sorted(unused)))
 
 
 def explain_parser_error(message: str, options: Sequence[str], subcommands: Sequence[str] = ()) -> str:
-    """Turns jsonargparse's message into one sentence, with a suggestion where a name is misspelt.
+    """Turn jsonargparse's message into one sentence, with a suggestion for a misspelt name.
 
     Args:
-        message: What the parser says, maybe over several lines.
+        message: Of the parser, maybe over several lines.
         options: The options it knows, like "model.fusion".
         subcommands: The subcommands it knows.
     """

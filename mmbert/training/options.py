@@ -2,54 +2,63 @@
 
 from dataclasses import dataclass
 
-from mmbert.errors import UsageError
+from mmbert.errors import UsageError, did_you_mean
 
 SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(kw_only=True)
 class OptimOptions:
-    """How the weights are moved."""
+    """Optimizer, learning-rate schedule and frozen layers."""
 
     lr: float = 1e-4
-    """Peak learning rate; each part's is this times its factor."""
+    """Peak learning rate; that of each part of the model is this times its factor."""
     text_lr_factor: float = 1.0
     """Factor on `lr` for the text encoder."""
     image_lr_factor: float = 1.0
     """Factor on `lr` for the image encoder."""
     fusion_lr_factor: float = 1.0
-    """Factor on `lr` for the fusion part and the projections into it."""
+    """Factor on `lr` for the fusion module and the projections into it."""
     head_lr_factor: float = 1.0
     """Factor on `lr` for the heads of objectives or task."""
     weight_decay: float = 0.01
-    """Decoupled weight decay; none on biases, norms and other vectors."""
+    """Decoupled weight decay of matrices; none on biases, norms, the ViT's position embeddings and learned tokens."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's averaging coefficients."""
+    """AdamW's decay rates of the first and second moment, each from 0 to below 1."""
     warmup: float = 0.1
     """Linear warm-up, as a fraction of all optimizer steps."""
     schedule: str = "cosine"
-    """What follows the warm-up: cosine, linear or constant."""
+    """Learning-rate schedule after the warm-up: cosine, linear or constant."""
     final_lr: float = 0.0
     """Learning rate at the last step, as a fraction of the peak."""
     freeze_text: int | str = "none"
-    """What of the text encoder stays as it is: none, all, or n for the embeddings and the first n layers."""
+    """Frozen part of the text encoder: none, all, or n for the embeddings and the first n layers."""
     freeze_image: int | str = "none"
-    """The same for the image encoder."""
+    """Frozen part of the image encoder: none, all, or n for the embeddings and the first n layers."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Compile the model with torch.compile."""
 
     def check(self) -> None:
-        """Refuses what can't be meant.
+        """Check the values.
 
         Raises:
             UsageError: A value out of range.
         """
         if self.schedule not in SCHEDULES:
-            raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.")
+            near = did_you_mean(self.schedule, SCHEDULES)
+            raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.{near}")
         if not self.lr > 0:
             raise UsageError(f"optim.lr={self.lr}: must be above 0.")
+        for part in ("text", "image", "fusion", "head"):
+            name = f"{part}_lr_factor"
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"optim.{name}={getattr(self, name)}: must be 0 or more.")
+        if not self.weight_decay >= 0:
+            raise UsageError(f"optim.weight_decay={self.weight_decay}: must be 0 or more.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optim.betas={list(self.betas)}: each from 0 to below 1.")
         for name in ("warmup", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"optim.{name}={getattr(self, name)}: a fraction from 0 to 1.")
@@ -57,19 +66,22 @@ class OptimOptions:
 
 @dataclass(kw_only=True)
 class CheckpointOptions:
-    """What is kept of a run, and how often."""
+    """Which checkpoints of a run are kept, and how often they are saved."""
 
     monitor: str | None = None
-    """The validation result that chooses the best checkpoint. None: the task's accuracy; in pretraining ITM's AUROC,
-    without ITM what comes first of R@1 and the accuracy on masked words. Of losses and median ranks less is better, of
-    all others more."""
+    """Validation metric that chooses the best checkpoint. None: the task's accuracy; in pretraining ITM's AUROC,
+    without ITM the first of R@1 and the accuracy on masked words. Lower is better for losses and median ranks, higher
+    for all others."""
     every_n_steps: int | None = None
     """Optimizer steps between checkpoints. None: every 10 steps up to step 120, then by time."""
     every_seconds: float = 30.0
-    """Seconds between checkpoints, where `every_n_steps` does not say."""
+    """Seconds between checkpoints, unless `every_n_steps` is set."""
+    max_time_fraction: float = 0.02
+    """Largest fraction of the time that saving may take, unless `every_n_steps` is set: a large model is saved less
+    often. A kill costs the training since the last checkpoint."""
 
     def check(self) -> None:
-        """Refuses what can't be meant.
+        """Check the values.
 
         Raises:
             UsageError: A value out of range.
@@ -78,3 +90,5 @@ class CheckpointOptions:
             raise UsageError(f"checkpoint.every_n_steps={self.every_n_steps}: must be 1 or more.")
         if self.every_seconds < 0:
             raise UsageError(f"checkpoint.every_seconds={self.every_seconds}: must be 0 or more.")
+        if not 0 < self.max_time_fraction <= 1:
+            raise UsageError(f"checkpoint.max_time_fraction={self.max_time_fraction}: above 0, up to 1.")

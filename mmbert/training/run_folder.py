@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmbert
+from mmbert.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,16 +31,50 @@ _IMPORTED = time.time()
 
 
 def new_run_folder(root: str | Path, name: str, *, create: bool = True) -> Path:
-    """`root/name`, or `root/name-2`, `-3` ... where that is taken. Only the first process creates it."""
+    """`root/name`, or `root/name-2`, `root/name-3` ... where that is taken.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+        create: Create the folder; only the first process does.
+
+    Raises:
+        UsageError: The folder can't be created.
+    """
     folder, number = Path(root) / name, 1
-    while create:
+    if not create:
+        return folder
+    make_folder(folder.parent)
+    while True:
         try:
-            folder.mkdir(parents=True)
-            break
+            folder.mkdir()
+            return folder
         except FileExistsError:
             number += 1
             folder = Path(root) / f"{name}-{number}"
-    return folder
+        except OSError as error:
+            raise UsageError(_no_folder(folder, error.strerror or str(error))) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, unless they exist.
+
+    Raises:
+        UsageError: A file or a dangling link has its name, or permission is missing.
+    """
+    for part in (*reversed(folder.parents), folder):
+        if part.is_symlink() and not part.exists():
+            raise UsageError(_no_folder(folder, f"{part} is a link to {os.readlink(part)}, which does not exist"))
+        if part.exists() and not part.is_dir():
+            raise UsageError(_no_folder(folder, f"{part} is a file"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(_no_folder(folder, error.strerror or str(error))) from error
+
+
+def _no_folder(folder: Path, reason: str) -> str:
+    return f"the folder {folder} can't be created: {reason}; choose another one with --trainer.default_root_dir."
 
 
 def process_start() -> float:
@@ -57,6 +91,10 @@ def peak_memory_bytes() -> int:
     """Largest memory so far: of the GPU where there is one, else of this process and its finished workers."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
 

@@ -61,7 +61,9 @@ def log_run_summary(
         log.info("data.max_text_length=%d cuts %.1f %% of captions (a sample of at most 1,000)", length, 100 * cut)
 
 
-def write_results(module: TrainingModule, folder: Path, *, counts: SampleCounts, started: float) -> dict[str, Any]:
+def write_results(
+    module: TrainingModule, folder: Path, *, counts: SampleCounts, started: float, seconds_saving: float = 0.0
+) -> dict[str, Any]:
     """Write predictions, per-item outcomes, curves and `metrics.json`, and print the table of metrics.
 
     Args:
@@ -69,6 +71,7 @@ def write_results(module: TrainingModule, folder: Path, *, counts: SampleCounts,
         folder: The run's.
         counts: Training samples that were seen, repeated and lost.
         started: When the run began, in seconds since 1970.
+        seconds_saving: Time that training waited for checkpoints.
 
     Returns:
         The content of metrics.json.
@@ -94,6 +97,7 @@ def write_results(module: TrainingModule, folder: Path, *, counts: SampleCounts,
     if counts.seen and module.training_seconds:
         facts["run/training_seconds"] = module.training_seconds
         facts["run/samples_per_second"] = counts.seen / module.training_seconds
+        facts["run/checkpoint_seconds"] = seconds_saving
     for split, rows in module.predictions.items():
         run_folder.write_predictions(folder / f"predictions_{split}.json", rows)
     for split, items in module.items.items():

@@ -9,8 +9,8 @@ from tiny import tiny_batch, tiny_config
 from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.optim import SCHEDULES, build_optimizer, lr_factor, parameter_groups
-from mmbert.training.options import OptimOptions
+from mmbert.training.optim import build_optimizer, lr_factor, parameter_groups
+from mmbert.training.options import SCHEDULES, OptimOptions
 
 
 def model(**overrides: object) -> MMBertForPreTraining:
