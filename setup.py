@@ -9,6 +9,10 @@ FOLDERS = {
 }
 
 setup(
-    packages=[*find_namespace_packages(include=["mmbert", "mmbert.*"]), *FOLDERS],
+    packages=[
+        *find_namespace_packages(include=["mmbert", "mmbert.*"]),
+        *FOLDERS,
+        *(f"mmbert.presets.{name}" for name in find_namespace_packages("configs")),
+    ],
     package_dir=FOLDERS,
 )
