@@ -1,4 +1,4 @@
-"""Foils: hand-made scores, ties, and the images shown beside the right one."""
+"""Foils: accuracy from hand-made scores, ties, blank and shuffled images."""
 
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,22 @@ TEXTS = [("a red cat", "a blue cat"), ("a dog", "a bird"), ("the street", "the t
 
 @pytest.fixture
 def foils(tmp_path: Path) -> list[Foil]:
-    """Three images: the first carries two records; the last record's texts are equal for the model."""
+    """Three images, the first with two records; both texts of the last record have the same token ids."""
     images = [example.image for example in tiny_examples(tmp_path, [("x",)] * 3)]
-    shown = [images[i] for i in (0, 0, 1, 2)]
+    images = [images[i] for i in (0, 0, 1, 2)]
     kinds = ["attribute", "object", "object", "same"]
     return [
         Foil(image, *texts, kind, "f.json", f"f.json:{i}")  # pyright: ignore
-        for i, (image, texts, kind) in enumerate(zip(shown, TEXTS, kinds, strict=True))
+        for i, (image, texts, kind) in enumerate(zip(images, TEXTS, kinds, strict=True))
     ]
 
 
-def test_share_above_the_foil_by_hand(foils: list[Foil], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy_with_hand_made_scores(foils: list[Foil], monkeypatch: pytest.MonkeyPatch) -> None:
     # Distinct texts: 0 a red cat, 1 a blue cat, 2 a dog, 3 a bird, 4 the street, 5 the tree, 6 a car. Image 3: blank.
     table = torch.tensor(
         [
-            [2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 5.0],  # cat right; dog and bird tie: wrong
-            [0.0, 1.0, 3.0, 1.0, 2.0, 1.0, 5.0],  # street right
+            [2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 5.0],  # cat: a hit; dog and bird tie: a miss
+            [0.0, 1.0, 3.0, 1.0, 2.0, 1.0, 5.0],  # street: a hit
             [0.0, 1.0, 3.0, 1.0, 1.0, 2.0, 5.0],
             [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 5.0],
         ]
@@ -63,27 +63,27 @@ def test_scores_are_those_of_each_pair_alone(scorer: str, foils: list[Foil]) -> 
             return float(head.embed_text(words)[0] @ head.embed_image(patches)[0])
         return float(head.score(model.mmbert.fuse(words, patches).pooled))
 
-    report = foil_metrics(model, processor, foils, scorer=scorer, batch_size=2)
-    right = [score(foil.image, foil.caption) > score(foil.image, foil.foil) for foil in foils[:3]]
-    assert report["overall"]["accuracy"] == sum(right) / 4
-    wrong = zip(foils, shuffled_images(foils, 0), strict=True)
-    right = [score(other, foil.caption) > score(other, foil.foil) for foil, other in wrong][:3]
-    assert report["overall"]["shuffled"] == sum(right) / 4
+    metrics = foil_metrics(model, processor, foils, scorer=scorer, batch_size=2)
+    hits = [score(foil.image, foil.caption) > score(foil.image, foil.foil) for foil in foils[:3]]
+    assert metrics["overall"]["accuracy"] == sum(hits) / 4
+    shuffled = zip(foils, shuffled_images(foils, 0), strict=True)
+    hits = [score(other, foil.caption) > score(other, foil.foil) for foil, other in shuffled][:3]
+    assert metrics["overall"]["shuffled"] == sum(hits) / 4
 
 
-def test_other_image_is_of_the_same_file_and_never_the_own(foils: list[Foil]) -> None:
+def test_shuffled_image_is_another_one_of_the_same_file(foils: list[Foil]) -> None:
     more = [foil._replace(file="g.json") for foil in foils[:3]] + [foils[0]._replace(file="h.json")]
     for seed in range(20):
         other = shuffled_images(foils + more, seed)
         assert all(o != foil.image for o, foil in zip(other, foils + more, strict=True))
-        assert other[0] == other[1], "records of one image see the same other one"
+        assert other[0] == other[1], "records of one image get the same other image"
         assert set(other[4:7]) == {foils[0].image, foils[2].image} and other[7] is None
-        assert other[:4] == shuffled_images(foils, seed), "whatever other files are there"
+        assert other[:4] == shuffled_images(foils, seed), "other files make no difference"
     assert len({tuple(shuffled_images(foils, seed)) for seed in range(20)}) == 2
 
 
-def test_scorer_that_the_model_lacks_is_refused(foils: list[Foil]) -> None:
-    with pytest.raises(UsageError, match="scorer='itc' for a model with the objectives itm; it can do itm"):
+def test_scorer_without_its_objective_raises(foils: list[Foil]) -> None:
+    with pytest.raises(UsageError, match="scorer='itc' for a model with the objectives itm; allowed are itm"):
         foil_metrics(tiny_model(objectives={"itm": 1.0}), tiny_processor(), foils, scorer="itc")
-    with pytest.raises(UsageError, match="neither itm nor itc"):
+    with pytest.raises(UsageError, match="train one with itm, itc or both"):
         foil_metrics(tiny_model(objectives={"mlm": 1.0}), tiny_processor(), foils)

@@ -1,6 +1,8 @@
-"""Results of an evaluation do not depend on how its pairs are spread over processes and batches."""
+"""Metrics do not depend on batches and processes, equal their definition, and state what part of a split they cover."""
 
+import itertools
 import json
+import logging
 import math
 import random
 from pathlib import Path
@@ -16,7 +18,9 @@ from tiny import WORDS, randomize, tiny_config, tiny_processor
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.options import DataOptions
-from mmbert.evaluation.pairs import EncodedPair, PairEvaluation, PairResult
+from mmbert.evaluation import pairs as module_of_pairs
+from mmbert.evaluation.coverage import Coverage
+from mmbert.evaluation.pairs import EncodedPair, PairEvaluation, PairOutcome
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.distributed import world_size
 
@@ -29,7 +33,7 @@ Results = dict[str, float]
 
 @pytest.fixture(scope="module")
 def model() -> MMBertForPreTraining:
-    """In float64, so that another order of additions shows in the 16th digit only."""
+    """In float64, so that the order of additions changes the 16th digit only."""
     torch.manual_seed(0)
     objectives = {"mlm": 1.0, "itm": 1.0, "itc": {"embedding_size": 8}}
     model = MMBertForPreTraining(tiny_config(objectives=objectives))
@@ -39,7 +43,7 @@ def model() -> MMBertForPreTraining:
 
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[int, PairsDataModule]:
-    """Size -> data with so many validation pairs; some captions come twice, so that not every image is wrong."""
+    """Size -> data with so many validation pairs; one caption occurs several times, so some images are not wrong."""
     folder = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(0)
     records = []
@@ -58,23 +62,27 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[int, PairsDataModu
 
 
 def evaluated(model: MMBertForPreTraining, module: PairsDataModule, scorer: str) -> tuple[Results, int]:
-    """Metrics of the validation pairs, of which this process evaluates its share; and how many those were."""
+    """Metrics of the validation pairs, and the number of pairs that this process evaluated."""
     assert module.val_samples is not None
     images = RANKED if scorer == "itm" else 200
     evaluation = PairEvaluation(model, module.val_samples.image_sample(images), scorer=scorer)
-    for batch in module.val_dataloader():
+    run(evaluation, module)
+    return evaluation.metrics(), len(evaluation.pairs)
+
+
+def run(evaluation: PairEvaluation, module: PairsDataModule, *, max_batches: int | None = None) -> None:
+    for batch in itertools.islice(module.val_dataloader(), max_batches):
         batch = module.on_after_batch_transfer(batch, 0)
         evaluation.step({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
-    return evaluation.metrics(), len(evaluation.results)
 
 
-def counted(name: str) -> bool:
-    """A metric made of whole numbers: ranks, hits, comparisons."""
+def is_exact(name: str) -> bool:
+    """Whether a metric is made of whole numbers: ranks, hits, comparisons."""
     return "loss" not in name
 
 
 def grid(model: MMBertForPreTraining, modules: dict[int, PairsDataModule]) -> dict[tuple[int, int, str], Any]:
-    """What `evaluated` gives for every size and batch size in this group of processes."""
+    """Results of `evaluated` for every size and batch size in this process group."""
     found = {}
     for size, module in modules.items():
         for batch in BATCHES:
@@ -87,69 +95,110 @@ def grid(model: MMBertForPreTraining, modules: dict[int, PairsDataModule]) -> di
 def test_results_do_not_depend_on_processes_or_batches(
     model: MMBertForPreTraining, modules: dict[int, PairsDataModule], tmp_path: Path
 ) -> None:
-    """Fewer pairs than processes included: one that has none repeats another's, which counts once."""
+    """Includes fewer pairs than processes: a process without a pair repeats another's, which counts once."""
     found = {}
     for count in (1, 2, 3):
         folder = tmp_path / str(count)
         folder.mkdir()
         parts = in_processes(count, lambda rank: grid(model, modules), folder, seconds=240)
         for size, batch, scorer in parts[0]:
-            shares = [part[size, batch, scorer][1] for part in parts]
-            assert sum(shares) == max(size, count) and min(shares) > 0, "spread over all processes"
+            sizes = [part[size, batch, scorer][1] for part in parts]
+            assert sum(sizes) == max(size, count) and min(sizes) > 0, "distributed over all processes"
             for rank, part in enumerate(parts):
                 found[size, scorer, count, batch, rank] = part[size, batch, scorer][0]
     for (size, scorer, *how), metrics in found.items():
         expected = found[size, scorer, 1, 32, 0]
         assert metrics.keys() == expected.keys(), (size, scorer, *how)
         for name, value in metrics.items():
-            assert value == (expected[name] if counted(name) else pytest.approx(expected[name], rel=1e-12)), (
+            assert value == (expected[name] if is_exact(name) else pytest.approx(expected[name], rel=1e-12)), (
                 name, size, scorer, *how,
             )  # fmt: skip
-    whole = found[max(SIZES), "itc", 3, 4, 2]
-    assert {"rsum", "itm_auroc", "mlm_loss_shuffled", "text_to_image/median_rank"} <= whole.keys()
-    assert whole["retrieval_images"] == max(SIZES) and found[7, "itm", 3, 4, 2]["retrieval_images"] == 7
+    largest = found[max(SIZES), "itc", 3, 4, 2]
+    assert {"rsum", "itm_auroc", "mlm_loss_shuffled", "text_to_image/median_rank"} <= largest.keys()
+    assert largest["retrieval_images"] == max(SIZES) and found[7, "itm", 3, 4, 2]["retrieval_images"] == 7
 
 
-def test_items_are_what_the_results_are_means_of(
+def test_outcomes_have_the_metrics_as_their_means(
     model: MMBertForPreTraining, modules: dict[int, PairsDataModule]
 ) -> None:
     module = modules[7]
     module.options.eval_batch_size = 4
     assert module.val_samples is not None
     evaluation = PairEvaluation(model, module.val_samples.image_sample(200), scorer="itc")
-    for batch in module.val_dataloader():
-        batch = module.on_after_batch_transfer(batch, 0)
-        evaluation.step({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
+    run(evaluation, module)
     metrics, items = evaluation.metrics(), evaluation.outcomes()
     assert set(items) == {"itm_accuracy", "mlm_accuracy", "mlm_accuracy_shuffled"}
     for name, found in items.items():
         assert sum(found.values) / len(found.values) == pytest.approx(metrics[name], abs=1e-12), name
     assert items["itm_accuracy"].images == list(range(7))
-    masked = [r.masked for r in sorted(evaluation.results)]
+    masked = [r.num_masked for r in sorted(evaluation.pairs)]
     assert items["mlm_accuracy"].images == [i for i, count in enumerate(masked) for _ in range(count)]
 
 
-def test_captions_of_one_image_are_one_image_to_the_tests(model: MMBertForPreTraining) -> None:
-    """Or two captions each would halve what images vary by."""
+def test_captions_of_one_image_have_one_image_number(model: MMBertForPreTraining) -> None:
+    """Statistics resample images: two numbers for one image would halve its variance."""
     evaluation = PairEvaluation(model, frozenset())
-    of_pair = [7, 7, 3, 3, 9]
-    evaluation.results = [PairResult(i, 2, 1, 1, 1.0, 1.0, 0.5, -0.5, key) for i, key in enumerate(of_pair)]
+    image_keys = [7, 7, 3, 3, 9]
+    evaluation.pairs = [PairOutcome(i, 2, 1, 1, 1.0, 1.0, 0.5, -0.5, key) for i, key in enumerate(image_keys)]
     items = evaluation.outcomes()
     assert items["itm_accuracy"].images == [0, 0, 1, 1, 2]
     assert items["mlm_accuracy"].images == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
 
 
-def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[EncodedPair]]:
-    """Results of `count` pairs, with ties, pairs without a wrong image, and captions that come twice."""
+def test_evaluation_of_a_part_of_the_split_logs_a_warning(
+    model: MMBertForPreTraining, modules: dict[int, PairsDataModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = modules[7]
+    module.options.eval_batch_size = 4
+    assert module.val_samples is not None
+    for max_batches, seen in ((1, 4), (None, 7)):
+        caplog.clear()
+        evaluation = PairEvaluation(model, frozenset(), num_samples=len(module.val_samples))
+        run(evaluation, module, max_batches=max_batches)
+        assert evaluation.coverage() == Coverage(seen, 7) and evaluation.coverage().fraction == seen / 7
+        evaluation.log_warnings("val")
+        expected = (
+            "val: metrics are over 4 of 7 items (57.1 %), as trainer.limit_val_batches stops the evaluation early"
+        )
+        assert caplog.messages == ([expected] if seen == 4 else [])
+
+
+def test_skipped_images_count_as_seen(model: MMBertForPreTraining) -> None:
+    evaluation = PairEvaluation(model, frozenset(), num_samples=3)
+    evaluation.step({"index": torch.zeros(0, dtype=torch.int64), "skipped": torch.tensor([0, 2])})
+    assert evaluation.coverage() == Coverage(2, 3)
+
+
+def test_expensive_ranking_logs_a_warning(
+    model: MMBertForPreTraining,
+    modules: dict[int, PairsDataModule],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = modules[7].val_samples
+    assert samples is not None
+    evaluation = PairEvaluation(model, samples.image_sample(200), scorer="itm")
+    run(evaluation, modules[7])
+    evaluation.metrics()
+    assert not caplog.messages
+    monkeypatch.setattr(module_of_pairs, "EXPENSIVE_PASSES", 49)
+    evaluation.metrics()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "ranking 7 images with as many captions by itm: 49 fusion passes" in record.getMessage()
+
+
+def random_outcomes(count: int, rng: random.Random) -> tuple[list[PairOutcome], list[EncodedPair]]:
+    """Outcomes of `count` pairs, with ties, pairs without a shuffled image, and captions of several images."""
     results, encoded = [], []
     for index in range(count):
         masked, lone = rng.randrange(4), rng.random() < 0.1
-        hits, wrong_hits = rng.randint(0, masked), rng.randint(0, masked)
+        hits, mlm_hits_shuffled = rng.randint(0, masked), rng.randint(0, masked)
         losses = [masked * rng.expovariate(1), masked * rng.expovariate(0.5)]
         right, wrong = rng.choice([rng.gauss(1, 1), 0.0, 1.0]), rng.choice([rng.gauss(-1, 1), 0.0, 1.0])
         results.append(
-            PairResult(
-                index, masked, hits, None if lone else wrong_hits, *losses, right, None if lone else wrong, index
+            PairOutcome(
+                index, masked, hits, None if lone else mlm_hits_shuffled, *losses, right, None if lone else wrong, index
             )
         )
         vectors = torch.tensor([[rng.randrange(3) for _ in range(4)] for _ in range(2)], dtype=torch.float64)
@@ -160,8 +209,8 @@ def invented(count: int, rng: random.Random) -> tuple[list[PairResult], list[Enc
     return results, encoded
 
 
-def share(rows: list[Any], rng: random.Random, rank: int) -> list[Any]:
-    """What one process has of them, in any order: each row is with at least one process, some with several."""
+def assign(rows: list[Any], rng: random.Random, rank: int) -> list[Any]:
+    """Rows of one process in random order; each row belongs to at least one process, some to several."""
     own = []
     for row in rows:
         holders = {rng.randrange(world_size()) for _ in range(rng.choice([1, 1, 1, 3]))}
@@ -170,21 +219,24 @@ def share(rows: list[Any], rng: random.Random, rank: int) -> list[Any]:
     return own
 
 
-def by_definition(results: list[PairResult], encoded: list[EncodedPair]) -> Results:
-    """The same with loops and exact sums."""
+def by_definition(results: list[PairOutcome], encoded: list[EncodedPair]) -> Results:
+    """Metrics by their definition, with loops and exact sums."""
     out: Results = {}
-    masked = sum(r.masked for r in results)
-    both = [r for r in results if r.wrong_hits is not None]
-    shuffled = sum(r.masked for r in both)
+    masked = sum(r.num_masked for r in results)
+    both = [r for r in results if r.mlm_hits_shuffled is not None]
+    shuffled = sum(r.num_masked for r in both)
     if masked:
         out["mlm_loss"] = math.fsum(r.mlm_loss for r in results) / masked
-        out["mlm_accuracy"] = sum(r.right_hits for r in results) / masked
+        out["mlm_accuracy"] = sum(r.mlm_hits for r in results) / masked
     if shuffled:
-        out["mlm_loss_shuffled"] = math.fsum(r.mlm_loss_wrong for r in both) / shuffled
-        out["mlm_accuracy_shuffled"] = sum(r.wrong_hits or 0 for r in both) / shuffled
-        out["mlm_image_gain"] = sum(r.right_hits for r in both) / shuffled - out["mlm_accuracy_shuffled"]
+        out["mlm_loss_shuffled"] = math.fsum(r.mlm_loss_shuffled for r in both) / shuffled
+        out["mlm_accuracy_shuffled"] = sum(r.mlm_hits_shuffled or 0 for r in both) / shuffled
+        out["mlm_image_gain"] = sum(r.mlm_hits for r in both) / shuffled - out["mlm_accuracy_shuffled"]
     if both:
-        right, wrong = [r.right_score for r in both], [r.wrong_score for r in both if r.wrong_score is not None]
+        right, wrong = (
+            [r.itm_logit for r in both],
+            [r.itm_logit_shuffled for r in both if r.itm_logit_shuffled is not None],
+        )
         losses = [math.log1p(math.exp(-x)) for x in right] + [math.log1p(math.exp(x)) for x in wrong]
         out["itm_loss"] = math.fsum(losses) / len(losses)
         out["itm_accuracy"] = (sum(x > 0 for x in right) + sum(x <= 0 for x in wrong)) / len(losses)
@@ -209,26 +261,26 @@ def by_definition(results: list[PairResult], encoded: list[EncodedPair]) -> Resu
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_results_spread_in_any_way_give_the_sums_of_the_whole(
+def test_metrics_of_random_outcomes_equal_their_definition_over_any_processes(
     count: int, model: MMBertForPreTraining, tmp_path: Path
 ) -> None:
     def work(rank: int) -> list[Results]:
         found = []
         for split in range(SPLITS):
             rng = random.Random(split)
-            results, encoded = invented(rng.choice([1, 2, 3, 7, 64, 65, 101]), rng)
+            results, encoded = random_outcomes(rng.choice([1, 2, 3, 7, 64, 65, 101]), rng)
             evaluation = PairEvaluation(model, frozenset(), scorer="itc")
-            evaluation.results, evaluation.encoded = share(results, rng, rank), share(encoded, rng, rank)
+            evaluation.pairs, evaluation.encoded = assign(results, rng, rank), assign(encoded, rng, rank)
             found.append(evaluation.metrics())
         return found
 
     parts = in_processes(count, work, tmp_path)
-    assert all(part == parts[0] for part in parts), "all processes say the same"
+    assert all(part == parts[0] for part in parts), "all processes have the same metrics"
     for split, metrics in enumerate(parts[0]):
         rng = random.Random(split)
-        expected = by_definition(*invented(rng.choice([1, 2, 3, 7, 64, 65, 101]), rng))
+        expected = by_definition(*random_outcomes(rng.choice([1, 2, 3, 7, 64, 65, 101]), rng))
         assert metrics.keys() == expected.keys()
         for name, value in metrics.items():
-            assert value == (expected[name] if counted(name) else pytest.approx(expected[name], rel=1e-12)), (
+            assert value == (expected[name] if is_exact(name) else pytest.approx(expected[name], rel=1e-12)), (
                 name, split,
             )  # fmt: skip
