@@ -62,7 +62,7 @@ def test_rows_do_not_depend_on_their_batch(task: str, images: int) -> None:
     whole = batch_of(images, dtype=torch.float64)
     logits = model(whole).objectives[task].logits
     for row in range(4):
-        alone = {k: v[row : row + 1] for k, v in whole.outcomes() if k != "pixel_values"}
+        alone = {k: v[row : row + 1] for k, v in whole.items() if k != "pixel_values"}
         if images:
             alone["pixel_values"] = whole["pixel_values"][row * images : (row + 1) * images]
         torch.testing.assert_close(model(alone).objectives[task].logits[0], logits[row], rtol=0, atol=1e-12)
@@ -143,7 +143,7 @@ def test_results_do_not_depend_on_batches_order_or_repeats(task: str, tmp_path: 
 def test_without_text_only_the_image_counts(task: str, tmp_path: Path) -> None:
     """Examples 0, 3 and 6 share an image, and have different texts of different lengths."""
     judged = evaluation(task, tmp_path, 3, list(range(7)))
-    results, model = judged.merged_results(), model_of(task)
+    results, model = judged.merged_predictions(), model_of(task)
     empty = torch.tensor([[2, 3]])  # [CLS] [SEP]
     batch = {
         "input_ids": torch.tensor([[2, 9, 8, 3, 0], [2, 7, 3, 0, 0]]),
@@ -152,7 +152,7 @@ def test_without_text_only_the_image_counts(task: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.mmbert.encode_text(empty).rows(torch.tensor([0, 0]))
         assert torch.equal(judged._empty(batch).hidden_states, expected.hidden_states)
-    image = tiny_processor().image(labelled(tmp_path)[0].image)[None]
+    image = tiny_processor().pixel_values(labelled(tmp_path)[0].image)[None]
     text = model.mmbert.encode_text(empty)
     image = model.mmbert.encode_image(tiny_processor().image_settings.normalize(image))
     label = int(model.task.logits(model.task.pooled(model.mmbert, text, image)).argmax())
