@@ -116,15 +116,15 @@ def caption_file(info: Json, records: list[Json]) -> Json:
 
 def vqa_files(info: Json, split: str, records: list[Json]) -> tuple[Json, Json]:
     """Contents of the files of VQAv2 questions and answers; all ten answers are the same."""
-    asked, answered = [], []
+    questions, answers = [], []
     for record in records:
         image_id = record["image"]["id"]
         question: Question
         for k, question in enumerate(record["questions"]):
             ids = {"image_id": image_id, "question_id": 1000 * image_id + k}
-            asked.append({**ids, "question": question.text})
+            questions.append({**ids, "question": question.text})
             answer = {"answer": question.answer, "answer_confidence": "yes"}
-            answered.append(
+            answers.append(
                 {
                     **ids,
                     "question_type": question.question_type,
@@ -135,7 +135,7 @@ def vqa_files(info: Json, split: str, records: list[Json]) -> tuple[Json, Json]:
             )
     license_ = {"name": LICENSE["name"], "url": LICENSE["url"]}
     head = {"info": info, "license": license_, "data_type": "shapes", "data_subtype": split}
-    return {**head, "task_type": "Open-Ended", "questions": asked}, {**head, "annotations": answered}
+    return {**head, "task_type": "Open-Ended", "questions": questions}, {**head, "annotations": answers}
 
 
 def satisfied_share(seed: int, split: str, count: int) -> float:

@@ -1,4 +1,4 @@
-"""Configurations: a typo gets a suggestion, junk an exit code, and what is printed reads back to itself."""
+"""Configurations of runs: suggestions for typos, exit codes for invalid files, round trip of --print_config."""
 
 import random
 from pathlib import Path
@@ -17,8 +17,8 @@ from mmbert.training.presets import list_presets
 PRESETS = [name for name in list_presets() if not name.startswith("compare/")]
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code and error stream of a command line that must end."""
+def rejected(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and error stream of a command line that is not accepted."""
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *arguments])
     errors = capsys.readouterr().err
@@ -56,14 +56,14 @@ TYPOS = {  # written -> meant, at three depths: option, section, key of a sectio
 
 
 @pytest.mark.parametrize("typo", TYPOS)
-def test_typo_is_told_with_what_was_meant(typo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_typo_gets_a_suggestion(typo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the command line and in a file."""
     content: object = 1
     for part in reversed(typo.split(".")):
         content = {part: content}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
     for arguments in ([f"--{typo}=1"], ["--config", str(tmp_path / "own.yaml")]):
-        code, errors = refused(arguments, capsys)
+        code, errors = rejected(arguments, capsys)
         assert code == 2
         assert f"Did you mean '{TYPOS[typo]}'?" in errors, errors
         assert errors.count("\n") == 1
@@ -93,18 +93,18 @@ def test_typo_is_told_with_what_was_meant(typo: str, tmp_path: Path, capsys: pyt
         ("name: [a]", "name"),
     ],
 )
-def test_wrong_type_is_told_with_its_key(
+def test_message_about_a_wrong_type_names_the_key(
     content: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.yaml").write_text(content)
-    code, errors = refused(["--config", str(tmp_path / "own.yaml")], capsys)
+    code, errors = rejected(["--config", str(tmp_path / "own.yaml")], capsys)
     assert code == 2
     assert errors.startswith("mmbert: error: ") and named in errors
     assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_printed_configuration_reads_back_to_itself(
+def test_printed_configuration_parses_to_itself(
     preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def printed(config: str) -> dict:
@@ -152,10 +152,10 @@ OBJECTIVES = "--model.objectives"
         ),
     ],
 )
-def test_option_of_an_objective_leaves_the_others_alone(
+def test_option_of_an_objective_keeps_its_other_options(
     options: list[str], expected: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is trained, and what a comparison writes down; a file's mapping replaces that of the file below it."""
+    """In a run and in the rows of a comparison; the mapping in a file replaces that of its base."""
     (tmp_path / "base.yaml").write_text("model: {objectives: {itc: 1.0, itm: {negatives: hard}}}")
     file = tmp_path / "own.yaml"
     file.write_text("base: base.yaml\nmodel: {objectives: {mlm: 0.5, itm: {weight: 2.0, text: masked}}}")
@@ -178,7 +178,7 @@ def test_option_of_an_objective_leaves_the_others_alone(
         ["fit", "-cFILE", "--model.fusion=early"],
     ],
 )
-def test_options_win_over_files_wherever_they_stand(
+def test_options_override_files_in_any_order(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "base.yaml").write_text("model: {hidden_size: 48}")
@@ -190,7 +190,7 @@ def test_options_win_over_files_wherever_they_stand(
     assert (model["fusion"], model["hidden_size"]) == ("early", 48)
 
 
-def test_saved_configuration_gives_the_same_curve_to_the_bit(tiny: list[str], tmp_path: Path) -> None:
+def test_saved_configuration_gives_bit_identical_losses(tiny: list[str], tmp_path: Path) -> None:
     fit(tiny, tmp_path, "--name=one", "--trainer.max_epochs=2")
     main(["fit", "--config", str(tmp_path / "one/config.yaml"), "--name=two"])
     assert trace(tmp_path, "two") == trace(tmp_path, "one")
@@ -221,15 +221,15 @@ JUNK = (
 @settings(max_examples=tier(60, 3000))  # each builds the parser anew: a quarter of a second
 @given(JUNK)
 @example(b"threads: 2147483648.0\n")
-def test_any_junk_in_a_file_ends_with_one_sentence(tmp_path: Path, content: bytes) -> None:
-    """`data.images` is missing whatever the file holds, or its value is no folder: nothing can run."""
+def test_invalid_file_ends_with_an_exit_code(tmp_path: Path, content: bytes) -> None:
+    """No generated file can run: `data.images` is missing or no folder."""
     (tmp_path / "junk.yaml").write_bytes(content)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(tmp_path / "junk.yaml"), "--data.tokenizer=./nowhere", "--trainer.fast_dev_run=1"])
     assert stopped.value.code in (1, 2)
 
 
-def test_presets_with_bytes_changed_end_with_one_sentence(tmp_path: Path) -> None:
+def test_preset_with_changed_bytes_ends_with_an_exit_code(tmp_path: Path) -> None:
     text = (ROOT / "configs/quickstart.yaml").read_bytes().replace(b"base: [base.yaml, fusion/hybrid.yaml]\n", b"")
     rng = random.Random(0)
     for _ in range(tier(30, 1000)):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from mmbert.cli.main import main
+from mmbert.compare.plan import load_comparison
 from mmbert.errors import DataError, UsageError
 from mmbert.training import presets
 from mmbert.training.config_files import expand_bases, explicit_options, merge_files, with_bases
@@ -99,7 +100,7 @@ def test_bases_come_in_order_and_relative_to_their_file(tmp_path: Path) -> None:
         ("name: [", DataError, "own.yaml:1"),
     ],
 )
-def test_mistake_in_a_file_has_its_place(content: str, error: type, message: str, tmp_path: Path) -> None:
+def test_message_about_a_file_has_file_and_line(content: str, error: type, message: str, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(error, match=message):
         with_bases(str(tmp_path / "own.yaml"))
@@ -135,6 +136,10 @@ def test_configs_lists_every_preset_with_its_first_comment(capsys: pytest.Captur
         first = file.read_text().splitlines()[0]
         assert first.startswith("# ") and line.endswith(first.removeprefix("# ")), file
         assert name not in RUNS or len(line) <= 120, f"{file}: the first line is too long for a list"
+
+
+def test_comparison_is_found_by_name() -> None:
+    assert load_comparison("compare/quick").name == load_comparison("presets/compare/quick").name == "quick"
 
 
 def test_configs_show_prints_the_file_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
