@@ -31,10 +31,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_wheel_holds_package_presets_and_generators_only(wheel: zipfile.ZipFile) -> None:
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    modules = {str(file.relative_to(ROOT)) for file in (ROOT / "mmbert").rglob("*.py")}
+    package = {str(f.relative_to(ROOT)) for f in (ROOT / "mmbert").rglob("*") if f.is_file() and f.suffix != ".pyc"}
     presets = {f"mmbert/presets/{file.relative_to(ROOT / 'configs')}" for file in (ROOT / "configs").rglob("*.yaml")}
     scripts = {f"mmbert/generators/{file.relative_to(ROOT / 'data')}" for file in (ROOT / "data").glob("*/*.py")}
-    assert held == {*modules, *presets, *scripts, "mmbert/py.typed", "mmbert/compare/report/page.css"}
+    assert held == package | presets | scripts
 
 
 def test_installed_wheel_trains_the_quickstart_by_name(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmbert.data.check import check_file
 from mmbert.data.prepare import DATA_FOLDER, GENERATORS, generate, list_files
 from mmbert.data.readers import FORMATS
 from mmbert.runtime.terminal import print_line
@@ -37,6 +36,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _check(file: str, *, images: str | None, format: str | None, **keys: str | list[str] | None) -> int:
+    from mmbert.data.check import check_file  # imports torch, which `data prepare` doesn't need
+
     given = {key: value for key, value in keys.items() if value is not None}
     report = check_file(file, images=images, format=format, **given)
     for line in report.lines():
