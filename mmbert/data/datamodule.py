@@ -1,9 +1,8 @@
-"""Annotation files to training, validation and test batches: of pairs for pretraining, labelled ones for a task."""
+"""Data modules: annotation files to training, validation and test batches; here the base and pretraining."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -12,34 +11,35 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmbert.data.examples import Example, read_examples
-from mmbert.data.labelled import LabelledExample, read_labelled
-from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
 from mmbert.data.masking import Masking
 from mmbert.data.options import DataOptions, check_options, reader_options
 from mmbert.data.pairs import Collate, Pairs
 from mmbert.data.processor import MMBertProcessor
 from mmbert.data.samples import Augmentation, Samples
 from mmbert.data.sampling import TrainBatches, TrainLoader
-from mmbert.errors import DataError, UsageError
-from mmbert.model.tasks import Priors, task_class
+from mmbert.errors import UsageError, quote
 from mmbert.runtime.distributed import rank, world_size
 from mmbert.runtime.randomness import permutation
 from mmbert.runtime.signals import StopSignals
 
 log = logging.getLogger("mmbert")
+SAMPLED_TEXTS = 1000
+"""Training texts, at most, that the tokenizer is checked on."""
+MAX_UNKNOWN, WARN_UNKNOWN = 0.5, 0.1
+"""Fractions of [UNK] among the tokens of training texts: above the first an error, above the second a warning."""
 
 
 class SplitsDataModule(L.LightningDataModule):
-    """Training, validation and test splits as loaders; a subclass says what a sample is (`_samples`, `collate`).
+    """Base data module with a loader for each split; a subclass builds samples (`_samples`) and batches (`collate`).
 
     Args:
-        options: Where the data is.
-        examples: split -> what a reader found.
+        options: The section `data`.
+        examples: split -> examples of a reader.
         processor: Tokenizer and image settings.
         seed: The run's seed.
 
     Raises:
-        UsageError: No training split, or one that fills no batch.
+        UsageError: No training split, one that fills no batch, or a tokenizer that knows hardly any of its words.
     """
 
     collate: Callable[[list[Any]], dict[str, Any]]
@@ -53,11 +53,12 @@ class SplitsDataModule(L.LightningDataModule):
         self.options, self.examples, self.processor, self.seed = options, examples, processor, seed
         self.eval_seed = seed if options.eval_seed is None else options.eval_seed
         self.loader_state: dict[str, int] | None = None
-        """Where the training loader starts, as `TrainLoader.state_dict` tells it; None: at the beginning."""
+        """Position of the training loader, see `TrainLoader.state_dict`; None: the beginning."""
         if not examples.get("train"):
             raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
         self.train_samples = self._samples(examples["train"], Augmentation(options.crop, options.flip))
         self._check_batch_size()
+        self._check_tokenizer()
         self.val_samples = (
             self._samples(self._validation_subset(examples["val"], "val")) if examples.get("val") else None
         )
@@ -67,26 +68,27 @@ class SplitsDataModule(L.LightningDataModule):
         }
 
     def _samples(self, examples: Sequence[Any], augmentation: Augmentation | None = None) -> Samples:
-        """The samples of a split, for evaluation where there is no augmentation."""
+        """Build the samples of a split; those without augmentation are for evaluation."""
         raise NotImplementedError
 
     def _expand_test_captions(self, examples: Sequence[Any]) -> Sequence[Any]:
-        """What of a test split is tested."""
+        """Expand or select the examples of a test split that are tested."""
         return examples
 
     def _validation_subset(self, examples: Sequence[Any], split: str) -> Sequence[Any]:
+        """Draw a fixed sample of at most `val_size` examples, in the order of the file."""
         size = self.options.val_size
         if size is None or size >= len(examples):
             return examples
         return [examples[i] for i in sorted(permutation(self.eval_seed, f"sample {split}", 0, len(examples))[:size])]
 
-    def training_texts(self, chosen: Sequence[int]) -> list[str]:
-        """The texts of training samples in the first epoch."""
+    def training_texts(self, positions: Sequence[int]) -> list[str]:
+        """Return the texts of training samples in the first epoch."""
         raise NotImplementedError
 
     @property
     def skip_unreadable(self) -> bool:
-        """Whether images that can't be read are left out."""
+        """Whether unreadable images are skipped."""
         return self.options.on_bad_sample == "skip"
 
     def _check_batch_size(self) -> None:
@@ -98,21 +100,46 @@ class SplitsDataModule(L.LightningDataModule):
             )
 
     def steps_per_epoch(self) -> int:
-        """Training batches an epoch, for each process."""
+        """Compute the training batches of each process in an epoch."""
         return len(self.train_samples) // (self.options.batch_size * world_size())
 
     def sizes(self) -> dict[str, int]:
-        """Pairs in each split that is used."""
+        """Return the number of samples of each split that is used."""
         val = {} if self.val_samples is None else {"val": len(self.val_samples)}
         return {"train": len(self.train_samples), **val, **{k: len(v) for k, v in self.test_samples.items()}}
 
-    def truncated_fraction(self, *, at_most: int = 1000) -> float:
-        """Fraction of training texts that `max_text_length` cuts, from a fixed sample."""
-        chosen = permutation(self.seed, "cut captions", 0, len(self.train_samples))[:at_most]
-        return self.processor.truncated_fraction(self.training_texts(chosen.tolist()))
+    def truncated_fraction(self, *, at_most: int = SAMPLED_TEXTS) -> float:
+        """Estimate the fraction of training texts that `max_text_length` truncates, from a fixed sample."""
+        return self.processor.truncated_fraction(self._sampled_texts(at_most))
+
+    def _sampled_texts(self, count: int) -> list[str]:
+        """Draw a fixed random sample of at most `count` training texts."""
+        positions = permutation(self.seed, "cut captions", 0, len(self.train_samples))[:count]
+        return self.training_texts(positions.tolist())
+
+    def _check_tokenizer(self) -> None:
+        """Check on a sample of training texts that the tokenizer knows their words.
+
+        Raises:
+            UsageError: More than `MAX_UNKNOWN` of their tokens are [UNK].
+        """
+        texts = self._sampled_texts(SAMPLED_TEXTS)
+        unknown = self.processor.unknown_fraction(texts)
+        if unknown <= WARN_UNKNOWN:
+            return
+        tokenizer = self.processor.tokenizer
+        found = (
+            f"tokenizer '{tokenizer.name_or_path}' ({len(tokenizer):,} entries) turns {unknown:.0%} of the tokens of "
+            f"{len(texts):,} training texts into {tokenizer.unk_token}, such as {quote(texts[0])}"
+        )
+        if unknown > MAX_UNKNOWN:
+            raise UsageError(
+                f"{found}; at most {MAX_UNKNOWN:.0%} are accepted. Set data.tokenizer to one for their language."
+            )
+        log.warning("%s; is data.tokenizer the one for their language?", found)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches in the order of (seed, epoch).
+        """Return the training loader, whose order depends on (seed, epoch).
 
         Raises:
             UsageError: Fewer pairs than fill one batch of all processes.
@@ -135,16 +162,16 @@ class SplitsDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader | list:
-        """The fixed validation samples; none if there is no split "val"."""
+        """Return the loader of the fixed validation samples; an empty list if there is no split "val"."""
         return [] if self.val_samples is None else self._evaluation(self.val_samples)
 
     def test_dataloader(self) -> list[DataLoader]:
-        """One loader for each split in `test_splits`."""
+        """Return one loader for each split in `test_splits`."""
         return [self._evaluation(pairs) for pairs in self.test_samples.values()]
 
     def _evaluation(self, pairs: Samples) -> DataLoader:
         by_length = np.argsort(pairs.text_lengths(0), kind="stable")
-        # A process without a pair of its own would leave the others waiting: it repeats one, which counts once.
+        # A process without a sample would block the others: it repeats one, which counts once.
         by_length = by_length[rank() % len(by_length) :: world_size()].tolist()
         size = self.options.eval_batch_size
         return self._loader(pairs, batch_sampler=[by_length[i : i + size] for i in range(0, len(by_length), size)])
@@ -163,7 +190,7 @@ class SplitsDataModule(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Normalises the images where the model is: bytes travel, floats don't."""
+        """Normalize the images on the device, so that uint8 rather than float is transferred."""
         for key in ("pixel_values", "wrong_pixel_values"):
             if key in batch:
                 batch[key] = self.processor.image_settings.normalize(batch[key])
@@ -171,7 +198,7 @@ class SplitsDataModule(L.LightningDataModule):
 
 
 class PairsDataModule(SplitsDataModule):
-    """Image-caption pairs; reads the annotations on construction, so that a mistake is told before anything happens."""
+    """Data module of image-caption pairs for pretraining; reads the annotations on construction."""
 
     train_samples: Pairs
     val_samples: Pairs | None
@@ -182,6 +209,11 @@ class PairsDataModule(SplitsDataModule):
         reading = reader_options(options)
         examples = read_examples(options.format, options.annotations, options.images, **reading)
         tokenizer = processor.tokenizer
+        if options.whole_word and not tokenizer.is_fast and not any(t.startswith("##") for t in tokenizer.get_vocab()):
+            raise UsageError(
+                f"data.whole_word=True: tokenizer '{tokenizer.name_or_path}' does not mark which tokens form a word; "
+                "use one with a fast version (tokenizer.json), or leave the option out."
+            )
         special = frozenset(int(i) for i in tokenizer.all_special_ids)
         ordinary = np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
         self.masking = Masking(
@@ -204,96 +236,19 @@ class PairsDataModule(SplitsDataModule):
         captions = self.options.test_captions
         if captions == 1:
             return examples
-        return [  # evaluation shows the first caption, so each goes first once
+        return [  # evaluation uses the first caption, so each caption is first once
             replace(e, captions=e.captions[i:] + e.captions[:i])
             for e in examples
             for i in range(min(captions, len(e.captions)))
         ]
 
-    def training_texts(self, chosen: Sequence[int]) -> list[str]:
-        """The captions that images show in the first epoch."""
+    def training_texts(self, positions: Sequence[int]) -> list[str]:
+        """Return the captions of training images in the first epoch."""
         numbers = self.train_samples.caption_numbers(0)
-        return [self.train_samples.examples[i].captions[numbers[i]] for i in chosen]
-
-
-class LabelledDataModule(SplitsDataModule):
-    """Labelled texts with their images, for the task that has these labels.
-
-    Args:
-        options: Where the data is.
-        examples: What `read_task_data` gave.
-        labels: What the task chooses from.
-        task: A name in `mmbert.model.tasks.TASKS`.
-        processor: Tokenizer and image settings.
-        seed: The run's seed.
-    """
-
-    train_samples: LabelledSamples
-    val_samples: LabelledSamples | None
-    test_samples: dict[str, LabelledSamples]
-
-    def __init__(
-        self,
-        options: DataOptions,
-        examples: Mapping[str, Sequence[LabelledExample]],
-        labels: Sequence[str],
-        processor: MMBertProcessor,
-        *,
-        task: str,
-        seed: int,
-    ):
-        self.task, self._number = task_class(task), {label: i for i, label in enumerate(labels)}
-        self.collate = CollateLabelled(processor.pad_token_id, len(labels))
-        usable = [e for e in examples["train"] if self.task.scores(e.answers, self._number)]
-        if len(usable) < len(examples["train"]):
-            log.info("%d of %d training examples have no answer in the vocabulary of %d and are left out",
-                     len(examples["train"]) - len(usable), len(examples["train"]), len(labels))  # fmt: skip
-        super().__init__(options, {**examples, "train": usable}, processor, seed=seed)
-
-    def _samples(
-        self, examples: Sequence[LabelledExample], augmentation: Augmentation | None = None
-    ) -> LabelledSamples:
-        scores = [self.task.scores(e.answers, self._number) for e in examples]
-        return LabelledSamples(
-            examples, scores, self.processor, seed=self.seed if augmentation is not None else self.eval_seed,
-            augmentation=augmentation, skip_unreadable=self.skip_unreadable,
-        )  # fmt: skip
-
-    def training_texts(self, chosen: Sequence[int]) -> list[str]:
-        """The texts of training examples."""
-        return [self.train_samples.examples[i].text for i in chosen]
-
-    @cached_property
-    def priors(self) -> Priors:
-        """What the training examples say without looking."""
-        return self.task.priors(self.train_samples.examples, self.train_samples.scores)
-
-
-def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[LabelledExample]], list[str]]:
-    """Reads a task's examples, and the labels that their training split gives.
-
-    Raises:
-        DataError: Something is wrong with the files, or an example has no answer or another number of images.
-        UsageError: Options that can't be meant.
-    """
-    check_options(options, task=task)
-    examples = read_labelled(
-        options.format, options.annotations, options.images, questions=options.questions or "",
-        image_names=options.image_names, **reader_options(options, task),
-    )  # fmt: skip
-    if not examples.get("train"):
-        raise UsageError(f"data.annotations={options.annotations!r} has no split 'train', only {sorted(examples)}.")
-    images = len(examples["train"][0].images)
-    for listed in examples.values():
-        for example in listed:
-            if not example.answers:
-                raise DataError(example.place, "no answer", "one: `mmbert predict` is for examples without")
-            if len(example.images) != images:
-                raise DataError(example.place, f"{len(example.images)} images", f"{images}, as the first example")
-    return examples, task_class(task).labels_of(examples["train"], min_count=options.min_answer_count)
+        return [self.train_samples.examples[i].captions[numbers[i]] for i in positions]
 
 
 def _take_fraction(examples: Sequence[Any], fraction: float, seed: int) -> list[Any]:
-    """A sample of at least one, in the order of the file."""
+    """Draw a fixed sample of at least one example, in the order of the file."""
     count = max(1, round(fraction * len(examples)))
     return [examples[i] for i in sorted(permutation(seed, "fraction", 0, len(examples))[:count].tolist())]

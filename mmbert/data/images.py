@@ -1,9 +1,11 @@
-"""Load an image from anything a user may have, as upright 8-bit RGB, or say in one line why not."""
+"""Load images from paths, bytes, Pillow images or arrays as upright 8-bit RGB."""
 
 import os
 import stat
 import warnings
+from collections.abc import Iterable, Mapping
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -30,18 +32,18 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what turns the image upright."""
+"""EXIF orientation -> transposition that turns the image upright."""
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""What `load_image` takes."""
+"""Path, file content, Pillow image or array; see `load_image`."""
 
 
 class BadImageError(DataError):
-    """An image cannot be used.
+    """Error for an image that cannot be used.
 
     Args:
         path: the file, or "<bytes>", "<PIL image>", "<array>".
-        reason: why, in a few words.
+        reason: short reason.
     """
 
     def __init__(self, path: str, reason: str = "") -> None:
@@ -88,8 +90,28 @@ def load_image(
         raise BadImageError(name, str(error)) from error.__cause__
 
 
+def as_image_list(images: Any) -> tuple[list[Any], bool]:
+    """Convert one image or any iterable of images to a list.
+
+    Args:
+        images: what `load_image` takes, or None; or several of these: a list, tuple, generator, column of a
+            data set, pandas Series, array of names, or array (N, H, W, C).
+
+    Returns:
+        The images, and whether a single one was given.
+    """
+    if isinstance(images, np.ndarray):
+        is_single = images.dtype.kind not in "OUS" and images.ndim < 4
+    else:
+        single_types = (str, os.PathLike, bytes, Image.Image, Mapping)
+        is_single = isinstance(images, single_types) or hasattr(images, "detach") or not isinstance(images, Iterable)
+    if is_single:
+        return [images], True
+    return [*images], False  # pyright: ignore[reportGeneralTypeIssues]
+
+
 def read_content(path: str | os.PathLike[str]) -> bytes:
-    """Read an image file whole, for `load_image` to decode.
+    """Read the bytes of an image file, to be decoded by `load_image`.
 
     Raises:
         BadImageError: it is no regular file, larger than `MAX_FILE_BYTES`, or cannot be read.
@@ -101,7 +123,7 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
 
 
 class _Unusable(ValueError):
-    """Why an image is refused; `load_image` adds the name."""
+    """Reason why an image cannot be used; `load_image` adds the name."""
 
 
 def _from_file(path: str | os.PathLike[str], max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
@@ -218,7 +240,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _scale_unit(values: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] to uint8; any other range could mean anything."""
+    """Convert floats in [0, 1] to uint8; any other range is ambiguous."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):  # also false for NaN
         raise _Unusable(f"floating-point pixels from {low:g} to {high:g}; only [0, 1] has a sure meaning")

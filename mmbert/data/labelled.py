@@ -1,4 +1,4 @@
-"""Read labelled examples of any known format: the one entrance to their readers."""
+"""Read labelled examples of any known format."""
 
 import inspect
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger("mmbert")
 __all__ = ["LABELLED_FORMATS", "LabelledExample", "read_labelled"]
 
 TABLES: dict[str, Any] = {"jsonl": read_labelled_jsonl, "nlvr": read_nlvr, "nlvr2": read_nlvr2}
-"""Formats of one file with everything but the images; a reader is (path, images, problems, *, split, its keys)."""
+"""Formats of one annotation file per split; a reader takes (path, images, problems, *, split, its own keys)."""
 LABELLED_FORMATS = ("vqav2", "easy_vqa", *TABLES)
 
 Files = str | Mapping[str, str]
@@ -27,11 +27,11 @@ Files = str | Mapping[str, str]
 def read_labelled(
     format: str, annotations: Files, images: Files, *, questions: Files = "", image_names: Files = "", **keys: Any
 ) -> dict[str, list[LabelledExample]]:
-    """Reads all labelled examples of a data set.
+    """Read all labelled examples of a data set.
 
     Args:
         format: A name in `LABELLED_FORMATS`.
-        annotations: One file that tells the splits itself, or {split: file}; for easy_vqa the data folder of the
+        annotations: One file with a split for each record, or {split: file}; for easy_vqa the data folder of the
             package, or "" for the installed one.
         images: Folder of the images, or {split: folder}; "" where the texts have none.
         questions: vqav2's question files, {split: file}.
@@ -64,9 +64,7 @@ def read_labelled(
     elif format == "vqav2":
         examples = _read_vqav2(annotations, images, questions, image_names)
     else:
-        if image_names:
-            keys["image_names"] = image_names
-        examples = _read_tables(format, annotations, images, keys)
+        examples = _read_tables(format, annotations, images, image_names, keys)
     splits: dict[str, list[LabelledExample]] = {}
     for example in examples:
         splits.setdefault(example.split, []).append(example)
@@ -90,11 +88,15 @@ def _read_vqav2(annotations: Files, images: Files, questions: Files, image_names
     return examples
 
 
-def _read_tables(format: str, annotations: Files, images: Files, keys: dict[str, Any]) -> list[LabelledExample]:
+def _read_tables(
+    format: str, annotations: Files, images: Files, image_names: Files, keys: dict[str, Any]
+) -> list[LabelledExample]:
     reader = TABLES[format]
     problems, examples = Problems(), []
     for split, file in annotations.items() if isinstance(annotations, Mapping) else [(None, annotations)]:
         folder = ImageFolder(_of(images, split, "images")) if images else None
+        if image_names:
+            keys["image_names"] = _of(image_names, split, "image_names")
         with problems:
             found = reader(Path(file), folder, problems, split=split, **keys)
             if not found and not problems.total:
@@ -113,7 +115,7 @@ def _of(value: Files, split: str | None, name: str) -> str:
 
 
 def _warn_shared_images(splits: dict[str, list[LabelledExample]]) -> None:
-    """Warns where an image of train or val is in another split too: the numbers may be too good."""
+    """Warn of images of train or val that are in another split too: its metrics may be too good."""
     owner: dict[Path, LabelledExample] = {}
     for name in ("train", "val"):
         for example in splits.get(name, ()):

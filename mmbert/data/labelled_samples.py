@@ -1,4 +1,4 @@
-"""Labelled examples to samples to batches."""
+"""Labelled examples of a task as samples and batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,20 +20,20 @@ class LabelledSample(NamedTuple):
     index: int
     input_ids: list[int]
     pixel_values: tuple[Tensor, ...]  # (3, S, S) uint8 each
-    wrong_pixel_values: tuple[Tensor, ...]  # of another example, evaluation only; none if there is no other
-    scores: Mapping[int, float]  # label -> how right it is, 0 to 1
+    wrong_pixel_values: tuple[Tensor, ...]  # of another example, in evaluation; empty if there is none
+    scores: Mapping[int, float]  # label -> score from 0 to 1
     requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
     skipped: Skipped = ()
 
 
 class LabelledSamples(Samples):
-    """Labelled texts with their images.
+    """Data set of labelled texts with their images.
 
-    For evaluation (without augmentation) each sample also has the images of another one, see `shuffled_images`.
+    In evaluation (without augmentation) each sample also has the images of another one, see `shuffled_images`.
 
     Args:
-        examples: What a reader found.
-        scores: One mapping for each example: label -> how right it is, from 0 to 1.
+        examples: Labelled examples.
+        scores: One mapping for each example: label -> score from 0 to 1.
         processor: Tokenizer and image settings.
         seed: The run's seed.
         augmentation: See `Samples`.
@@ -57,12 +57,13 @@ class LabelledSamples(Samples):
         self.wrong_positions = None if augmentation is not None else shuffled_images(examples, seed)
 
     def text_lengths(self, epoch: int) -> np.ndarray:
-        """(N,) characters of the texts; the same in every epoch."""
+        """Return the (N,) lengths of the texts in characters; the same in every epoch."""
         return np.array([len(e.text) for e in self.examples])
 
     def _sample(self, epoch: int, i: int) -> LabelledSample:
         example = self.examples[i]
-        images = tuple(self._pixel_values(epoch, i, image, example.text) for image in example.images)
+        texts = " ".join((example.text, *example.answers))  # "Which side? left" must not be mirrored either
+        images = tuple(self._pixel_values(epoch, i, image, texts) for image in example.images)
         wrong = () if self.wrong_positions is None else self._wrong_pixel_values(i)
         return LabelledSample(i, self.processor.encode(example.text), images, wrong, self.scores[i])
 
@@ -82,10 +83,10 @@ class LabelledSamples(Samples):
 
 
 def shuffled_images(examples: Sequence[LabelledExample], seed: int) -> np.ndarray:
-    """Gives every example one with other images: all examples of an image get the same other one.
+    """Choose for every example one with other images; all examples of an image get the same one.
 
     Returns:
-        (N,) int64 positions; its own where all have the same images, or none.
+        (N,) int64 positions; an example's own where all examples have the same images, or none.
     """
     first: dict[Any, int] = {}
     for i, example in enumerate(examples):
@@ -97,7 +98,7 @@ def shuffled_images(examples: Sequence[LabelledExample], seed: int) -> np.ndarra
 
 
 class CollateLabelled:
-    """Samples to the batch that `MMBertForTask` and its evaluation take.
+    """Collate labelled samples to a batch for `MMBertForTask` and its evaluation.
 
     Keys: `index`, `requested_index` (B,) int64; `input_ids`, `attention_mask` (B, T) int64; `label_scores` (B, labels);
     where texts have N images each `pixel_values` (B * N, 3, S, S) uint8, those of a text in a row, and in evaluation
@@ -109,7 +110,7 @@ class CollateLabelled:
         self.pad_token_id, self.labels = pad_token_id, labels
 
     def __call__(self, samples: list[LabelledSample]) -> dict[str, Any]:
-        """Pads and stacks."""
+        """Pad and stack."""
         skipped = [entry for sample in samples for entry in sample.skipped]
         samples = [sample for sample in samples if sample.input_ids]
         if not samples:

@@ -1,4 +1,4 @@
-"""Which tokens masked language modelling hides."""
+"""Token masking for masked language modelling (MLM)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mmbert.model.tokens import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class Masking:
-    """The rule of BERT (arXiv:1810.04805, Sec. 3.1): 15 % of tokens, of these 80/10/10 mask/random/unchanged."""
+    """BERT's masking rule (arXiv:1810.04805, Sec. 3.1): 15 % of tokens, of these 80/10/10 mask/random/unchanged."""
 
     mask_token_id: int
     ordinary_ids: np.ndarray
@@ -19,19 +19,19 @@ class Masking:
     probability: float = 0.15
     """Fraction of tokens (or of words, with `whole_word`) to predict."""
     whole_word: bool = False
-    """All pieces of a word are predicted together."""
+    """Mask all pieces of a word together."""
 
     def __call__(
         self, ids: Sequence[int], continues: Sequence[bool], rng: np.random.Generator
     ) -> tuple[list[int], list[int]]:
-        """Masks one text.
+        """Mask one text.
 
-        At least one token is predicted unless all are special. The number of units is drawn so that its mean is
-        exact for texts of at least 1 / probability units.
+        At least one token is predicted unless all are special. The number of masked units (tokens, or words with
+        `whole_word`) is drawn so that its mean is exact for texts of at least 1 / probability units.
 
         Args:
             ids: Token ids incl. special ones.
-            continues: True where a token continues the word of the token before it; read for `whole_word` only.
+            continues: True where a token continues the word of the token before it; used by `whole_word` only.
             rng: The sample's generator.
 
         Returns:

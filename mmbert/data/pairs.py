@@ -1,4 +1,4 @@
-"""Examples to samples to batches: caption choice, masks and augmentation follow from (seed, epoch, sample)."""
+"""Image-caption pairs as samples and batches; captions, masks and augmentation depend on (seed, epoch, sample)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ NO_IMAGE = torch.zeros(0, dtype=torch.uint8)
 
 
 class Sample(NamedTuple):
-    """One pair, ready to be collated."""
+    """One image-caption pair, ready to be collated."""
 
     index: int
     input_ids: list[int]
@@ -32,25 +32,29 @@ class Sample(NamedTuple):
     text_key: int
     image_text_keys: tuple[int, ...]
     requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
-    skipped: Skipped = ()  # what it stands in for, and what was tried before: position and why
+    skipped: Skipped = ()  # the unreadable samples that it replaces
 
 
 def text_key(text: str) -> int:
-    """63-bit hash of a caption; captions that differ in case or spaces only are equal."""
-    normal = " ".join(text.lower().split())
-    return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
+    """Hash a caption to 63 bits; captions that differ in case or spaces only are equal."""
+    return image_key(" ".join(text.lower().split()))
+
+
+def image_key(image_id: str) -> int:
+    """Hash an image id to 63 bits; ids that differ in case only ("a0.png", "A0.png") are different images."""
+    return int.from_bytes(hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 
 class Pairs(Samples):
-    """Image-caption pairs of one split.
+    """Data set of the image-caption pairs of one split.
 
-    For evaluation (without augmentation) each image shows its first caption, the same masks in every epoch, and a wrong
-    image (see `wrong_images`).
+    In evaluation (without augmentation) a sample has the image's first caption, the same masks in every epoch, and a
+    wrong image (see `wrong_images`).
 
     Args:
-        examples: What a reader found.
+        examples: Images with their captions.
         processor: Tokenizer and image settings.
-        masking: The MLM rule.
+        masking: The masking rule of MLM.
         seed: The run's seed.
         augmentation: See `Samples`.
         skip_unreadable: See `Samples`.
@@ -71,27 +75,31 @@ class Pairs(Samples):
         super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_unreadable=skip_unreadable)
         self.masking = masking
         self.num_captions = np.array([len(e.captions) for e in examples], dtype=np.int64)
-        self.image_keys = [text_key(e.image_id) for e in examples]
+        self.image_keys = [image_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
         self.wrong_positions = None if augmentation is not None else wrong_images(self.text_keys, self.image_keys, seed)
 
     def image_sample(self, size: int) -> frozenset[int]:
-        """At most `size` positions, of different images, each with its first caption: a fixed random sample."""
+        """Draw a fixed random sample of at most `size` positions of different images."""
         first = np.unique(np.array(self.image_keys), return_index=True)[1]
         first.sort()
         return frozenset(first[permutation(self.seed, "retrieval sample", 0, len(first))[:size]].tolist())
 
     def caption_numbers(self, epoch: int) -> np.ndarray:
-        """(N,) which caption each image shows in an epoch: every image goes through all of its captions in turn."""
+        """Choose the caption of each image in an epoch; over the epochs an image cycles through all its captions.
+
+        Returns:
+            (N,) int64 indices of captions.
+        """
         if self.augmentation is None:
             return np.zeros(len(self), dtype=np.int64)
         start = mix(self.seed, "caption", np.arange(len(self)))
         return ((start + np.uint64(epoch)) % self.num_captions.astype(np.uint64)).astype(np.int64)
 
     def text_lengths(self, epoch: int) -> np.ndarray:
-        """(N,) characters of the captions shown in an epoch; close enough to tokens for grouping."""
-        shown = self.caption_numbers(epoch)
-        return np.array([len(e.captions[i]) for e, i in zip(self.examples, shown, strict=True)])
+        """Return the (N,) lengths of an epoch's captions in characters, close enough to tokens for grouping."""
+        numbers = self.caption_numbers(epoch)
+        return np.array([len(e.captions[i]) for e, i in zip(self.examples, numbers, strict=True)])
 
     def _empty_sample(self, i: int) -> Sample:
         return Sample(i, [], [], [], NO_IMAGE, None, 0, 0, ())
@@ -101,18 +109,19 @@ class Pairs(Samples):
         number = self._caption_number(epoch, i)
         caption = example.captions[number]
         purpose = "evaluate" if self.augmentation is None else "train"
-        ids = self.processor.encode(caption)
-        pieces = self.processor.tokenizer.convert_ids_to_tokens(ids)
-        continues = [str(piece).startswith("##") for piece in pieces]
+        if self.masking.whole_word:
+            ids, continues = self.processor.encode_words(caption)
+        else:
+            ids, continues = self.processor.encode(caption), ()
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
-        image = self._pixel_values(epoch, i, example.image, caption)
-        wrong = None if self.wrong_positions is None else self._wrong_pixel_values(i, image)
+        pixel_values = self._pixel_values(epoch, i, example.image, caption)
+        wrong = None if self.wrong_positions is None else self._wrong_pixel_values(i, pixel_values)
         return Sample(
             i,
             ids,
             masked,
             labels,
-            image,
+            pixel_values,
             wrong,
             self.image_keys[i],
             self.text_keys[i][number],
@@ -126,7 +135,7 @@ class Pairs(Samples):
         except BadImageError:
             if not self.skip_unreadable:
                 raise
-            return own  # what the evaluation takes for "there is no wrong image"
+            return own  # evaluation then treats the sample as one without a wrong image
 
     def _caption_number(self, epoch: int, i: int) -> int:
         if self.augmentation is None:
@@ -135,20 +144,24 @@ class Pairs(Samples):
 
 
 def wrong_images(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int], seed: int) -> np.ndarray:
-    """Gives every example the image of another one that does not carry its first caption.
+    """Choose a wrong image for every example: one of another example that does not have its first caption.
 
-    Each image serves as the wrong one for exactly one text, unless equal captions are so many that one describes
-    half of the images; then some serve twice. An example without any valid image keeps its own number and is left
-    out of ITM by the evaluation.
+    Each image is the wrong one of exactly one text, unless one caption describes half of the images or more; then
+    some are used twice. An example without any valid image keeps its own position, and evaluation leaves it out of ITM.
+
+    Args:
+        text_keys: Hashes of each example's captions.
+        image_keys: Hash of each example's image id.
+        seed: The run's seed.
 
     Returns:
         (N,) int64 positions.
     """
     count = len(text_keys)
-    carried = [set(keys) for keys in text_keys]
+    captions_of = [set(keys) for keys in text_keys]
 
     def valid(text: int, image: int) -> bool:
-        return image_keys[text] != image_keys[image] and text_keys[text][0] not in carried[image]
+        return image_keys[text] != image_keys[image] and text_keys[text][0] not in captions_of[image]
 
     cycle = permutation(seed, "wrong image", 0, count)
     wrong = np.empty(count, dtype=np.int64)
@@ -165,19 +178,19 @@ def wrong_images(text_keys: Sequence[tuple[int, ...]], image_keys: Sequence[int]
 
 
 class Collate:
-    """Samples to the batch that `MMBertForPreTraining` and the evaluation take.
+    """Collate samples to a batch for `MMBertForPreTraining` and its evaluation.
 
     Keys: `index` and `requested_index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
     `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`,
-    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes. Samples without images are left out. Where some were
-    skipped there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
+    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes. Samples without images are left out. If some were
+    skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
     """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
-        """Pads and stacks."""
+        """Pad and stack."""
         skipped = [entry for sample in samples for entry in sample.skipped]
         samples = [sample for sample in samples if sample.input_ids]
         if not samples:

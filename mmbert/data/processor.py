@@ -1,7 +1,7 @@
-"""`MMBertProcessor`: texts to token ids and images to pixel values, with everything a shared model folder needs."""
+"""Processor: texts to `input_ids` and images to `pixel_values`; saved in a model folder beside the weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,19 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mmbert.data.images import ImageSource, load_image
+from mmbert.data.images import ImageSource, as_image_list, load_image
 from mmbert.errors import UsageError, quote
 
 SETTINGS_FILE = "image_settings.json"
+VOCABULARY_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+"""Files that hold a tokenizer's vocabulary; a folder with a tokenizer has one of them."""
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How an image becomes numbers: what timm states for the encoder."""
+    """Resizing and normalization of images, as timm states them for the encoder."""
 
     image_size: int
     """Side of the square that the whole image is resized to, in pixels."""
@@ -31,12 +35,12 @@ class ImageSettings:
 
     @classmethod
     def of_timm(cls, pretrained_cfg: dict[str, Any], image_size: int) -> "ImageSettings":
-        """Reads timm's statement about a model; see `timm.data.resolve_data_config`."""
+        """Read the settings of a timm model; see `timm.data.resolve_data_config`."""
         facts = resolve_data_config(pretrained_cfg=pretrained_cfg)
         return cls(image_size, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"])
 
     def resize(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 to (3, S, S) uint8. The aspect ratio is not kept: captions speak of the edges too."""
+        """Resize (3, H, W) uint8 to (3, S, S) uint8, without cropping: captions mention things at the edges too."""
         side = self.image_size
         if image.shape[-2:] == (side, side):
             return image
@@ -45,18 +49,18 @@ class ImageSettings:
         )
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 to float, with the encoder's mean and standard deviation."""
+        """Normalize (B, 3, S, S) uint8 to float with the encoder's mean and standard deviation."""
         return transforms.normalize(transforms.to_dtype(images, torch.float32, scale=True), [*self.mean], [*self.std])
 
 
 class MMBertProcessor:
     """Tokenizer and image settings of one model.
 
-    `processor(text=..., images=...)` gives what the models take: `input_ids`, `attention_mask`, `pixel_values`.
+    `processor(text=..., images=...)` returns the model's inputs: `input_ids`, `attention_mask`, `pixel_values`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_settings: ImageSettings, *, max_text_length: int = 64):
-        """Bundles the parts.
+        """Combine a tokenizer with image settings.
 
         Args:
             tokenizer: A BERT-like tokenizer with [CLS], [SEP], [MASK] and [PAD].
@@ -78,60 +82,85 @@ class MMBertProcessor:
         images: ImageSource | Sequence[ImageSource] | None = None,
         return_tensors: str = "pt",
     ) -> dict[str, Tensor]:
-        """Prepares texts, images or both.
+        """Prepare texts, images or both.
 
         Args:
-            text: One text or several.
-            images: One image or several: path, bytes, PIL image or array.
+            text: One text or an iterable of texts.
+            images: One image (path, bytes, PIL image or array) or an iterable of images.
             return_tensors: Only "pt".
 
         Returns:
             `input_ids` and `attention_mask` (B, T) int64 for texts; `pixel_values` (B, 3, S, S) float for images.
 
         Raises:
-            UsageError: Another kind of tensors than "pt".
+            UsageError: Another kind of tensors than "pt", or something else than texts.
             BadImageError: An image that can't be read.
         """
         if return_tensors != "pt":
-            raise UsageError(f"return_tensors='{return_tensors}'; only 'pt' is there.")
+            raise UsageError(f"return_tensors='{return_tensors}'; only 'pt' is available.")
         out: dict[str, Tensor] = {}
         if text is not None:
-            rows = [self.encode(t) for t in ([text] if isinstance(text, str) else text)]
+            rows = [self.encode(t) for t in as_text_list(text)]
             out["input_ids"], out["attention_mask"] = pad(rows, self.pad_token_id)
         if images is not None:
-            several: Any = images if isinstance(images, list | tuple) else [images]
-            out["pixel_values"] = self.image_settings.normalize(torch.stack([self.pixel_values(p) for p in several]))
+            pixel_values = torch.stack([self.pixel_values(image) for image in as_image_list(images)[0]])
+            out["pixel_values"] = self.image_settings.normalize(pixel_values)
         return out
 
     @property
     def pad_token_id(self) -> int:
-        """Id of [PAD]."""
+        """Token id of [PAD]."""
         return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
 
     @property
     def mask_token_id(self) -> int:
-        """Id of [MASK]."""
+        """Token id of [MASK]."""
         return int(self.tokenizer.mask_token_id)  # pyright: ignore[reportArgumentType]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with [CLS] and [SEP], cut to `max_text_length`. "[MASK]" in a text is text, no special token.
+        """Tokenize a text with [CLS] and [SEP], truncated to `max_text_length`; "[MASK]" in it is ordinary text.
 
         Raises:
-            UsageError: A text with half a surrogate pair, which no tokenizer takes; readers refuse it with its record.
+            UsageError: A text with half a surrogate pair, which no tokenizer accepts; readers report its record.
         """
-        return self._ids(text, truncation=True, max_length=self.max_text_length)
+        return self._tokenize(text, truncation=True, max_length=self.max_text_length)["input_ids"]
+
+    def encode_words(self, text: str) -> tuple[list[int], list[bool]]:
+        """Tokenize as `encode` does, and find the tokens that continue a word.
+
+        WordPiece, byte-level BPE and SentencePiece mark words differently ("##ing", "Ġred", "▁red"), so a fast
+        tokenizer's own word numbers and character offsets are used.
+
+        Returns:
+            Token ids, and for each whether it belongs to the word of the token before it.
+        """
+        if not self.tokenizer.is_fast:
+            ids = self.encode(text)
+            return ids, [str(token).startswith("##") for token in self.tokenizer.convert_ids_to_tokens(ids)]
+        encoding = self._tokenize(text, truncation=True, max_length=self.max_text_length, return_offsets_mapping=True)
+        words = encoding.word_ids()
+        starts = [start for start, _ in encoding["offset_mapping"]]
+        # Where nothing splits a text before SentencePiece, all of it is one "word", and a new one starts with a space.
+        continues = [
+            i > 0 and word is not None and word == words[i - 1] and not text[starts[i] : starts[i] + 1].isspace()
+            for i, word in enumerate(words)
+        ]
+        return encoding["input_ids"], continues
 
     def encode_masked(self, text: str) -> list[int]:
-        """As `encode`, but every "[MASK]" (the tokenizer's mask token, as it is written) is a mask.
+        """Tokenize as `encode` does, but turn every "[MASK]" (the tokenizer's mask token) into a mask.
 
         Raises:
             UsageError: No [MASK] in the text, or one behind the tokens that `max_text_length` keeps.
         """
         tokenizer: Any = self.tokenizer
-        written = tokenizer.mask_token
-        parts = [self._ids(part, add_special_tokens=False, verbose=False) for part in text.split(written)]
+        mask_token = tokenizer.mask_token
+        parts = [
+            self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
+            for part in text.split(mask_token)
+        ]
         if len(parts) == 1:
-            raise UsageError(f"the text {quote(text)} has no {written}; write it in place of each word to be guessed.")
+            raise UsageError(f"the text {quote(text)} has no {mask_token}; write one for each word to predict.")
         ids = [tokenizer.cls_token_id, *parts[0]]
         for part in parts[1:]:
             ids += [self.mask_token_id, *part]
@@ -139,72 +168,112 @@ class MMBertProcessor:
         if self.mask_token_id in ids[len(kept) :]:
             raise UsageError(
                 f"the text {quote(text)} has {len(ids) + 1} tokens, of which {self.max_text_length} are read: "
-                f"a {written} would be cut off. Make it shorter."
+                f"a {mask_token} would be cut off. Make it shorter."
             )
         return [*kept, tokenizer.sep_token_id]
 
-    def _ids(self, text: str, **options: Any) -> list[int]:
-        """Token ids; what looks like a special token is text."""
+    def _tokenize(self, text: str, **options: Any) -> Any:
+        """Call the tokenizer; special tokens written in the text are ordinary text."""
         try:
-            return self.tokenizer(text, split_special_tokens=True, **options)["input_ids"]  # pyright: ignore
+            return self.tokenizer(text, split_special_tokens=True, **options)
         except TypeError as error:
             raise UsageError(f"the text {quote(text)} is no valid Unicode: {error}") from error
 
+    def unknown_fraction(self, texts: Sequence[str]) -> float:
+        """Compute the fraction of the texts' tokens that are [UNK]; 0 for a tokenizer without it."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or not texts:
+            return 0.0
+        options: Any = {"split_special_tokens": True, "add_special_tokens": False, "verbose": False}
+        ids = [token for row in self.tokenizer([*texts], **options)["input_ids"] for token in row]
+        return ids.count(unknown) / max(1, len(ids))
+
     def truncated_fraction(self, texts: Sequence[str]) -> float:
-        """Fraction of texts that `encode` cuts."""
+        """Compute the fraction of texts that `encode` truncates."""
         if not texts:
             return 0.0
         rows = self.tokenizer([*texts], split_special_tokens=True, verbose=False)["input_ids"]
         return sum(len(row) > self.max_text_length for row in rows) / len(rows)  # pyright: ignore
 
     def pixel_values(self, source: ImageSource) -> Tensor:
-        """(3, S, S) uint8, resized but not normalised."""
+        """Load an image as (3, S, S) uint8, resized but not normalized."""
         return self.image_settings.resize(self.load(source))
 
     @staticmethod
     def load(source: ImageSource) -> Tensor:
-        """(3, H, W) uint8 in the image's own size."""
+        """Load an image as (3, H, W) uint8 in its own size."""
         return transforms.pil_to_tensor(load_image(source))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files and `image_settings.json`."""
+        """Write the tokenizer's files and `image_settings.json`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         settings = {**asdict(self.image_settings), "max_text_length": self.max_text_length}
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MMBertProcessor":
-        """Reads what `save_pretrained` wrote.
+        """Load the files that `save_pretrained` wrote.
 
         Raises:
-            UsageError: The folder holds no such files.
+            UsageError: The folder lacks one of them.
         """
         file = Path(folder) / SETTINGS_FILE
         if not file.is_file():
             raise UsageError(f"'{folder}' is no mmbert model folder: {SETTINGS_FILE} is missing.")
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8"))
         length = settings.pop("max_text_length")
         settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
         return cls(load_tokenizer(str(folder)), ImageSettings(**settings), max_text_length=length)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer from the hub or a folder; never runs code that comes with it.
+    """Load a tokenizer from the hub or a folder; never runs code that comes with it.
 
     Raises:
-        UsageError: Nothing there.
+        UsageError: There is no tokenizer, or one without a vocabulary: transformers gives such a folder a tokenizer
+            that knows the special tokens only and turns every word into [UNK].
     """
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise UsageError(
+            f"tokenizer '{source}': the folder has no vocabulary; expected one of {', '.join(VOCABULARY_FILES)}. "
+            "Copy the tokenizer's files into it, or name another tokenizer by data.tokenizer."
+        )
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"tokenizer '{source}' is neither on the hub nor a folder with one: {reason}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UsageError(
+            f"tokenizer '{source}' knows its {len(tokenizer)} special tokens only, so every word would be "
+            f"{tokenizer.unk_token}: its vocabulary file is missing or empty; name another by data.tokenizer."
+        )
+    return tokenizer
+
+
+def as_text_list(texts: str | Iterable[str]) -> list[str]:
+    """Convert one text or any iterable of texts to a list.
+
+    Raises:
+        UsageError: Something else than texts.
+    """
+    is_single = isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable)
+    found: list[Any] = [texts] if is_single else [*texts]
+    for text in found:
+        if not isinstance(text, str):
+            raise UsageError(f"{quote(text)} is a {type(text).__name__}; expected a text, or a list of texts.")
+    return found
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Pads lists of ids to the longest: (B, T) int64 ids and (B, T) int64 attention mask."""
+    """Pad lists of ids to the longest one.
+
+    Returns:
+        (B, T) int64 ids and (B, T) int64 attention mask.
+    """
     longest = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), longest), value, dtype=torch.int64)
     mask = torch.zeros(len(rows), longest, dtype=torch.int64)

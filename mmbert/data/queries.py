@@ -1,119 +1,111 @@
-"""Texts asked about images, in batches that hold each image once."""
+"""Queries for inference: texts paired with images, in batches that decode and encode each image once."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmbert.data.images import BadImageError, ImageSource
-from mmbert.data.processor import MMBertProcessor, pad
-from mmbert.errors import DataError, UsageError, quote
+from mmbert.data.images import BadImageError, ImageSource, as_image_list
+from mmbert.data.processor import MMBertProcessor, as_text_list, pad
+from mmbert.errors import DataError, UsageError
+
+__all__ = ["Query", "QueryBatch", "QueryBatches", "as_text_list", "pair_up"]
 
 
 class Query(NamedTuple):
-    """A text, and the image it is about."""
+    """A text with its image."""
 
     image: ImageSource | None
     text: str
     place: str = ""
-    """Record of the file it comes from, for messages."""
+    """Record of the file it comes from, "FILE:RECORD", for messages."""
 
 
 class QueryBatch(NamedTuple):
-    """Some texts with their images, ready for the model."""
+    """A collated batch of queries with their distinct images."""
 
-    positions: list[int]  # in the sequence that was asked
+    positions: list[int]  # in the sequence of queries
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64
     images: Tensor | None  # (U, 3, S, S) uint8, the distinct ones; None: texts alone
-    image_of: Tensor  # (B,) int64
+    image_of: Tensor  # (B,) int64 row of `images` that each text belongs to
 
 
 class QueryBatches(Dataset[QueryBatch | DataError]):
-    """Whole batches; texts about one image stand in a row, so that it is decoded and encoded once or twice.
+    """Data set of collated batches; texts of one image are adjacent, so that it is decoded once per batch.
 
-    An image that can't be read gives its error in place of the batch, to be raised: from a loader's process an error
-    that is raised comes as text, and leaves processes behind.
+    An unreadable image gives its error in place of the batch, to be raised by the caller: an error that is raised in
+    a loader's worker arrives as text, and leaves workers behind.
 
     Args:
         processor: The model's.
-        asked: All with images, or all without.
+        queries: All with images, or all without.
         encode: Text to token ids.
         size: Texts in a batch.
     """
 
     def __init__(
-        self, processor: MMBertProcessor, asked: Sequence[Query], encode: Callable[[str], list[int]], size: int
+        self, processor: MMBertProcessor, queries: Sequence[Query], encode: Callable[[str], list[int]], size: int
     ):
-        self.processor, self.asked, self.encode = processor, asked, encode
+        self.processor, self.queries, self.encode = processor, queries, encode
         first: dict[object, int] = {}
-        group = [first.setdefault(_key(one.image), i) for i, one in enumerate(asked)]
-        order = sorted(range(len(asked)), key=group.__getitem__)
+        group = [first.setdefault(_image_identity(query.image), i) for i, query in enumerate(queries)]
+        order = sorted(range(len(queries)), key=group.__getitem__)
         self.positions = [order[i : i + size] for i in range(0, len(order), size)]
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> QueryBatch | DataError:
-        """One batch, or what is wrong with it: a BadImageError, or a DataError where the record is known."""
-        batch = [self.asked[i] for i in self.positions[index]]
-        ids, mask = pad([self.encode(one.text) for one in batch], self.processor.pad_token_id)
-        shown = {_key(one.image): one for one in reversed(batch)}  # the first one of each is named in messages
-        numbers = {key: number for number, key in enumerate(shown)}
-        image_of = torch.tensor([numbers[_key(one.image)] for one in batch])
+        """Collate one batch.
+
+        Returns:
+            The batch; or the BadImageError of an unreadable image, as a DataError where its record is known.
+        """
+        batch = [self.queries[i] for i in self.positions[index]]
+        ids, mask = pad([self.encode(query.text) for query in batch], self.processor.pad_token_id)
+        distinct = {_image_identity(query.image): query for query in reversed(batch)}  # messages name the first query
+        rows = {identity: row for row, identity in enumerate(distinct)}
+        image_of = torch.tensor([rows[_image_identity(query.image)] for query in batch])
         images: list[Tensor] = []
-        for one in shown.values():
+        for query in distinct.values():
             try:
-                images += [] if one.image is None else [self.processor.pixel_values(one.image)]
+                images += [] if query.image is None else [self.processor.pixel_values(query.image)]
             except BadImageError as error:
-                return DataError(one.place, f"the image {error}", "one that can be read") if one.place else error
+                return DataError(query.place, f"the image {error}", "one that can be read") if query.place else error
         stacked = torch.stack(images) if images else None
         return QueryBatch(self.positions[index], ids, mask, stacked, image_of)
 
 
-def _key(image: ImageSource | None) -> object:
-    """Equal for one file, and for one object."""
+def _image_identity(image: ImageSource | None) -> object:
+    """Compute a key that is equal for one file, and for one object."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
 
 
-def pair_up(images: Any, texts: str | Sequence[str]) -> tuple[list[Query], bool]:
-    """Gives each image its text; a single one of either meets all of the other.
+def pair_up(images: Any, texts: str | Iterable[str]) -> tuple[list[Query], bool]:
+    """Pair each image with its text; a single one of either is paired with all of the other.
 
     Args:
-        images: What `load_image` takes or None, or a list of that.
-        texts: A text, or a list.
+        images: An image or None, or an iterable of these; see `as_image_list`.
+        texts: A text, or an iterable of texts.
 
     Returns:
         The pairs, and whether it is a single one that was not given in a list.
 
     Raises:
-        UsageError: Lists of different length, or something else than texts.
+        UsageError: Different numbers of images and texts, or something else than texts.
     """
-    one_image, one_text = not isinstance(images, list | tuple), isinstance(texts, str)
-    image_list: list[Any] = [images] if one_image else [*images]
-    text_list = listed(texts)
-    if one_text:
+    image_list, is_one_image = as_image_list(images)
+    is_one_text, text_list = isinstance(texts, str), as_text_list(texts)
+    if is_one_text:
         text_list *= len(image_list)
-    elif one_image:
+    elif is_one_image:
         image_list *= len(text_list)
     if len(image_list) != len(text_list):
         raise UsageError(
             f"{len(image_list)} images and {len(text_list)} texts: give as many of both, or a single one of either."
         )
-    return [Query(*pair) for pair in zip(image_list, text_list, strict=True)], one_image and one_text
-
-
-def listed(texts: str | Sequence[str]) -> list[str]:
-    """One text or several, as a list.
-
-    Raises:
-        UsageError: Something else.
-    """
-    found: list[Any] = [*texts] if isinstance(texts, list | tuple) else [texts]
-    for text in found:
-        if not isinstance(text, str):
-            raise UsageError(f"{quote(text)} is a {type(text).__name__}; expected a text, or a list of texts.")
-    return found
+    return [Query(*pair) for pair in zip(image_list, text_list, strict=True)], is_one_image and is_one_text

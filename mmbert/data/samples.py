@@ -1,4 +1,4 @@
-"""What every data set of images and texts shares: images that can't be read, and augmentation."""
+"""Base class of the data sets: augmentation, and replacing unreadable images."""
 
 import re
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from mmbert.data.sampling import Index
 from mmbert.errors import DataError
 from mmbert.runtime.randomness import mix, numpy_generator
 
-MAX_REPLACEMENTS = 100  # tries to find an image that can be read
-SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+MAX_REPLACEMENTS = 100  # attempts to find a readable image
+LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 Skipped = tuple[tuple[int, str], ...]
-"""Positions and why they were skipped."""
+"""Positions of skipped samples, each with its reason."""
 
 
 class Augmentation(NamedTuple):
@@ -30,14 +30,14 @@ class Augmentation(NamedTuple):
     crop: float = 1.0
     """Smallest fraction of the area that a random crop keeps; 1 = no crop."""
     flip: bool = False
-    """Mirrors half of the images, never one whose text says left or right."""
+    """Mirror half of the images, but none whose texts mention left or right."""
 
 
 class Samples(Dataset):
-    """Samples of one split: a subclass says what one is made of (`_sample`) and what stands for a skipped one.
+    """Data set of one split; a subclass builds samples (`_sample`) and empty ones for skipped images.
 
     Args:
-        examples: What a reader found.
+        examples: Examples of a reader.
         processor: Tokenizer and image settings.
         seed: The run's seed.
         augmentation: Changes to the images; None for evaluation.
@@ -61,14 +61,14 @@ class Samples(Dataset):
         return len(self.examples)
 
     def text_lengths(self, epoch: int) -> np.ndarray:
-        """(N,) characters of the texts shown in an epoch; close enough to tokens for grouping."""
+        """Return the (N,) lengths of an epoch's texts in characters, close enough to tokens for grouping."""
         raise NotImplementedError
 
     def __getitem__(self, index: Index | int) -> Any:
-        """One sample; with `skip_unreadable` maybe another one, or in evaluation one without images.
+        """Build one sample; with `skip_unreadable` possibly another one, or in evaluation one without images.
 
         Raises:
-            BadImageError: An image that can't be read, unless `skip_unreadable`; or hardly any that can.
+            BadImageError: An unreadable image, unless `skip_unreadable`; or no readable one after `MAX_REPLACEMENTS`.
         """
         epoch, first = index if isinstance(index, tuple) else (0, index)
         skipped: list[tuple[int, str]] = []
@@ -85,21 +85,21 @@ class Samples(Dataset):
                 i = int(mix(self.seed, "stand-in", epoch, first, len(skipped)) % np.uint64(len(self)))
             except DataError:
                 raise
-            except Exception as error:  # a mistake of ours or of a library: say at least where; survives the loader
+            except Exception as error:  # a bug here or in a library: the note names the sample, also across workers
                 place, image = self.examples[i].place, self.examples[i].image
                 error.add_note(f"mmbert: in sample {i} of epoch {epoch}: {place}, {image}")
                 raise
 
     def _sample(self, epoch: int, i: int) -> Any:
-        """The sample at position i: a NamedTuple with `requested_index` and `skipped`."""
+        """Build the sample at position i: a NamedTuple with `requested_index` and `skipped`."""
         raise NotImplementedError
 
     def _empty_sample(self, i: int) -> Any:
-        """What stands for a sample of an evaluation whose image can't be read."""
+        """Build the sample of an evaluation that replaces one with an unreadable image; it has no tokens."""
         raise NotImplementedError
 
-    def _pixel_values(self, epoch: int, i: int, file: Path, text: str) -> Tensor:
-        """(3, S, S) uint8, the image with this epoch's random changes, if there are any."""
+    def _pixel_values(self, epoch: int, i: int, file: Path, texts: str) -> Tensor:
+        """Load an image as (3, S, S) uint8 with the epoch's augmentation; `texts` may forbid mirroring it."""
         settings, augmentation = self.processor.image_settings, self.augmentation
         if augmentation in (None, Augmentation()):
             return self.processor.pixel_values(file)
@@ -113,13 +113,13 @@ class Samples(Dataset):
             top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
             image = image[:, top : top + h, left : left + w]
         image = settings.resize(image)
-        if augmentation.flip and rng.random() < 0.5 and not SIDES.search(text):
+        if augmentation.flip and rng.random() < 0.5 and not LEFT_OR_RIGHT.search(texts):
             image = transforms.horizontal_flip(image)
         return image
 
 
 def collate_skipped(skipped: Sequence[tuple[int, str]]) -> dict[str, Any]:
-    """The keys of a batch that tell what was skipped: `skipped` (S,) int64 positions, `skip_reasons` S texts."""
+    """Collate skipped samples to `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts."""
     if not skipped:
         return {}
     return {"skipped": torch.tensor([i for i, _ in skipped]), "skip_reasons": [why for _, why in skipped]}

@@ -1,4 +1,4 @@
-"""The order of samples: a function of (seed, epoch), grouped by length, the same for any number of processes."""
+"""Batch sampler and resumable loader; the order depends on (seed, epoch) only, not on the number of processes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,18 +13,18 @@ Index = tuple[int, int]  # (epoch, position in the data set)
 
 
 class TrainBatches(Sampler[list[Index]]):
-    """Batches of similar text length, drawn anew every epoch.
+    """Batch sampler that groups texts of similar length and shuffles every epoch.
 
     The epoch is shuffled, cut into pools of `pool` global batches, sorted by length within a pool, cut into batches,
-    and the batches are shuffled. Each process takes its slice of every global batch, so all see as many steps; the
-    remainder of an epoch that fills no batch is left for another epoch's order.
+    and the batches are shuffled. Each process takes its slice of every global batch, so all have as many steps; the
+    remainder of an epoch that fills no batch is dropped.
 
     Args:
         lengths: epoch -> (N,) lengths of the samples' texts, in any unit.
         count: N, number of samples.
         batch_size: Samples a step and process.
         seed: The run's seed.
-        rank: Number of this process.
+        rank: Rank of this process.
         world_size: Number of processes.
         pool: Global batches that are sorted together; 1 = no grouping by length.
     """
@@ -43,13 +43,13 @@ class TrainBatches(Sampler[list[Index]]):
         self.lengths, self.count, self.seed = lengths, count, seed
         self.batch_size, self.rank, self.world_size, self.pool = batch_size, rank, world_size, pool
         self.position: Index = (0, 0)
-        """Epoch and step that an iteration starts with."""
+        """Epoch and step at which the next iteration starts."""
 
     def __len__(self) -> int:
         return self.count // (self.batch_size * self.world_size)
 
     def global_batches(self, epoch: int) -> np.ndarray:
-        """(steps, global batch size) positions of one epoch."""
+        """Compute the (steps, global batch size) positions of one epoch."""
         size = self.batch_size * self.world_size
         order = permutation(self.seed, "order", epoch, self.count)[: len(self) * size]
         lengths = self.lengths(epoch)
@@ -66,17 +66,17 @@ class TrainBatches(Sampler[list[Index]]):
 
 
 class TrainLoader(DataLoader):
-    """A loader that knows where it is, so that a resumed run goes on with the next batch.
+    """Data loader whose position is saved in checkpoints, so that a resumed run continues with the next batch.
 
     Lightning stops an epoch after `len(loader)` batches without exhausting the iterator, creates the first iterator
-    before it tells any epoch, and saves `state_dict()` with a checkpoint. So the position is kept here: it moves before
-    a batch is handed out, and the last batch of an epoch moves it to the next one.
+    before it sets any epoch, and saves `state_dict()` with a checkpoint. So the position is kept here: it advances
+    before a batch is yielded, and the last batch of an epoch advances it to the next one.
     """
 
     batch_sampler: TrainBatches
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The rest of the epoch."""
+        """Iterate over the rest of the epoch."""
         batches, steps = self.batch_sampler, len(self.batch_sampler)
         epoch, step = batches.position
         for batch in super().__iter__():
@@ -85,12 +85,12 @@ class TrainLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch is."""
+        """Return the epoch and step of the next batch."""
         epoch, step = self.batch_sampler.position
         return {"epoch": epoch, "step": step, "batches_per_epoch": len(self.batch_sampler)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes to where `state_dict` was taken.
+        """Restore the position that `state_dict` returned.
 
         Raises:
             UsageError: The epoch had another number of batches then.

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from mmbert.data.images import ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
-from mmbert.data.queries import Query, QueryBatches, listed, pair_up
+from mmbert.data.queries import Query, QueryBatches, as_text_list, pair_up
 from mmbert.errors import DataError, UsageError
 from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.inference.capabilities import objectives_of, task_of
@@ -167,7 +167,7 @@ class LoadedModel:
             BadImageError: The image can't be read.
         """
         objectives = objectives_of(self.model, self.name, "matching", "itm", "itc")
-        texts = listed(texts)
+        texts = as_text_list(texts)
         if not texts:
             raise UsageError("no text to match with the image; give at least one.")
         assert isinstance(self.model, MMBertForPreTraining)
@@ -204,7 +204,7 @@ class LoadedModel:
             found = [contrast.embed_image(self._encode_images(part)).cpu() for part in _parts(sources)]  # pyright: ignore
             of_images = torch.cat([torch.empty(0, contrast.image_projection.out_features), *found])
         if texts is not None:
-            rows = [self.processor.encode(text) for text in listed(texts)]
+            rows = [self.processor.encode(text) for text in as_text_list(texts)]
             found = [contrast.embed_text(self._encode_texts(part)).cpu() for part in _parts(rows)]
             of_texts = torch.cat([torch.empty(0, contrast.text_projection.out_features), *found])
         return Embeddings(of_images, of_texts)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmbert.data.readers.base import ImageFolder
+from mmbert.data.readers.base import ImageFolder, NoImageError
 from mmbert.errors import DataError
 
 PARTS = st.sampled_from(
@@ -72,3 +72,25 @@ def test_the_names_that_lie_inside_are_found(tree: Path) -> None:
         "sub/x.jpg": "a.jpg",
     }.items():  # fmt: skip
         assert folder.find(name, "")[0] == tree / real
+
+
+def test_names_of_other_systems_get_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    for name in ("a b.png", "cats/0.png", "caf\u00e9.png", "cafe\u0301s.png", "cats/\u00fc.png"):
+        (tmp_path / name).touch()
+    hints = {
+        "cats\\0.png": "Write forward slashes: 'cats/0.png'.",
+        "C:\\data\\cats\\0.png": "Write forward slashes, relative to that folder.",
+        "a%20b.png": "Names are taken literally: there is 'a b.png'.",
+        "x%2Ey.png": "Names are taken literally: percent escapes are not resolved.",
+        "cafe\u0301.png": r"There is 'caf\xe9.png', the same name in Unicode form NFC",
+        "caf\u00e9s.png": r"There is 'cafe\u0301s.png', the same name in Unicode form NFD",
+        "cats/u\u0308.png": r"There is 'cats/\xfc.png', the same name in Unicode form NFC",
+        "CATS/0.png": "its folder inside",
+        "A b.PNG": "There is 'a b.png'",
+    }
+    for name, hint in hints.items():
+        with pytest.raises(NoImageError) as error:
+            ImageFolder(tmp_path).find(name, "file:1")
+        assert hint in error.value.expected, error.value
+        assert error.value.has_hint == ("its folder" not in hint)

@@ -1,5 +1,6 @@
 """Images of every kind: the right pixels, upright, in 8-bit RGB."""
 
+import io
 import os
 from pathlib import Path
 
@@ -154,3 +155,21 @@ def test_real_images_load(shared: Path) -> None:
     for file in sorted((shared / "data" / "coco_mini" / "images").glob("*.jpg"))[:20]:
         with Image.open(file) as image:
             assert distance(load_image(file), image) == 0
+
+
+def test_phone_images_with_a_second_one_or_as_rotated_tiff_are_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "red")
+    image.paste((0, 0, 255), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    second = image.resize((20, 10))
+    files = {
+        "m.jpg": saved(image, "MPO", save_all=True, append_images=[second], exif=exif, quality=95),
+        "t.tif": saved(image, "TIFF", exif=exif),
+        "z.tif": saved(image, "TIFF", exif=exif, compression="tiff_lzw"),
+    }
+    assert Image.open(io.BytesIO(files["m.jpg"])).format == "MPO"
+    upright = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    for content in files.values():
+        loaded = load_image(content)
+        assert loaded.size == (20, 40) and np.abs(np.asarray(loaded).astype(int) - upright).mean() < 6

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmbert.data.labelled import read_labelled
 from mmbert.data.readers.easy_vqa import VALIDATION_FROM, package_folder, read_easy_vqa
+from mmbert.data.readers.image_names import image_name_formatter
 from mmbert.errors import DataError, UsageError
 
 
@@ -186,3 +187,44 @@ def test_image_in_two_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     files = {"train": lines(tmp_path, ROW), "test": lines(tmp_path, ROW, {**ROW, "image": "b.png"}, name="t.jsonl")}
     read_labelled("jsonl", files, str(images))
     assert "1 examples have an image that is in train or val and another split too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("template", "image_id", "name"),
+    [
+        ("COCO_val2014_{:012d}.jpg", 7, "COCO_val2014_000000000007.jpg"),
+        ("COCO_val2014_{:012}.jpg", "7", "COCO_val2014_000000000007.jpg"),
+        ("{}.jpg", "007", "007.jpg"),
+        ("{0}/{0}.jpg", 7, "7/7.jpg"),
+        ("{{x}}_{:3d}.jpg", 7, "{x}_  7.jpg"),
+        ("{:s}.jpg", 7, "7.jpg"),
+    ],
+)
+def test_template_of_image_names(template: str, image_id: int | str, name: str) -> None:
+    assert image_name_formatter(template)(image_id, "here") == name
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["COCO_val2014.jpg", "{", "}", "{}_{}.jpg", "{1}.jpg", "{val}_{}.jpg", "{!r}.jpg", "{0.__class__}.jpg", "{0[0]}",
+     "{:x}.jpg", "{:99999999999d}.jpg", "{:{}}.jpg"],
+)  # fmt: skip
+def test_template_that_names_no_image_is_an_error(template: str) -> None:
+    with pytest.raises(UsageError, match=r"data.image_names=.*expected a template with one \{\} for the image id"):
+        image_name_formatter(template)
+
+
+def test_zero_padded_names_of_jsonl_by_split_and_by_file(tmp_path: Path) -> None:
+    images = image(tmp_path, "COCO_000000000007.jpg")
+    rows = [{"image_id": 7, "text": "a cat", "label": 1}, {"image_id": "7", "text": "a cat", "label": 1}]
+    file = lines(tmp_path, *rows)
+    (tmp_path / "names.json").write_text('{"images": [{"id": 7, "file_name": "COCO_000000000007.jpg"}]}')
+    options: dict[str, Any] = {"image_key": "image_id"}
+    for names in ("COCO_{:012d}.jpg", {"train": "COCO_{:012d}.jpg"}):
+        found = read_labelled("jsonl", {"train": file}, str(images), image_names=names, **options)["train"]
+        assert [e.image.name for e in found] == ["COCO_000000000007.jpg"] * 2
+    with pytest.raises(DataError, match=r"rows.jsonl:2: image_id '7'; expected an id of .*names.json"):
+        read_labelled("jsonl", {"train": file}, str(images), image_names=str(tmp_path / "names.json"), **options)
+    (tmp_path / "names.json").write_text('{"images": [{"id": [7], "file_name": "COCO_000000000007.jpg"}]}')
+    with pytest.raises(DataError, match=r"names.json:images\[0\]: id is a list of 1"):
+        read_labelled("jsonl", {"train": file}, str(images), image_names=str(tmp_path / "names.json"), **options)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor
 
 from mmbert.data.masking import Masking
-from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, text_key, wrong_images
+from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, image_key, text_key, wrong_images
 from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 
 CAPTIONS = [
@@ -238,3 +238,17 @@ def test_image_sample_takes_each_image_once_with_its_first_caption(folder: Path)
     pairs = Pairs(rotated, tiny_processor(), masking, seed=0, augmentation=None)
     assert pairs.image_sample(10) == {0, 2, 3}
     assert len(pairs.image_sample(2)) == 2
+
+
+def test_image_ids_that_differ_in_case_are_different_images(folder: Path) -> None:
+    examples = [
+        replace(e, image_id=image_id)
+        for e, image_id in zip(
+            tiny_examples(folder, [("a",), ("b",), ("c",)]), ("a0.png", "A0.png", "a0 .png"), strict=True
+        )
+    ]
+    data = Pairs(
+        examples, tiny_processor(), Masking(4, np.arange(5, 8), frozenset(range(5))), seed=0, augmentation=None
+    )
+    assert len(set(data.image_keys)) == 3 and data.image_sample(10) == {0, 1, 2}
+    assert image_key("a0.png") == text_key("a0.png"), "captions are compared by the same hash of lower-case text"

@@ -204,3 +204,46 @@ def test_real_files_read(shared: Path) -> None:
     coco = data / "coco_mini"
     files = {split: coco / "annotations" / f"captions_{split}2017.json" for split in ("train", "val")}
     assert counts("coco", files, coco / "images") == {"train": (80, 400), "val": (79, 395)}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_delimiter_of_a_csv_is_detected(mark: str, root: Path) -> None:
+    text = (
+        f"image{mark} caption{mark}other\na.jpg{mark}An ant{'' if mark == ',' else ', black'}.{mark}x,y;z|\t".rstrip()
+    )
+    text = text.replace("x,y;z|", "x")
+    assert read(root, "csv", text)["train"][0].captions[0].startswith("An ant")
+    if mark == "\t":
+        for name in ("tab", "\\t", "\t"):
+            assert len(read(root, "csv", text, delimiter=name)["train"]) == 1
+
+
+def test_delimiter_that_gives_all_columns_is_preferred(root: Path) -> None:
+    """The header has more columns by commas, but only semicolons separate the two that are needed."""
+    text = "image;caption;note, of a, few, words\na.jpg;An ant;x\n"
+    assert read(root, "csv", text)["train"][0].captions == ("An ant",)
+
+
+def test_given_delimiter_that_does_not_separate_is_an_error(root: Path) -> None:
+    error = error_of(root, "csv", "image;caption\na.jpg;x\n", delimiter=",")
+    assert "one column 'image;caption'; expected columns separated by ','" in str(error) and "set it to ';'" in str(
+        error
+    )
+    with pytest.raises(UsageError, match="delimiter is ';;'; expected one character"):
+        read(root, "csv", "image;caption\na.jpg;x\n", delimiter=";;")
+
+
+def test_images_without_a_caption_are_dropped_on_request(root: Path, caplog: Any) -> None:
+    coco, karpathy = json.loads(json.dumps(COCO)), json.loads(json.dumps(KARPATHY))
+    coco["images"].append({"id": 3, "file_name": "c.jpg"})
+    karpathy["images"][1]["sentences"] = []
+    rows = '{"image": "a.jpg", "caption": "x"}\n{"image": "c.jpg", "caption": [" "]}'
+    for format, content, kept in (("coco", coco, 2), ("karpathy", karpathy, 2), ("jsonl", rows, 1)):
+        assert "data.drop_uncaptioned=true" in str(error_of(root, format, content))
+        caplog.clear()
+        splits = read(root, format, content, drop_uncaptioned=True)
+        assert sum(map(len, splits.values())) == kept
+        (message,) = [r.getMessage() for r in caplog.records]
+        assert message.startswith("images without a caption dropped: 1 (first: ")
+    with pytest.raises(UsageError, match="format jsonl has no option 'delimiter'"):
+        read(root, "jsonl", rows, delimiter=",")

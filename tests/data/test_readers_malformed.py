@@ -181,7 +181,7 @@ def test_one_bad_line_far_down_is_named(root: Path) -> None:
         ('image,caption\na.jpg,x\nc.jpg,"A" cat.\n', "3", "broken CSV"),
         ("image,caption\na.jpg,x\nc.jpg,A cat, black.\n", "3", "3 columns; expected 2"),
         ("image,caption\na.jpg\n", "2", "1 columns; expected 2"),
-        ("image;caption\na.jpg;x\n", "1", "set delimiter=';'"),
+        ("image\na.jpg\n", "1", "no column 'caption' in the header"),
         ("image,captoin\na.jpg,x\n", "1", "Did you mean 'captoin'?"),
         ("image,caption,image\na.jpg,x,y\n", "1", "the column 'image' twice"),
         ("image,caption\n", "", "no examples"),

@@ -1,11 +1,14 @@
-"""What every annotation reader shares: the example it makes, the list of problems, the image folder."""
+"""Shared parts of the annotation readers: examples, the list of problems, the image folder."""
 
 import logging
 import os
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
+from urllib.parse import unquote
 
 from mmbert.errors import DataError, describe, quote
 
@@ -14,7 +17,7 @@ logger = logging.getLogger("mmbert")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image with its captions, as an annotation file gives it."""
+    """One image of an annotation file with its captions."""
 
     image: Path
     """Image file: links resolved, inside the image root, known to exist."""
@@ -25,34 +28,35 @@ class Example:
     split: str
     """train, val, test, or another name the file gives, such as test_seen."""
     place: str
-    """Where the file says so, "FILE:RECORD", for messages."""
+    """Record of the file, "FILE:RECORD", for messages."""
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """What makes this example another one than any other."""
+        """Strings that identify the example, for the checksum of the training data."""
         return (self.image.name, *self.captions)
 
 
 class Problems:
-    """Collects what is wrong with an annotation file, so that one run reports many mistakes.
+    """Collector of an annotation file's errors, so that one run reports many of them.
 
-    A `DataError` raised inside `with problems:` is noted, and reading goes on behind the block.
+    A `DataError` raised inside `with problems:` is added, and execution continues after the block.
 
     Args:
-        limit: problems listed in the final error; the rest is only counted.
-        strict: what `note` is told is a problem too, each with its own place.
+        limit: errors listed in the final message; the rest is only counted.
+        strict: notes are errors too, each with its own place.
+        remarks: receives each note with its own place.
     """
 
-    def __init__(self, limit: int = 10, *, strict: bool = False) -> None:
+    def __init__(self, limit: int = 10, *, strict: bool = False, remarks: "Problems | None" = None) -> None:
         self.limit = limit
-        self.strict = strict
+        self.remarks = self if strict else remarks
         self.listed: list[tuple[str, str, str]] = []
         self.total = 0
         self.notes: dict[str, tuple[int, str]] = {}
-        """What was dropped without being an error: kind -> (how many, first place)."""
+        """Things dropped without being an error: kind -> (count, first place)."""
 
     def add(self, place: str, found: str, expected: str) -> None:
-        """Note one problem; the arguments are those of `DataError`."""
+        """Add one error; the arguments are those of `DataError`."""
         self.total += 1
         if len(self.listed) < self.limit:
             self.listed.append((place, found, expected))
@@ -62,10 +66,12 @@ class Problems:
 
         Args:
             kind: what is counted, for the one line of the log.
-            place: as in `add`; so are `found` and `expected`, which are used where it is a problem (`strict`).
+            place: as in `add`.
+            found: as in `add`; used where notes are listed (`strict`, `remarks`).
+            expected: as `found`.
         """
-        if self.strict:
-            self.add(place, found, expected)
+        if self.remarks is not None:
+            self.remarks.add(place, found, expected)
             return
         count, first = self.notes.get(kind, (0, place))
         self.notes[kind] = (count + 1, first)
@@ -82,10 +88,10 @@ class Problems:
         return False
 
     def raise_if_any(self) -> None:
-        """Raise the one `DataError` that lists the problems.
+        """Raise one `DataError` that lists all errors.
 
         Raises:
-            DataError: at least one problem was noted.
+            DataError: at least one error was added.
         """
         if not self.listed:
             return
@@ -95,17 +101,19 @@ class Problems:
         raise DataError(*self.listed[0], others=tuple(others))
 
     def log_notes(self) -> None:
-        """Log one warning line for each kind of thing that was dropped."""
+        """Log one warning for each kind of thing that was dropped."""
         for kind, (count, first) in self.notes.items():
             logger.warning("%s: %s (first: %s)", kind, f"{count:,}", first)
 
 
 class NoImageError(DataError):
-    """A record names an image that is not in the folder."""
+    """Error for an image name without a file in the folder; `has_hint` if a similar name exists or is suggested."""
+
+    has_hint = False
 
 
 class ImageFolder:
-    """Turns the image names of an annotation file into files that exist inside one folder.
+    """Resolver of an annotation file's image names to files that exist inside one folder.
 
     Every folder is listed once, so 120,000 names cost a few folder scans and no call per image.
 
@@ -119,7 +127,7 @@ class ImageFolder:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.realpath(root)
         if not os.path.isdir(self.root):
-            raise DataError(os.fspath(root), "no such folder", "the folder with the images; check the images option")
+            raise DataError(os.fspath(root), "no such folder", "the folder with the images; check data.images")
         self._folders: dict[str, tuple[Path, dict[str, os.DirEntry[str]]]] = {}
         self._hints_left = 20
 
@@ -140,8 +148,7 @@ class ImageFolder:
         folder, entries = self._list(str(path.parent), name, place)
         entry = entries.get(path.name)
         if entry is None:
-            hint = self._other_spelling(path, entries)
-            raise NoImageError(place, f"no image file {quote(name)}", f"it inside {self.root}.{hint}")
+            raise self._no_image(name, place, "it", self._other_spelling(path, entries))
         file = folder / path.name
         if entry.is_symlink():
             file = self._inside(str(file), name, place)
@@ -161,9 +168,35 @@ class ImageFolder:
                 ) from None
             except (OSError, ValueError):  # ValueError: NUL or a lone surrogate in the name
                 # Not remembered: a wrong folder name is rare, and a typo may be in every record.
-                found = f"no image file {quote(name)}"
-                raise NoImageError(place, found, f"its folder inside {self.root}") from None
+                raise self._no_image(name, place, "its folder", "") from None
         return self._folders[parent]
+
+    def _no_image(self, name: str, place: str, missing: str, other_spelling: str) -> NoImageError:
+        hint = self._hint(name) or other_spelling
+        error = NoImageError(place, f"no image file {quote(name)}", f"{missing} inside {self.root}.{hint}")
+        error.has_hint = bool(hint)
+        return error
+
+    def _hint(self, name: str) -> str:
+        """Explain a name that was written on Windows, for a URL, or in another Unicode form."""
+        if "\\" in name:
+            fixed = re.sub(r"^[A-Za-z]:", "", name).replace("\\", "/").lstrip("/")
+            return f" Write forward slashes{f': {fixed!r}' if self._is_file(fixed) else ', relative to that folder'}."
+        if re.search(r"%[0-9A-Fa-f]{2}", name):
+            fixed = unquote(name)
+            there = f"there is {quote(fixed)}" if self._is_file(fixed) else "percent escapes are not resolved"
+            return f" Names are taken literally: {there}."
+        for form in () if name.isascii() else ("NFC", "NFD"):
+            fixed = unicodedata.normalize(form, name)
+            if fixed != name and self._is_file(fixed):
+                return f" There is {fixed!a}, the same name in Unicode form {form}, instead of {name!a}."
+        return ""
+
+    def _is_file(self, name: str) -> bool:
+        try:
+            return ".." not in name.split("/") and os.path.isfile(os.path.join(self.root, name.lstrip("/")))
+        except ValueError:  # NUL or a lone surrogate in the name
+            return False
 
     def _inside(self, path: str, name: str, place: str) -> Path:
         real = os.path.realpath(path)
@@ -192,13 +225,22 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+UNCAPTIONED = "at least one caption; data.drop_uncaptioned=true drops images without one"
+"""Expectation in the error of an image without a caption."""
+
+
+def note_uncaptioned(problems: Problems, place: str) -> None:
+    """Count an image without a caption that was dropped."""
+    problems.note("images without a caption dropped", place, "no caption", "at least one")
+
+
 def note_empty_caption(problems: Problems, place: str) -> None:
-    """Count a caption without text that was dropped."""
+    """Count an empty caption that was dropped."""
     problems.note("empty captions dropped", place, "an empty caption", "text, or no caption")
 
 
 def clean_caption(text: object, place: str) -> str:
-    """Return the caption without white space at its ends; empty if there is nothing else.
+    """Return the caption without white space at its ends; it may be empty then.
 
     Raises:
         DataError: it is not text, or not valid Unicode (which a tokenizer cannot read).

@@ -1,9 +1,17 @@
-"""COCO captions: `images` and `annotations` joined by `image_id`; one file is one split."""
+"""Reader of COCO captions: `images` and `annotations` joined by `image_id`; one file is one split."""
 
 from pathlib import Path
 from typing import Any
 
-from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption, note_empty_caption
+from mmbert.data.readers.base import (
+    UNCAPTIONED,
+    Example,
+    ImageFolder,
+    Problems,
+    clean_caption,
+    note_empty_caption,
+    note_uncaptioned,
+)
 from mmbert.data.readers.strict import MAX_INT_DIGITS, expect, field, load_json, missing_key
 from mmbert.errors import DataError, quote
 
@@ -23,7 +31,7 @@ def read_coco(
         images: folder of the images.
         problems: receives what is wrong.
         split: name of the split the file is; "train" if not given.
-        drop_uncaptioned: leave images without a caption out instead of refusing the file.
+        drop_uncaptioned: drop images without a caption instead of raising an error.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -90,9 +98,9 @@ def read_coco(
             continue
         found = f"no caption for image {quote(key)}"
         if drop_uncaptioned:
-            problems.note("images without a caption dropped", place, found, "at least one")
+            note_uncaptioned(problems, place)
         elif key not in reported:  # otherwise what is wrong with its captions is already said
-            problems.add(place, found, "at least one, or drop_uncaptioned=True")
+            problems.add(place, found, UNCAPTIONED)
     return examples
 
 

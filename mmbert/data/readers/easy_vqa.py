@@ -1,4 +1,4 @@
-"""easy-VQA (github.com/vzhou842/easy-VQA): drawn shapes, 13 answers; the package `easy-vqa` on PyPI holds the data."""
+"""Reader of easy-VQA (github.com/vzhou842/easy-VQA), as the package `easy-vqa` on PyPI holds it: 13 answers."""
 
 import importlib.util
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Any
 from mmbert.data.readers.base import ImageFolder, Problems
 from mmbert.data.readers.labelled import LabelledExample, clean_text, find_images
 from mmbert.data.readers.strict import expect, load_json
-from mmbert.data.readers.vqa import ANSWERS_PER_QUESTION
+from mmbert.data.readers.vqa import repeat_few_answers
 from mmbert.errors import DataError, UsageError
 
 VALIDATION_FROM = 3800
-"""Images of the training split from this number on, of 4,000, validate: the package has no validation split."""
+"""First of the 4,000 training images that are used for validation: the package has no validation split."""
 
 
 def package_folder() -> Path:
-    """The data folder of the installed package, which is looked up but never imported.
+    """Find the data folder of the installed package without importing it.
 
     Raises:
         UsageError: It is not installed.
@@ -27,9 +27,9 @@ def package_folder() -> Path:
 
 
 def read_easy_vqa(folder: Path) -> list[LabelledExample]:
-    """Reads `{train,test}/questions.json`, lists of [question, answer, image number], and `images/NUMBER.png`.
+    """Read `{train,test}/questions.json`, lists of [question, answer, image number], and `images/NUMBER.png`.
 
-    Each question has one answer, which is taken as that of ten people.
+    Each question has one answer, which counts as that of ten people; see `repeat_few_answers`.
 
     Raises:
         DataError: Something is wrong with the files; lists the first problems.
@@ -47,7 +47,7 @@ def read_easy_vqa(folder: Path) -> list[LabelledExample]:
                 files = find_images(images, [f"{image}.png"], place)
                 examples.append(
                     LabelledExample(
-                        files, question, (answer,) * ANSWERS_PER_QUESTION, number, split, place,
+                        files, question, repeat_few_answers([answer]), number, split, place,
                         question_type=" ".join(question.split()[:2]), answer_type=answer_type,
                         most_frequent_answer=answer,
                     )

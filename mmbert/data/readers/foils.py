@@ -1,4 +1,4 @@
-"""Foils in the format of SugarCrepe (arXiv:2306.14610): an image, its caption, and the caption made false."""
+"""Reader of foils in the format of SugarCrepe (arXiv:2306.14610): an image, its caption, and a false caption."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from mmbert.errors import DataError
 
 
 class Foil(NamedTuple):
-    """One record."""
+    """One image with its caption and a false caption."""
 
     image: Path
     caption: str
@@ -21,12 +21,12 @@ class Foil(NamedTuple):
 
 
 def read_foils(files: Sequence[Path], images: ImageFolder, problems: Problems | None = None) -> list[Foil]:
-    """Reads `{"ID": {"filename", "caption", "negative_caption"[, "category"]}}`; the file's name is a category too.
+    """Read `{"ID": {"filename", "caption", "negative_caption"[, "category"]}}`.
 
     Args:
-        files: One file or more; records in their order.
+        files: One file or more, read in their order; a file's name is the category of records without one.
         images: Folder of the images.
-        problems: Receives what is wrong; 10 problems are listed if not given.
+        problems: Receives errors; a new one that lists 10 if not given.
 
     Raises:
         DataError: Something is wrong with a file; lists the first problems.

@@ -1,8 +1,16 @@
-"""Karpathy's JSON (dataset_coco.json, dataset_flickr30k.json): each image carries its split and sentences."""
+"""Reader of Karpathy's JSON (dataset_coco.json, dataset_flickr30k.json): each image has its split and sentences."""
 
 from pathlib import Path
 
-from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption, note_empty_caption
+from mmbert.data.readers.base import (
+    UNCAPTIONED,
+    Example,
+    ImageFolder,
+    Problems,
+    clean_caption,
+    note_empty_caption,
+    note_uncaptioned,
+)
 from mmbert.data.readers.strict import expect, field, load_json, missing_key
 from mmbert.errors import DataError, UsageError, did_you_mean, quote
 
@@ -10,7 +18,13 @@ SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def read_karpathy(
-    path: Path, images: ImageFolder, problems: Problems, *, split: str | None = None, only: str | None = None
+    path: Path,
+    images: ImageFolder,
+    problems: Problems,
+    *,
+    split: str | None = None,
+    only: str | None = None,
+    drop_uncaptioned: bool = False,
 ) -> list[Example]:
     """Read a file with all splits; `restval` counts as train, as in the papers.
 
@@ -19,7 +33,8 @@ def read_karpathy(
         images: folder that holds `filename`, or `filepath`/`filename` where a `filepath` is given.
         problems: receives what is wrong.
         split: not allowed, since the file names its splits.
-        only: train, val or test: records of the others are passed over, so their images need not be there.
+        only: train, val or test: records of the others are ignored, so their images need not exist.
+        drop_uncaptioned: drop images without a caption instead of raising an error.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -63,8 +78,10 @@ def read_karpathy(
                     note_empty_caption(problems, where)
             if captions:
                 examples.append(Example(file, tuple(captions), image_id, SPLITS[name], place))
+            elif drop_uncaptioned:
+                note_uncaptioned(problems, place)
             elif problems.total == before:  # otherwise its empty captions are already reported
-                raise DataError(place, "no sentence with text", "at least one caption")
+                raise DataError(place, "no sentence with text", UNCAPTIONED)
     if others and not examples and not problems.total:
         raise DataError(str(path), f"no image in the split {only!r}", f"one of the splits it has: {', '.join(others)}")
     return examples

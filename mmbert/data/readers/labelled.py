@@ -1,4 +1,4 @@
-"""Texts with images and a label: the example that all such readers make, and the reader of JSON lines."""
+"""Labelled examples of tasks (text, images, label), and their reader of JSON lines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.data.readers.base import ImageFolder, Problems, clean_caption, json_type
+from mmbert.data.readers.image_names import image_name_formatter
 from mmbert.data.readers.strict import iter_json_lines, missing_key
 from mmbert.data.readers.table import Splits
 from mmbert.errors import DataError, quote
@@ -13,20 +14,20 @@ from mmbert.errors import DataError, quote
 
 @dataclass(frozen=True, slots=True)
 class LabelledExample:
-    """One text, the images it is about, and what people said of it."""
+    """One text with its images and its label or human answers."""
 
     images: tuple[Path, ...]
     """Image files as in `Example.image`: one; two for NLVR2; none for text alone."""
     text: str
     answers: tuple[str, ...]
-    """The label; or what each person answered, in the order of the file. Empty: not known."""
+    """The label; or for VQA the human answers, see `mmbert.data.readers.vqa.repeat_few_answers`. Empty: unlabelled."""
     key: int | str
     """Question id or identifier, unique in its split."""
     split: str
     place: str
-    """Where the file says so, "FILE:RECORD", for messages."""
+    """Record of the file, "FILE:RECORD", for messages."""
     group: str = ""
-    """Examples of one statement, which are consistent if all are right."""
+    """Shared by the examples of one statement, for the metric consistency."""
     question_type: str = ""
     """Question type of VQAv2, such as "what color is the"; "" where there is none."""
     answer_type: str = ""
@@ -41,28 +42,28 @@ class LabelledExample:
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """What makes this example another one than any other."""
+        """Strings that identify the example, for the checksum of the training data."""
         return (*(image.name for image in self.images), self.text, *self.answers)
 
 
 def find_images(images: ImageFolder | None, names: Sequence[str], place: str) -> tuple[Path, ...]:
-    """The files of the images called `names`.
+    """Find the image files called `names`.
 
     Raises:
         DataError: There is no such file, or no folder was given.
     """
     if images is None:
         if names:
-            raise DataError(place, f"the image {quote(names[0])}", "no images, as data.images names no folder")
+            raise DataError(place, f"the image {quote(names[0])}", "no images, since data.images is not set")
         return ()
     return tuple(images.find(name, place)[0] for name in names)
 
 
 def clean_text(text: object, place: str) -> str:
-    """A text that is not empty.
+    """Return the text without white space at its ends.
 
     Raises:
-        DataError: It is no text, or there is nothing in it.
+        DataError: It is no text, or empty.
     """
     found = clean_caption(text, place)
     if not found:
@@ -84,7 +85,7 @@ def read_labelled_jsonl(
     split_key: str | None = None,
     split_values: Mapping[str, Sequence[str]] | None = None,
 ) -> list[LabelledExample]:
-    """Reads one JSON object a line: SNLI-VE, Hateful Memes, VSR, or your own.
+    """Read one JSON object per line: SNLI-VE, Hateful Memes, VSR, or your own.
 
     Args:
         path: The file.
@@ -92,17 +93,19 @@ def read_labelled_jsonl(
         problems: Receives what is wrong.
         split: The whole file is this split.
         image_key: Key of the image's name; a list of keys for several images; None for text alone.
-        image_names: What a name is made of, such as "{}.jpg" for SNLI-VE's Flickr30K_ID.
+        image_names: How a value becomes a file name, such as "{}.jpg" for SNLI-VE's Flickr30K_ID; see
+            `image_name_formatter`.
         text_key: Key of the text.
         label_key: Key of the label, a string, a whole number or true/false. A row without it has no label.
-        id_key: Key of what names the row in predictions; None: its number in the file, from 0.
+        id_key: Key of the row's id in predictions; None: its number in the file, from 0.
         split_key: As in `read_jsonl`.
         split_values: As in `read_jsonl`.
 
     Raises:
         DataError: The file as a whole can't be read.
-        UsageError: Options contradict each other.
+        UsageError: Options contradict each other, or an invalid template.
     """
+    name_of = None if image_names is None else image_name_formatter(image_names)
     splits = Splits(path, split, split_key, split_values)
     keys = [] if image_key is None or images is None else [image_key] if isinstance(image_key, str) else [*image_key]
     examples: list[LabelledExample] = []
@@ -110,7 +113,8 @@ def read_labelled_jsonl(
     for number, (place, record) in enumerate(iter_json_lines(path, problems)):
         with problems:
             name = splits.of(record, place)
-            files = find_images(images, [_name(record, key, image_names, place) for key in keys], place)
+            ids = [_plain(record, key, place) for key in keys]
+            files = find_images(images, [str(i) if name_of is None else name_of(i, place) for i in ids], place)
             if text_key not in record:
                 raise missing_key(text_key, record, place)
             text = clean_text(record[text_key], place)
@@ -124,13 +128,8 @@ def read_labelled_jsonl(
     return examples
 
 
-def _name(record: dict[str, Any], key: str, template: str | None, place: str) -> str:
-    name = str(_plain(record, key, place))
-    return name if template is None else template.format(name)
-
-
 def _plain(record: dict[str, Any], key: str, place: str) -> int | str:
-    """A string, a whole number, or true/false as "true"/"false"."""
+    """Return a string, a whole number, or true/false as "true"/"false"."""
     if key not in record:
         raise missing_key(key, record, place)
     value = record[key]

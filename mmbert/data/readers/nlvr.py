@@ -1,4 +1,4 @@
-"""NLVR (lil.nlp.cornell.edu/nlvr, one image) and NLVR2 (arXiv:1811.00491, two): is the statement true?"""
+"""Readers of NLVR (lil.nlp.cornell.edu/nlvr, one image) and NLVR2 (arXiv:1811.00491, two images): true or false."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +14,9 @@ LABELS: Mapping[str, str] = {"true": "true", "True": "true", "false": "false", "
 def read_nlvr(
     path: Path, images: ImageFolder | None, problems: Problems, *, split: str | None = None
 ) -> list[LabelledExample]:
-    """Reads `{"sentence", "label", "identifier": "SENTENCE-POSITION", "image"}` a line.
+    """Read one `{"sentence", "label", "identifier": "SENTENCE-POSITION", "image"}` per line.
 
-    The name of the image and the position give the label away, so nothing but the sentence and the pixels gets on.
+    The image's name and the position reveal the label, so an example holds the sentence and the image only.
 
     Raises:
         DataError: The file as a whole can't be read.
@@ -27,7 +27,7 @@ def read_nlvr(
 def read_nlvr2(
     path: Path, images: ImageFolder | None, problems: Problems, *, split: str | None = None
 ) -> list[LabelledExample]:
-    """Reads `{"identifier": "SPLIT-SET-PAIR-SENTENCE", "sentence", "label"}` a line.
+    """Read one `{"identifier": "SPLIT-SET-PAIR-SENTENCE", "sentence", "label"}` per line.
 
     The images are `SPLIT-SET-PAIR-img0.png` and `-img1.png`, in a folder of the name in "directory" if there is one.
 

@@ -1,4 +1,4 @@
-"""Tables of captions, JSON lines or CSV: one row names an image and one or more captions."""
+"""Readers of caption tables, JSON lines or CSV: one row has an image and one or more captions."""
 
 import csv
 import io
@@ -7,12 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmbert.data.readers.base import Example, ImageFolder, Problems, clean_caption, json_type, note_empty_caption
+from mmbert.data.readers.base import (
+    UNCAPTIONED,
+    Example,
+    ImageFolder,
+    Problems,
+    clean_caption,
+    json_type,
+    note_empty_caption,
+    note_uncaptioned,
+)
 from mmbert.data.readers.strict import field, iter_json_lines, missing_key, read_text
 from mmbert.errors import DataError, UsageError, did_you_mean, quote
 
 ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 """Usual spellings of the splits; other names are kept as they are."""
+
+DELIMITERS = (",", ";", "\t", "|")
+"""Delimiters that are detected; the first of equally good ones is taken."""
 
 Row = tuple[str, dict[str, Any]]
 """Place ("FILE:LINE") and record."""
@@ -28,6 +40,7 @@ def read_jsonl(
     caption_key: str | Sequence[str] = "caption",
     split_key: str | None = None,
     split_values: Mapping[str, Sequence[str]] | None = None,
+    drop_uncaptioned: bool = False,
 ) -> list[Example]:
     """Read a file of one JSON object per line. Rows with the same image become one example.
 
@@ -43,6 +56,7 @@ def read_jsonl(
         split_values: values of `split_key` that make up a split, {"val": ["philosophy"]}. All others are
             "train", unless train is listed too: then another value is an error. Without it, the value
             itself is the name of the split.
+        drop_uncaptioned: drop rows without a caption instead of raising an error.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -50,7 +64,7 @@ def read_jsonl(
     """
     splits = Splits(path, split, split_key, split_values)
     rows = iter_json_lines(path, problems)
-    return _read_rows(rows, path, images, problems, image_key, caption_key, splits)
+    return _read_rows(rows, path, images, problems, image_key, caption_key, splits, drop_uncaptioned)
 
 
 def read_csv(
@@ -63,7 +77,8 @@ def read_csv(
     caption_key: str | Sequence[str] = "caption",
     split_key: str | None = None,
     split_values: Mapping[str, Sequence[str]] | None = None,
-    delimiter: str = ",",
+    drop_uncaptioned: bool = False,
+    delimiter: str | None = None,
 ) -> list[Example]:
     """Read a CSV file with a header line; keys are column names, all else is as in `read_jsonl`.
 
@@ -76,18 +91,17 @@ def read_csv(
         caption_key: as in `read_jsonl`.
         split_key: as in `read_jsonl`.
         split_values: as in `read_jsonl`.
-        delimiter: character between columns.
+        drop_uncaptioned: as in `read_jsonl`.
+        delimiter: character between columns, a tab also as "tab"; None: detected from the header.
 
     Raises:
         DataError: the file as a whole cannot be read.
         UsageError: the options contradict each other.
     """
-    if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise UsageError(f"delimiter is {delimiter!r}; expected one character, such as ',' ';' or a tab")
     splits = Splits(path, split, split_key, split_values)
     needed = [image_key, *_key_list(caption_key), *([split_key] if split_key else [])]
-    rows = _csv_rows(path, problems, needed, delimiter)
-    return _read_rows(rows, path, images, problems, image_key, caption_key, splits)
+    rows = _csv_rows(path, problems, needed, None if delimiter is None else parse_delimiter(delimiter))
+    return _read_rows(rows, path, images, problems, image_key, caption_key, splits, drop_uncaptioned)
 
 
 def _read_rows(
@@ -98,6 +112,7 @@ def _read_rows(
     image_key: str,
     caption_key: str | Sequence[str],
     splits: "Splits",
+    drop_uncaptioned: bool,
 ) -> list[Example]:
     keys = _key_list(caption_key)
     unseen = dict.fromkeys(keys)
@@ -111,6 +126,11 @@ def _read_rows(
             name = splits.of(record, place)
             file, image_id = images.find(field(record, image_key, str, place), place)
             captions = _captions(record, keys, place, problems)
+            if not captions and drop_uncaptioned:
+                note_uncaptioned(problems, place)
+                continue
+            if not captions:
+                raise DataError(place, f"no text in {' or '.join(map(repr, keys))}", UNCAPTIONED)
             first = examples.get(file)
             if first is None:
                 examples[file] = Example(file, captions, image_id, name, place)
@@ -139,15 +159,13 @@ def _captions(record: dict[str, Any], keys: list[str], place: str, problems: Pro
                 captions.append(caption)
             else:
                 dropped += 1
-    if not captions:
-        raise DataError(place, f"no text in {' or '.join(map(repr, keys))}", "at least one caption")
-    for _ in range(dropped):
+    for _ in range(dropped if captions else 0):
         note_empty_caption(problems, place)
     return tuple(captions)
 
 
 class Splits:
-    """Says which split a row belongs to."""
+    """Assignment of rows to splits by a key, or of a whole file to one split."""
 
     def __init__(
         self, path: Path, split: str | None, key: str | None, values: Mapping[str, Sequence[str]] | None
@@ -168,7 +186,7 @@ class Splits:
         self.seen: set[str] = set()
 
     def of(self, record: dict[str, Any], place: str) -> str:
-        """The split of a row."""
+        """Return the split of a row."""
         if self.key is None:
             return self.split
         value = field(record, self.key, str, place).strip()
@@ -184,7 +202,7 @@ class Splits:
         return name
 
     def report_unused(self, problems: Problems) -> None:
-        """A listed value that no row has is a typo, and would silently leave a split short."""
+        """Report listed values that no row has: a typo would silently leave a split short."""
         for value in self.of_value or ():
             if self.seen and value not in self.seen:
                 found = f"no row has {self.key} = {value!r}, which split_values lists"
@@ -199,8 +217,29 @@ def _key_list(keys: str | Sequence[str]) -> list[str]:
     return listed
 
 
-def _csv_rows(path: Path, problems: Problems, needed: list[str], delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+def parse_delimiter(value: str) -> str:
+    """Return the delimiter that an option names: one character, or "tab".
+
+    Raises:
+        UsageError: something else.
+    """
+    delimiter = "\t" if value in ("tab", "\\t") else value
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise UsageError(f"delimiter is {value!r}; expected one character, such as ',' ';' '|', or tab")
+    return delimiter
+
+
+def detect_delimiter(text: str, needed: Sequence[str] = ()) -> str:
+    """Choose the delimiter of a CSV file by its header: one that gives all needed columns, else the most columns."""
+    headers = {delimiter: _first_cells(text, delimiter)[1] for delimiter in DELIMITERS}
+    complete = [delimiter for delimiter, cells in headers.items() if needed and {*needed} <= {*cells}]
+    return complete[0] if complete else max(DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
+
+
+def _csv_rows(path: Path, problems: Problems, needed: list[str], delimiter: str | None) -> Iterator[Row]:
+    text = read_text(path)
+    delimiter = delimiter or detect_delimiter(text, needed)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     start = 1
     try:
@@ -220,34 +259,36 @@ def _csv_rows(path: Path, problems: Problems, needed: list[str], delimiter: str)
         problems.add(f"{path}:{start}", f"broken CSV ({error})", 'a closing quote; write a quote inside as ""')
 
 
-def csv_header(path: Path, delimiter: str) -> tuple[str, list[str]]:
-    """Return the place and the cells of the header line, without any check; ("", []) if it is broken.
+def csv_header(path: Path, delimiter: str | None) -> tuple[str, list[str]]:
+    """Return the place and the cells of the header, unchecked; ("", []) if it is broken.
 
     Raises:
         DataError: no readable text file.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
-    start = 1
+    text = read_text(path)
+    line, cells = _first_cells(text, delimiter or detect_delimiter(text))
+    return (f"{path}:{line}", cells) if cells else ("", [])
+
+
+def _first_cells(text: str, delimiter: str) -> tuple[int, list[str]]:
+    """Return the line number and the cells of the first row that is not blank; (0, []) if it is broken."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
     try:
         for row in reader:
-            place, start = f"{path}:{start}", reader.line_num + 1
+            start, line = line, reader.line_num + 1
             cells = [cell.strip() for cell in row]
             if any(cells):
-                return place, cells
-    except csv.Error:  # the reader says more
+                return start, cells
+    except csv.Error:  # the reader reports it
         pass
-    return "", []
+    return 0, []
 
 
 def _checked_header(cells: list[str], needed: list[str], delimiter: str, place: str) -> list[str]:
-    if len(cells) == 1:
-        other = next((mark for mark in ",;\t|" if mark != delimiter and mark in cells[0]), None)
-        if other:
-            raise DataError(
-                place,
-                f"one column {quote(cells[0])}",
-                f"columns parted by {delimiter!r}; set delimiter={other!r}",
-            )
+    if len(cells) == 1 and (other := next((mark for mark in DELIMITERS if mark in cells[0]), None)):
+        expected = f"columns separated by {delimiter!r}; leave the option delimiter out, or set it to {other!r}"
+        raise DataError(place, f"one column {quote(cells[0])}", expected)
     if len(set(cells)) != len(cells):
         twice = next(cell for cell in cells if cells.count(cell) > 1)
         raise DataError(place, f"the column {quote(twice)} twice in the header", "each column once")

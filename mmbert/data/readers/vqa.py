@@ -1,11 +1,12 @@
-"""Questions, human answers and predictions in the format of VQAv2 (visualqa.org), read strictly."""
+"""Strict readers of questions, human answers and predictions in the format of VQAv2 (visualqa.org)."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmbert.data.readers.base import ImageFolder, Problems
+from mmbert.data.readers.image_names import image_name_formatter
 from mmbert.data.readers.labelled import LabelledExample, clean_text, find_images
 from mmbert.data.readers.strict import expect, field, load_json
 from mmbert.errors import DataError, quote
@@ -17,7 +18,7 @@ ANSWERS_PER_QUESTION = 10
 
 
 class Question(NamedTuple):
-    """A question about an image."""
+    """One question about an image."""
 
     image_id: int | str
     text: str
@@ -25,9 +26,9 @@ class Question(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """What people answered to a question."""
+    """Human answers to one question."""
 
-    answers: list[dict[str, Any]]  # each with "answer"; kept whole, since the official score compares whole records
+    answers: list[dict[str, Any]]  # each with "answer"; complete records, since the official score compares them
     question_type: str
     answer_type: str
     most_frequent_answer: str  # "multiple_choice_answer", or "" where the file has none
@@ -35,7 +36,10 @@ class Annotation(NamedTuple):
 
 
 def read_questions(path: Path) -> dict[int, Question]:
-    """Reads `{"questions": [{"question_id", "image_id", "question"}]}`; ids in the order of the file.
+    """Read `{"questions": [{"question_id", "image_id", "question"}]}`.
+
+    Returns:
+        question_id -> question, in the order of the file.
 
     Raises:
         DataError: Something is wrong with the file; lists the first problems.
@@ -55,9 +59,12 @@ def read_questions(path: Path) -> dict[int, Question]:
 
 
 def read_annotations(path: Path) -> dict[int, Annotation]:
-    """Reads `{"annotations": [{"question_id", "answers": [{"answer"}], "question_type", "answer_type"}]}`.
+    """Read `{"annotations": [{"question_id", "answers": [{"answer"}], "question_type", "answer_type"}]}`.
 
-    Fewer than ten answers are taken as they are, with one warning.
+    A question may have any number of answers; fewer than ten are counted in one warning.
+
+    Returns:
+        question_id -> human answers, in the order of the file.
 
     Raises:
         DataError: Something is wrong with the file; lists the first problems.
@@ -70,15 +77,16 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
             number = _new_id(record, found, place)
             answers = field(record, "answers", list, place)
             if not answers:
-                raise DataError(place, "no answers", f"the answers of {ANSWERS_PER_QUESTION} people")
+                raise DataError(place, "no answers", "at least one answer")
             for i, answer in enumerate(answers):
                 where = f"{place}.answers[{i}]"
                 field(expect(answer, dict, "the answer", where), "answer", str, where)
             if len(answers) < ANSWERS_PER_QUESTION:
                 few, first = few + 1, first or place
-            common = expect(record.get("multiple_choice_answer") or "", str, "multiple_choice_answer", place)
-            kinds = (field(record, "question_type", str, place), field(record, "answer_type", str, place))
-            found[number] = Annotation(answers, kinds[0], kinds[1], common, place)
+            most_frequent = expect(record.get("multiple_choice_answer") or "", str, "multiple_choice_answer", place)
+            question_type = field(record, "question_type", str, place)
+            answer_type = field(record, "answer_type", str, place)
+            found[number] = Annotation(answers, question_type, answer_type, most_frequent, place)
     problems.raise_if_any()
     if few:
         log.warning("%s: fewer than %d answers to %d questions (first: %s)", path, ANSWERS_PER_QUESTION, few, first)
@@ -86,28 +94,31 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
 
 
 def read_results(path: Path, expected: Iterable[int]) -> dict[int, str]:
-    """Reads predictions as the evaluation server takes them, `[{"question_id", "answer"}]`.
+    """Read predictions in the format of the evaluation server, `[{"question_id", "answer"}]`.
 
     Args:
         path: The file.
         expected: Ids of the split; each must be answered once, and no other.
 
+    Returns:
+        question_id -> predicted answer.
+
     Raises:
         DataError: Something is wrong with the file; lists the first problems.
     """
     found: dict[int, str] = {}
-    wanted = dict.fromkeys(expected)
+    expected_ids = dict.fromkeys(expected)
     problems = Problems()
     top = expect(load_json(path), list, "the file", str(path))
     for index, record in enumerate(top):
         place = f"{path}:[{index}]"
         with problems:
             number = _new_id(expect(record, dict, "the prediction", place), found, place)
-            if number not in wanted:
+            if number not in expected_ids:
                 raise DataError(place, f"question_id {number}", "a question of this split; is it the file of another?")
             found[number] = field(record, "answer", str, place)
     problems.raise_if_any()
-    for number in wanted:
+    for number in expected_ids:
         if number not in found:
             problems.add(str(path), f"no answer to question_id {number}", "one for each question of the split")
     problems.raise_if_any()
@@ -115,7 +126,7 @@ def read_results(path: Path, expected: Iterable[int]) -> dict[int, str]:
 
 
 def check_same_questions(questions: Mapping[int, Question], annotations: Mapping[int, Annotation]) -> None:
-    """Questions and annotations must be of one split.
+    """Check that questions and annotations are of one split.
 
     Raises:
         DataError: An id is in one file only.
@@ -131,11 +142,11 @@ def check_same_questions(questions: Mapping[int, Question], annotations: Mapping
 def read_vqav2(
     questions: Path, annotations: Path | None, images: ImageFolder, *, split: str, image_names: str
 ) -> list[LabelledExample]:
-    """Reads the questions of one split with their images and, if they are known, the answers.
+    """Read the questions of one split with their images and, if there is an annotation file, the answers.
 
     Args:
         questions: Question file.
-        annotations: Annotation file of the same split; None: the answers are not known.
+        annotations: Annotation file of the same split; None: questions without answers.
         images: Folder of the images.
         split: Name of the split.
         image_names: How an image_id becomes a file name, see `image_name_formatter`.
@@ -143,20 +154,21 @@ def read_vqav2(
     Raises:
         DataError: Something is wrong with the files; lists the first problems.
     """
-    asked = read_questions(questions)
-    answered = {} if annotations is None else read_annotations(annotations)
+    by_id = read_questions(questions)
+    annotated = {} if annotations is None else read_annotations(annotations)
     if annotations is not None:
-        check_same_questions(asked, answered)
+        check_same_questions(by_id, annotated)
     name_of = image_name_formatter(image_names)
     examples, problems = [], Problems()
-    for number, question in asked.items():
+    for number, question in by_id.items():
         with problems:
             text = clean_text(question.text, question.place)
             files = find_images(images, [name_of(question.image_id, question.place)], question.place)
-            known = answered.get(number)
+            known = annotated.get(number)
+            answers = () if known is None else repeat_few_answers([a["answer"] for a in known.answers])
             examples.append(
                 LabelledExample(
-                    files, text, () if known is None else tuple(a["answer"] for a in known.answers), number, split,
+                    files, text, answers, number, split,
                     question.place, question_type="" if known is None else known.question_type,
                     answer_type="" if known is None else known.answer_type,
                     most_frequent_answer="" if known is None else known.most_frequent_answer,
@@ -166,40 +178,15 @@ def read_vqav2(
     return examples
 
 
-def image_name_formatter(image_names: str) -> Callable[[int | str, str], str]:
-    """Gives the function (image_id, place) -> file name.
+def repeat_few_answers(answers: Sequence[str]) -> tuple[str, ...]:
+    """Repeat a short list of human answers to about ten, for which the official score is made.
 
-    Args:
-        image_names: A template such as "COCO_val2014_{:012d}.jpg", or a JSON file whose list "images" has "id" and
-            "file_name", as COCO's caption files.
-
-    Raises:
-        DataError: The file can't be read; and the function, where an id has no name.
+    The official score of an answer is the mean of min(1, matches / 3) over all ways to leave one human answer out
+    (arXiv:1505.00468): the only answer to a question scores 0. With 1, 2, 3, 4 or 5 answers the list is repeated 10, 5,
+    3, 2 or 2 times, so an answer scores as the same fraction of ten people would: the only answer 1, one of two
+    different answers 1, one of five 0.6. Six answers or more are left as they are.
     """
-    if not image_names.endswith(".json"):
-
-        def by_template(image_id: int | str, place: str) -> str:
-            try:
-                return image_names.format(image_id)
-            except (ValueError, IndexError, KeyError) as error:
-                found = f"image_id {quote(image_id)} does not fit image_names={image_names!r} ({error})"
-                raise DataError(place, found, "a template such as COCO_val2014_{:012d}.jpg") from None
-
-        return by_template
-    path = Path(image_names)
-    names: dict[Any, str] = {}
-    top = expect(load_json(path), dict, "the file", str(path))
-    for index, record in enumerate(field(top, "images", list, str(path))):
-        place = f"{path}:images[{index}]"
-        record = expect(record, dict, "the image", place)
-        names[record.get("id")] = field(record, "file_name", str, place)
-
-    def by_file(image_id: int | str, place: str) -> str:
-        if image_id not in names:
-            raise DataError(place, f"image_id {quote(image_id)}", f"one that {path} names")
-        return names[image_id]
-
-    return by_file
+    return tuple(answers) * max(1, ANSWERS_PER_QUESTION // len(answers))
 
 
 def _records(path: Path, key: str) -> list[dict[str, Any]]:

@@ -1,0 +1,148 @@
+"""Tokenizers: one without a vocabulary is an error, unknown words are counted, and every kind marks its words."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor, tiny_tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.masking import Masking
+from mmbert.data.options import DataOptions
+from mmbert.data.pairs import Augmentation, Pairs
+from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
+from mmbert.errors import UsageError
+from mmbert.model.tokens import IGNORE_INDEX
+
+IMAGES = ImageSettings(16, (0.5,) * 3, (0.5,) * 3)
+
+
+def bert_folder(folder: Path, *files: str) -> str:
+    """A BERT folder with a configuration, and files of the tokenizer."""
+    BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    for file in folder.iterdir():
+        if file.name not in ("config.json", *files):
+            file.unlink()
+    return str(folder)
+
+
+@pytest.mark.parametrize("files", [(), ("tokenizer_config.json",)])
+def test_folder_without_a_vocabulary_is_an_error_with_the_missing_files(files: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=rf"'{tmp_path}': the folder has no vocabulary; expected one of tokenizer.json"
+    ):
+        load_tokenizer(bert_folder(tmp_path, *files))
+
+
+def test_tokenizer_that_knows_special_tokens_only_is_an_error(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(SPECIAL))
+    with pytest.raises(UsageError, match="knows its 5 special tokens only"):
+        load_tokenizer(folder)
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "cat"]))
+    assert len(load_tokenizer(folder)) == 6
+
+
+def captions_file(folder: Path, captions: list[str]) -> DataOptions:
+    tiny_examples(folder, [("x",)] * len(captions))
+    rows = "".join(f"{i}.png,{caption}\n" for i, caption in enumerate(captions))
+    (folder / "a.csv").write_text("image,caption\n" + rows)
+    return DataOptions(format="csv", annotations=str(folder / "a.csv"), images=str(folder), batch_size=1, num_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "outcome"), [(0, "quiet"), (1, "quiet"), (2, "warning"), (5, "warning"), (6, "error")]
+)
+def test_unknown_words_of_training_captions_are_a_warning_then_an_error(
+    unknown: int, outcome: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 10 words in all, 1 is accepted, 2 to 5 give a warning, 6 an error."""
+    words = ["zzz"] * unknown + ["cat"] * (10 - unknown)
+    options = captions_file(tmp_path, [" ".join(words[:5]), " ".join(words[5:])])
+    if outcome == "error":
+        with pytest.raises(UsageError, match=r"turns 60% of the tokens of 2 training texts into \[UNK\]"):
+            PairsDataModule(options, tiny_processor(), seed=0)
+        return
+    with caplog.at_level(logging.WARNING, logger="mmbert"):
+        PairsDataModule(options, tiny_processor(), seed=0)
+    assert [f"{unknown * 10}%" in r.getMessage() for r in caplog.records] == [True] * (outcome == "warning")
+
+
+def fast(tokenizer: Tokenizer, names: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """A fast tokenizer with a classifier, separator, mask, padding and unknown token of these names."""
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(roles, names, strict=True)))
+
+
+def sentence_piece(pre_tokenizer: Any) -> PreTrainedTokenizerFast:
+    """Unigram with "▁" before words, which a pre-tokenizer or only a normalizer sets."""
+    pieces = ["<pad>", "<unk>", "<s>", "</s>", "<mask>", "▁a", "▁red", "▁un", "believ", "able", "▁cat", "▁"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0 - i / 100) for i, piece in enumerate(pieces)], unk_id=1))
+    if pre_tokenizer is None:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    special = [("<s>", 2), ("</s>", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    return fast(tokenizer, ("<pad>", "<unk>", "<s>", "</s>", "<mask>"))
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with "Ġ" before words: "un" + "believ" + "able"."""
+    merges = [("u", "n"), ("b", "e"), ("l", "i"), ("be", "li"), ("e", "v"), ("beli", "ev"), ("a", "b"), ("l", "e"),
+              ("ab", "le"), ("Ġ", "un"), ("Ġ", "c"), ("Ġc", "a"), ("Ġca", "t")]  # fmt: skip
+    special = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+    entries = [*special, *"unbelivacdrtĠ", *("".join(pair) for pair in merges)]
+    vocabulary = {entry: i for i, entry in enumerate(dict.fromkeys(entries))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 3), ("<s>", 2), add_prefix_space=False)
+    return fast(tokenizer, special)
+
+
+KINDS = {
+    "Metaspace": lambda: sentence_piece(pre_tokenizers.Metaspace()),
+    "Metaspace without splitting": lambda: sentence_piece(pre_tokenizers.Metaspace(split=False)),
+    "normalizer only": lambda: sentence_piece(None),
+    "byte-level BPE": byte_level,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_word_masking_masks_all_tokens_of_a_word(kind: str, tmp_path: Path) -> None:
+    processor = MMBertProcessor(KINDS[kind](), IMAGES, max_text_length=32)
+    caption = "a unbelievable cat unbelievable red cat"
+    ids, continues = processor.encode_words(caption)
+    tokens = processor.tokenizer.convert_ids_to_tokens(ids)
+    assert ids == processor.encode(caption) and continues[0] is continues[-1] is False
+    words = "".join((" " if not more else "") + t.strip("▁Ġ") for t, more in zip(tokens, continues, strict=True))
+    assert words.split()[1:-1] == caption.split()
+
+    ordinary = np.arange(5, len(processor.tokenizer))
+    masking = Masking(4, ordinary, frozenset(range(5)), probability=0.3, whole_word=True)
+    data = Pairs(tiny_examples(tmp_path, [(caption,)]), processor, masking, seed=0, augmentation=Augmentation())
+    starts = [i for i, more in enumerate(continues) if not more]
+    for epoch in range(40):
+        labels = data[epoch, 0].mlm_labels
+        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+            assert len({label != IGNORE_INDEX for label in labels[start:stop]}) == 1
+
+
+def test_words_of_wordpiece_are_those_of_its_prefix() -> None:
+    processor = tiny_processor()
+    for text in (
+        "playing cats, two dogs.",
+        "Cát's [MASK] re\u0301d##ing",
+        "qqq playinged \u4e00\u4e8c",
+        " a\x0bcats ",
+        "",
+    ):
+        ids, continues = processor.encode_words(text)
+        tokens = processor.tokenizer.convert_ids_to_tokens(ids)
+        assert ids == processor.encode(text) and continues == [t.startswith("##") for t in tokens]
+    assert WORDS[18] == "##ing" and any(processor.encode_words("playing")[1])
