@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from mmbert.errors import DataError, UsageError
 
-NOISE = (  # warnings of Lightning about what is meant here
+NOISE = (  # warnings of Lightning about what is intended here
     "does not have many workers",
     "exists and is not empty",
     "isinstance.treespec",
@@ -28,7 +28,7 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def set_up_logging() -> None:
-    """Shows mmbert's log on the error stream, and of other libraries what is a warning that helps."""
+    """Log mmbert's messages to stderr, and of other libraries only warnings."""
     logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
     first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
     logging.getLogger("mmbert").setLevel(logging.INFO if first else logging.WARNING)
@@ -39,14 +39,14 @@ def set_up_logging() -> None:
 
 
 def print_line(line: str) -> None:
-    """Prints what may hold any character, on a terminal of any encoding."""
+    """Print a line with any characters on a terminal of any encoding."""
     encoding = sys.stdout.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Turns a user's mistake into a sentence without traceback: exit code 2 for options, 1 for files."""
+    """Print user errors as one sentence without traceback: exit code 2 for options, 1 for files."""
     try:
         yield
     except (UsageError, DataError) as error:
@@ -62,5 +62,7 @@ def report_user_errors() -> Iterator[None]:
         if error.errno not in DISK_IS_FULL:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        print(f"mmbert: error: {place}{error.strerror}; make room; a run goes on with --resume auto", file=sys.stderr)
+        print(
+            f"mmbert: error: {place}{error.strerror}; make room, then resume a run with --resume auto", file=sys.stderr
+        )
         raise SystemExit(1) from None

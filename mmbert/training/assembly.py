@@ -1,4 +1,7 @@
-"""Options to the parts of a run, cheapest first, so that a mistake is told before a weight or an image is read."""
+"""Build model, processor and data of a run from its options, and the fingerprint that must not change on resume.
+
+The cheapest part comes first, so that a wrong option is reported before weights or images are read.
+"""
 
 import hashlib
 import json
@@ -21,7 +24,7 @@ from mmbert.training.options import OptimOptions
 
 
 class Parts(NamedTuple):
-    """What a run is made of."""
+    """Model, processor and data of a run."""
 
     model: HeadedModel
     processor: MMBertProcessor
@@ -31,13 +34,13 @@ class Parts(NamedTuple):
 
 
 def assemble(model_options: ModelOptions, data_options: DataOptions, optim: OptimOptions, *, seed: int) -> Parts:
-    """Builds tokenizer, model and data so that they fit each other.
+    """Build tokenizer, model and data so that they fit each other.
 
     From scratch the model takes its vocabulary from the tokenizer; a pretrained text encoder brings its own, and the
     tokenizer must not go beyond it. The labels of a task come from its training data.
 
     Raises:
-        UsageError: Options that can't be meant.
+        UsageError: Options that contradict each other.
         DataError: Something is wrong with the annotations.
     """
     optim.check()
@@ -80,43 +83,43 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     return Parts(model, processor, data, preparation_seconds)
 
 
-def validate_architecture(asked: Mapping[str, Any], built: MMBertConfig) -> None:
-    """Refuses a model that is not what was asked for in so many words, where weights or a tokenizer say otherwise.
+def validate_architecture(requested: Mapping[str, Any], built: MMBertConfig) -> None:
+    """Raise where pretrained weights or the tokenizer make another architecture than the one requested.
 
     Args:
-        asked: Keys of the architecture that a file or the command line names; None stands for what fits. Those that
-            always follow the tokenizer are not looked at.
+        requested: Keys of the architecture that a file or the command line names; None stands for what fits. Keys that
+            always follow the tokenizer are not compared.
         built: The model's.
 
     Raises:
         UsageError: With the key.
     """
-    for key, value in asked.items():
+    for key, value in requested.items():
         fact = getattr(built, key)
         if value is not None and value != fact and key not in ("objectives", "vocab_size", "pad_token_id"):
             raise UsageError(
-                f"model.{key}={value!r}, but what the weights come from has {fact!r}; leave it out, or say "
+                f"model.{key}={value!r}, but the pretrained weights have {fact!r}; leave it out, or give "
                 f"--model.{key}={fact}."
             )
 
 
 def validate_heads(options: ModelOptions, built: MMBertConfig) -> None:
-    """Refuses a model whose heads are not those of the folder that its weights come from: nothing has trained them.
+    """Raise where the folder of the weights has no trained head for the task or an objective.
 
     Raises:
-        UsageError: With what gives them.
+        UsageError: With the option that gives trained heads.
     """
     saved = saved_config(str(options.pretrained))
     lacking = {*built.objective_options()} - {*saved.objective_options()} if built.task is None else {built.task}
     if saved.task != built.task or saved.labels != built.labels or (built.task is None and lacking):
         raise UsageError(
             f"model.pretrained='{options.pretrained}' has no head for {', '.join(sorted(lacking))} with these labels, "
-            "so a random one would be judged: give --ckpt_path RUN/checkpoints/best-step=N.ckpt."
+            "so a random one would be evaluated: give --ckpt_path RUN/checkpoints/best-step=N.ckpt."
         )
 
 
 def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
-    """The tokenizer that the options name; a model from scratch takes its vocabulary from it."""
+    """Load the tokenizer that the options name; a model from scratch takes its vocabulary from it."""
     source = data.tokenizer or model.pretrained or model.text_pretrained
     if source is None:
         raise UsageError("data.tokenizer is missing: name one, or a text encoder by model.text_pretrained.")
@@ -129,7 +132,7 @@ def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
     return tokenizer
 
 
-FREE = {  # may change when a run is resumed: they change no number, or only what is reported
+CHANGEABLE = {  # options that may change on resume: they change no number, or only what is reported
     "data.annotations", "data.images", "data.tokenizer", "data.num_workers", "data.eval_batch_size", "data.val_size",
     "data.test_captions", "data.max_bad_fraction", "data.questions", "data.image_names", "data.prepare",
     "optim.activation_checkpointing", "optim.compile",
@@ -137,7 +140,7 @@ FREE = {  # may change when a run is resumed: they change no number, or only wha
 
 
 def tokenizer_checksum(tokenizer: Any) -> str:
-    """SHA-256 of what a tokenizer does, wherever it was loaded from."""
+    """SHA-256 of a tokenizer's content, independent of where it was loaded from."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
     if isinstance(content, dict):
@@ -146,19 +149,21 @@ def tokenizer_checksum(tokenizer: Any) -> str:
 
 
 def run_identity(config: Any, built: MMBertConfig, data: SplitsDataModule) -> dict[str, Any]:
-    """What makes a run the same run: options that change its numbers, and the training pairs themselves.
+    """Run fingerprint: the options that change its numbers, and hashes of training samples and tokenizer.
 
     Args:
         config: The sections as parsed.
-        built: The model's, of which pretrained weights and the tokenizer may have told a part.
-        data: Its training pairs are summed, images' names and captions; and its tokenizer.
+        built: The model's, partly from pretrained weights and tokenizer.
+        data: Its training samples (names of images and texts) and tokenizer are hashed.
 
     Returns:
         Flat names to plain values, for a checkpoint.
     """
     sections = {name: config[name].as_dict() for name in ("model", "data", "optim")}
     sections["model"] |= {key: getattr(built, key) for key in KEYS}
-    flat = {f"{s}.{k}": v for s, options in sections.items() for k, v in options.items() if f"{s}.{k}" not in FREE}
+    flat = {
+        f"{s}.{k}": v for s, options in sections.items() for k, v in options.items() if f"{s}.{k}" not in CHANGEABLE
+    }
     total = hashlib.sha256()
     for example in data.examples["train"]:
         total.update("\0".join([*example.contents, ""]).encode("utf-8", "surrogatepass"))

@@ -365,7 +365,7 @@ class TrainingRun:
             self.metrics = write_results(
                 self.module,
                 self.folder,
-                counts=self.trace.account,
+                counts=self.trace.counts,
                 started=self.started,
                 seconds_saving=self.checkpoints.seconds_saving,
             )

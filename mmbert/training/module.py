@@ -1,4 +1,4 @@
-"""`TrainingModule`: moves batches through the model, logs, and steps the optimizer. No maths of its own."""
+"""`TrainingModule`: the LightningModule for pre-training and fine-tuning."""
 
 import logging
 import math
@@ -30,23 +30,26 @@ from mmbert.training.frozen import drop_frozen, restore_frozen
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
 from mmbert.training.sample_counts import Skipped
-from mmbert.training.sharding import gather_shards, shard, spread_shards, whole
+from mmbert.training.sharding import full_tensor, gather_shards, shard, spread_shards
 
 log = logging.getLogger("mmbert")
 RECENT = 10
-"""Training batches whose speed is shown."""
+"""Training batches over which samples/s is averaged."""
 
 
 class TrainingModule(L.LightningModule):
-    """Pretrains an `MMBertForPreTraining`, or fine-tunes an `MMBertForTask`.
+    """Lightning module that pre-trains an `MMBertForPreTraining` or fine-tunes an `MMBertForTask`.
+
+    Works with a plain `lightning.Trainer` too; the trace, exact resume, the test of the best checkpoint and the result
+    files are added by `mmbert.fit`.
 
     Args:
         model: The model.
-        data: Tells sizes and names of splits.
-        optim: How the weights are moved.
-        evaluation: How the model is judged.
-        seed: Everything random follows from it and the step.
-        identity: What must be the same for a resumed run to be the same run; kept in every checkpoint.
+        data: Its splits are evaluated.
+        optim: Optimizer, learning-rate schedule and frozen layers.
+        evaluation: How images and captions are ranked.
+        seed: Seed of negatives and dropout, with the step.
+        identity: Run fingerprint: what must not change on resume; stored in every checkpoint.
     """
 
     def __init__(
@@ -64,10 +67,12 @@ class TrainingModule(L.LightningModule):
         self._data, self._identity = data, identity or {}
         self._evaluations: list[PairEvaluation | TaskEvaluation] = []
         self.predictions: dict[str, list[dict[str, Any]]] = {}
-        """Test split -> what a fine-tuned model says of each example."""
+        """Test split -> predictions of a fine-tuned model, one row an example."""
         self.items: dict[str, dict[str, ItemOutcomes]] = {}
-        """Test split -> name of a result -> what became of each of its items."""
+        """Test split -> metric -> outcome of each test item."""
         self.results: dict[str, float] = {}
+        self.coverage: dict[str, float] = {}
+        """Split -> fraction of its items that the metrics are over; below 1 with trainer.limit_*_batches."""
         self.training_seconds = 0.0
         self.skipped = Skipped(data.options.max_bad_fraction)
         self._unshared: dict[str, dict[int, list[str]]] = {}  # split -> what this process skipped in its evaluation
@@ -78,19 +83,19 @@ class TrainingModule(L.LightningModule):
         self._indices: list[int] = []  # and their samples
 
     def configure_model(self) -> None:
-        """Spreads the model over the processes, where the strategy is FSDP2."""
+        """Shard the model over the processes with FSDP2, where the strategy is model_parallel."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        """AdamW with groups and a schedule over all optimizer steps."""
+        """AdamW with parameter groups and the learning-rate schedule."""
         # fp16's gradient scaler and a fused step would both unscale the gradients.
         fused = not str(self.trainer.precision).startswith("16")
         optimizer, schedule = build_optimizer(self.model, self.optim_options, self.total_steps(), fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the run has counted, and what it is."""
+        """Add counters, labels and the run fingerprint; leave frozen weights out."""
         checkpoint["mmbert"] = {
             "skipped": self.skipped.why,
             "training_seconds": self.training_seconds,
@@ -102,7 +107,7 @@ class TrainingModule(L.LightningModule):
             checkpoint["mmbert"]["frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting.
+        """Restore counters and the position in the data.
 
         Raises:
             UsageError: The checkpoint is of another run: model, data or optimizer differ; or has other labels.
@@ -112,7 +117,7 @@ class TrainingModule(L.LightningModule):
         before, now = own.get("labels", []), self.model.config.labels
         if before != now:
             raise UsageError(
-                f"the checkpoint chooses between {len(before)} labels ({', '.join(before[:3])}, ...), this training "
+                f"the checkpoint has {len(before)} labels ({', '.join(before[:3])}, ...), this training "
                 f"data gives {len(now)} ({', '.join(now[:3])}, ...): take the data and the data.min_answer_count that "
                 "it was made with."
             )
@@ -137,11 +142,11 @@ class TrainingModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips to a global norm and logs what the norm was; Lightning's own refuses fused optimizers."""
+        """Clip gradients to a global norm and log the norm; Lightning's own refuses fused optimizers."""
         if gradient_clip_algorithm == "value":
             raise UsageError("trainer.gradient_clip_algorithm=value; mmbert clips by norm only.")
         limit = torch.inf if not gradient_clip_val else float(gradient_clip_val)
-        norm = whole(torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit))
         self._stop_if_not_finite(optimizer, norm)
         self.log("train/grad_norm", norm)
 
@@ -160,7 +165,7 @@ class TrainingModule(L.LightningModule):
         self._since_step = []
 
     def _facts(self, optimizer: torch.optim.Optimizer) -> dict[str, object]:
-        """What the step saw, for the file that explains why a run stopped."""
+        """Losses, learning rates, gradient norms and samples of the step, for not_finite.json."""
         groups = optimizer.param_groups
         norms = {
             str(group["name"]): float(
@@ -181,7 +186,7 @@ class TrainingModule(L.LightningModule):
         }
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run, from the data rather than from Lightning's loaders.
+        """Number of optimizer steps of the run, from the data rather than from Lightning's loaders.
 
         `trainer.estimated_stepping_batches` would make Lightning forget a resumed position.
         """
@@ -199,17 +204,17 @@ class TrainingModule(L.LightningModule):
         return max(1, min(known, default=1000 * per_epoch))
 
     def on_fit_start(self) -> None:
-        """Lets processes validate unequal numbers of batches: nothing here has buffers that change."""
+        """Do not broadcast buffers, which never change here: processes may validate unequal numbers of batches."""
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.broadcast_buffers = False
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Ties dropout to the step, so that it does not depend on what happened before."""
+        """Seed dropout by the step, so that it does not depend on what happened before."""
         torch.manual_seed(torch_seed(self.seed, "dropout", self._batch_number(), self.global_rank))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Computes the weighted loss of one batch."""
+        """Compute the weighted loss of one batch."""
         self._count_skipped("train", self._data.train_samples, batch)
         generator = torch_generator(self.seed, "negatives", self._batch_number())
         output: PreTrainingOutput = self.model(batch, generator=generator)
@@ -236,14 +241,14 @@ class TrainingModule(L.LightningModule):
             self._unshared.setdefault(split, {}).update(why)
 
     def _share_skipped(self, split: str, pairs: Samples, why: dict[int, list[str]]) -> None:
-        """Adds what this process skipped to what all skipped, so that all count, and stop, alike."""
+        """Merge skipped samples across ranks, so that all ranks count and stop alike."""
         merged = merge_across_ranks(why)
         new = self.skipped.add(split, len(pairs), merged) if merged else []
         for i in new if self.global_rank == 0 else ():
             log.warning("skipped in %s: %s", split, ": ".join(merged[i]))
 
     def _log_step(self, loss: Tensor, objectives: dict[str, ObjectiveOutput]) -> None:
-        """Logs what the step showed over all processes."""
+        """Log losses and accuracies of the step over all processes."""
         parts = [loss / world_size()]  # a process's loss is its share times their number
         for output in objectives.values():
             hits = (output.logits.argmax(dim=-1) == output.targets).sum()
@@ -259,7 +264,7 @@ class TrainingModule(L.LightningModule):
                 self.log(f"train/{name}_left_out", left_out, on_step=True, reduce_fx="sum")
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Counts samples and time spent on them, validation left out."""
+        """Count samples and training time, without validation."""
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         samples = len(batch["index"]) * world_size()
@@ -272,28 +277,28 @@ class TrainingModule(L.LightningModule):
         self.log("train/lr", optimizer.param_groups[0]["lr"])  # pyright: ignore
 
     def _batch_number(self) -> int:
-        """Batches since the start of the run, over all epochs."""
+        """Number of training batches since the start of the run."""
         return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
 
     def on_train_start(self) -> None:
-        """Starts the clock where a resumed run is within an epoch, which Lightning does not start again."""
+        """Start the clock of a run that resumes within an epoch, which Lightning does not start again."""
         self._clock = time.perf_counter()
 
     def on_train_epoch_start(self) -> None:
-        """Starts the clock; it measures batch end to batch end, so waiting for data counts."""
+        """Start the clock; it measures from batch end to batch end, so waiting for data counts."""
         self._clock = time.perf_counter()
 
     def on_validation_end(self) -> None:
-        """Leaves the time of validation out."""
+        """Leave the time of validation out."""
         self._clock = time.perf_counter()
 
     def on_validation_epoch_start(self) -> None:
-        """Starts a fresh evaluation of the validation pairs."""
+        """Start a new evaluation of the validation split."""
         options, pairs = self.evaluation_options, self._data.val_samples
         self._start_evaluations([] if pairs is None else [pairs], options.val_images, options.val_scorer)
 
     def on_test_epoch_start(self) -> None:
-        """Starts a fresh evaluation of every test split."""
+        """Start a new evaluation of every test split."""
         options = self.evaluation_options
         self._start_evaluations([*self._data.test_samples.values()], options.test_images, options.test_scorer)
 
@@ -309,23 +314,23 @@ class TrainingModule(L.LightningModule):
         return PairEvaluation(self.model, samples.image_sample(images), scorer=scorer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collects results."""
+        """Add a batch to the evaluation."""
         assert self._data.val_samples is not None
         self._count_skipped("val", self._data.val_samples, batch)
         self._evaluations[dataloader_idx].step(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collects results."""
+        """Add a batch to the evaluation."""
         split = self._data.test_splits[dataloader_idx]
         self._count_skipped(split, self._data.test_samples[split], batch)
         self._evaluations[dataloader_idx].step(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/...`."""
+        """Log `val/...`."""
         self._log_evaluations(["val"])
 
     def on_test_epoch_end(self) -> None:
-        """Logs `test/...` and the other test splits under their own names."""
+        """Log `test/...` and the other test splits under their own names."""
         self._log_evaluations(self._data.test_splits)
 
     def _log_evaluations(self, names: list[str]) -> None:
@@ -335,6 +340,9 @@ class TrainingModule(L.LightningModule):
                 self._share_skipped(name, pairs, self._unshared.pop(name, {}))
             with self.trainer.precision_plugin.forward_context():  # Lightning has it around the steps only
                 found = evaluation.metrics()
+            self.coverage[name] = evaluation.coverage().fraction
+            if self.trainer.state.fn != "fit":
+                evaluation.log_warnings(name)
             if name != "val":
                 self.items[name] = evaluation.outcomes()
             if isinstance(evaluation, TaskEvaluation) and name != "val":

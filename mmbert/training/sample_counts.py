@@ -1,4 +1,4 @@
-"""What became of the training samples: seen, repeated, lost, skipped. Nothing is lost in silence."""
+"""Counts of training samples: seen, repeated, lost, and skipped with their reasons."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from mmbert.errors import DataError
 
 
 class SampleCounts:
-    """Counts how often each training sample was asked for, epoch by epoch.
+    """Count how often each training sample was requested in an epoch.
 
     Args:
         count: N, training samples.
-        per_epoch: Samples that an epoch asks for: N less the remainder that fills no batch.
+        per_epoch: Samples that an epoch requests: N less the remainder that fills no batch.
     """
 
     def __init__(self, count: int, per_epoch: int):
@@ -24,7 +24,7 @@ class SampleCounts:
         self._this_epoch = np.zeros(count, dtype=bool)
 
     def add(self, epoch: int, asked: Sequence[int]) -> None:
-        """Takes the positions of a batch of all processes."""
+        """Add the positions of a batch of all processes."""
         if epoch != self._epoch:
             self.lost += self.per_epoch - int(self._this_epoch.sum())
             self._epoch = epoch
@@ -44,7 +44,7 @@ class SampleCounts:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on counting."""
+        """Restore the counters."""
         self.seen, self.repeated, self.lost = state["seen"], state["repeated"], state["lost"]
         self._epoch = state["epoch"]
         bits = np.frombuffer(bytes.fromhex(state["this_epoch"]), dtype=np.uint8)
@@ -52,7 +52,7 @@ class SampleCounts:
 
 
 class Skipped:
-    """The samples of each split whose images could not be read, and why.
+    """Skipped samples of each split: those whose images could not be read, with the reason.
 
     Args:
         max_fraction: Fraction of a split that may be skipped.
@@ -61,10 +61,10 @@ class Skipped:
     def __init__(self, max_fraction: float):
         self.max_fraction = max_fraction
         self.why: dict[str, dict[int, list[str]]] = {}
-        """split -> position -> [where, reason]."""
+        """Split -> position -> [place, reason]."""
 
     def add(self, split: str, size: int, why: Mapping[int, list[str]]) -> list[int]:
-        """Takes what a batch skipped, {position: [where, reason]}.
+        """Add the samples that a batch skipped, {position: [place, reason]}.
 
         Returns:
             The positions that are new.
@@ -83,7 +83,7 @@ class Skipped:
         return new
 
     def facts(self) -> dict[str, int]:
-        """Flat numbers for metrics.json: in all, by split, and by reason."""
+        """Counts for metrics.json: in total, by split, and by reason."""
         reasons = Counter(
             reason.split("(")[0].split(";")[0].strip() for why in self.why.values() for _, reason in why.values()
         )

@@ -15,7 +15,7 @@ from mmbert.model.modeling import HeadedModel
 
 
 def fsdp_strategy(devices: Any, nodes: int) -> ModelParallelStrategy:
-    """Lightning's strategy `model_parallel` as mmbert uses it: data-parallel, with whole checkpoints in one file.
+    """Lightning's strategy `model_parallel` as mmbert uses it: data-parallel, with the full state dict in one file.
 
     Raises:
         UsageError: `devices` is no number, so the size of the mesh is not known.
@@ -27,7 +27,7 @@ def fsdp_strategy(devices: Any, nodes: int) -> ModelParallelStrategy:
 
 
 def shard(model: HeadedModel, mesh: DeviceMesh) -> None:
-    """Shards every transformer layer by itself, and the rest (embeddings, heads) with the whole."""
+    """Shard every transformer layer by itself, and the rest (embeddings, heads) with the model."""
     if isinstance(model, FSDPModule):
         return
     encoders = model.mmbert.text_encoder, model.mmbert.image_encoder
@@ -39,27 +39,27 @@ def shard(model: HeadedModel, mesh: DeviceMesh) -> None:
 
 
 def gather_shards(model: HeadedModel) -> None:
-    """Puts together what does not belong to a layer, for an evaluation that calls parts of the model by themselves."""
+    """Unshard what does not belong to a layer, for an evaluation that calls parts of the model by themselves."""
     if isinstance(model, FSDPModule):
         model.unshard()
 
 
 def spread_shards(model: HeadedModel) -> None:
-    """The other way round, after the evaluation."""
+    """Reshard after the evaluation."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
-def whole(value: Tensor) -> Tensor:
-    """A tensor that is spread over the processes, put together; others as they are."""
+def full_tensor(value: Tensor) -> Tensor:
+    """The full tensor of a sharded one; others as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def load_full_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
-    """`load_state_dict` for whole weights, into a model that may be spread over the processes."""
+    """Load a full state dict into a model that may be sharded."""
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
-    """The `state_dict` of a model that may be spread over the processes, whole on the first; all must call it."""
+    """The full state dict of a model that may be sharded, on rank 0; all ranks must call it."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

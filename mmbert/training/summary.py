@@ -1,4 +1,4 @@
-"""What a run says of itself: one line at its start, files and a table at its end."""
+"""Log lines at the start of a run, and the result files and table at its end."""
 
 import logging
 import time
@@ -10,6 +10,7 @@ import torch
 
 from mmbert.data.datamodule import SplitsDataModule
 from mmbert.data.options import is_used
+from mmbert.evaluation.cost import fusion_passes
 from mmbert.metrics.outcomes import write_outcomes
 from mmbert.model.modeling import MMBertForTask
 from mmbert.training import run_folder
@@ -17,6 +18,8 @@ from mmbert.training.module import TrainingModule
 from mmbert.training.sample_counts import SampleCounts
 
 log = logging.getLogger("mmbert")
+MANY_PASSES = 100_000
+"""Fusion passes of a test above which their number is announced: minutes on a CPU."""
 
 
 def log_run_summary(
@@ -28,33 +31,36 @@ def log_run_summary(
     monitor: str,
     output: str,
 ) -> None:
-    """Says what is about to run, and what of the data it does not use.
+    """Log model, data, precision and output of a run, and the splits that it does not use.
 
     Args:
-        module: The model and how it is judged.
+        module: The model and its evaluation options.
         data: The splits.
         trainer: Not yet started.
         precision_reason: Why the trainer computes in its precision.
-        monitor: The result that chooses the best checkpoint.
-        output: Where the results go, in words.
+        monitor: Metric that chooses the best checkpoint.
+        output: Where the results go.
     """
     model = module.model
     parameters = sum(p.numel() for p in module.parameters())
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes().items())
     if isinstance(model, MMBertForTask):
-        judged = f"{model.config.task} with {len(model.task.labels)} labels, best by {monitor}"
+        evaluated = f"{model.config.task} with {len(model.task.labels)} labels, best by {monitor}"
     else:
-        judged = f"ranked by {_scorer(module, 'val')} in validation, {_scorer(module, 'test')} in test"
+        scorers = f"{_scorer(module, 'val')} in validation, {_scorer(module, 'test')} in test"
+        evaluated = f"retrieval by {scorers}, 1 caption per image"
     log.info(
         "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | %s | %s",
         model.config.fusion, parameters / 1e6, trainable / 1e6, sizes, trainer.precision,
-        precision_reason, torch.get_num_threads(), judged, output,
+        precision_reason, torch.get_num_threads(), evaluated, output,
     )  # fmt: skip
 
+    if not isinstance(model, MMBertForTask):
+        _log_ranking_cost(module, data)
     unused = {name: len(found) for name, found in data.examples.items() if not is_used(name)}
     if unused:
-        log.info("not used, as no split is called train, val or test...: %s; data.split_values can tell", unused)
+        log.info("splits not used, as none is called train, val or test...: %s; data.split_values maps them", unused)
     cut = data.truncated_fraction()
     if cut:
         length = data.options.max_text_length
@@ -98,6 +104,7 @@ def write_results(
         facts["run/training_seconds"] = module.training_seconds
         facts["run/samples_per_second"] = counts.seen / module.training_seconds
         facts["run/checkpoint_seconds"] = seconds_saving
+    facts |= {f"run/{name}_items_fraction": part for name, part in module.coverage.items() if part < 1}
     for split, rows in module.predictions.items():
         run_folder.write_predictions(folder / f"predictions_{split}.json", rows)
     for split, items in module.items.items():
@@ -109,7 +116,21 @@ def write_results(
     return metrics
 
 
+def _log_ranking_cost(module: TrainingModule, data: SplitsDataModule) -> None:
+    """Warn about tests that fuse very many pairs."""
+    options = module.evaluation_options
+    sizes = {name: min(count, options.test_images) for name, count in data.sizes().items() if name in data.test_splits}
+    passes = sum(fusion_passes(_scorer(module, "test"), size, size) for size in sizes.values())
+    if passes >= MANY_PASSES:
+        log.warning(
+            "the test ranks by itm, which fuses every image with every caption: %s fusion passes at the end of the "
+            "run; a smaller evaluation.test_images (%d) or evaluation.test_scorer=itc lowers that",
+            f"{passes:,}",
+            options.test_images,
+        )
+
+
 def _scorer(module: TrainingModule, split: str) -> str:
-    """How images and texts are ranked; only pretraining asks."""
+    """Scorer that ranks images and captions of a split; pre-training only."""
     asked = getattr(module.evaluation_options, f"{split}_scorer")
     return module.model.scorer if asked == "auto" else asked  # pyright: ignore - a task's model ranks nothing

@@ -1,4 +1,4 @@
-"""The black box of a run: one line an optimizer step, exact to the bit; and logs that go on from a checkpoint."""
+"""`trace.csv`: the samples and the exact loss of every optimizer step; and logs that resume from a checkpoint."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ HEADER = "step,epoch,sample_ids_sha256,loss_hex\n"
 
 
 class Trace(L.Callback):
-    """Writes `trace.csv`: step, epoch, hash of the samples the step saw, and its loss as `float.hex()`.
+    """Write `trace.csv`: step, epoch, hash of the step's samples, and its loss as `float.hex()`.
 
     The loss is the sum over the batches that were accumulated; the samples are those of all processes, in order. A line
     is on the disk before the step's checkpoint is.
@@ -28,7 +28,7 @@ class Trace(L.Callback):
 
     def __init__(self, file: Path):
         self.file = file
-        self.account = SampleCounts(0, 0)
+        self.counts = SampleCounts(0, 0)
         self._restored: dict[str, Any] = {}
         self._ids: list[int] = []
         self._loss = 0.0
@@ -36,38 +36,38 @@ class Trace(L.Callback):
         self._at = "before the first batch"
 
     def state_dict(self) -> dict[str, Any]:
-        """What became of the samples so far."""
-        return self.account.state_dict()
+        """Sample counts so far."""
+        return self.counts.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Restore the sample counts."""
         self._restored = state_dict
-        account = self.account  # of a run that has nothing left to train, too
-        account.seen, account.repeated, account.lost = (state_dict[k] for k in ("seen", "repeated", "lost"))
+        counts = self.counts  # of a run that has nothing left to train, too
+        counts.seen, counts.repeated, counts.lost = (state_dict[k] for k in ("seen", "repeated", "lost"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Cuts the file back to the step that the run starts from."""
+        """Truncate the file to the step that the run starts from."""
         self._step = trainer.global_step
         batches: Any = trainer.train_dataloader
         per_epoch = int(trainer.num_training_batches) * batches.batch_sampler.batch_size * world_size()
-        self.account = SampleCounts(batches.batch_sampler.count, per_epoch)
+        self.counts = SampleCounts(batches.batch_sampler.count, per_epoch)
         if self._restored:
-            self.account.load_state_dict(self._restored)
+            self.counts.load_state_dict(self._restored)
         if trainer.is_global_zero:
             cut_trace(self.file, trainer.global_step)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, number: int) -> None:
-        """Notes where the run is, for `on_exception`."""
+        """Remember batch and samples, for `on_exception`."""
         samples = ", ".join(map(str, batch["index"].tolist()))
         self._at = f"in or after batch {number + 1} of epoch {trainer.current_epoch}, samples {samples}"
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
-        """Adds the batch, and writes the line where it ends an optimizer step."""
+        """Add the batch, and write the line where it ends an optimizer step."""
         delivered, asked = all_gather(torch.stack([batch["index"], batch["requested_index"]], dim=1)).T.tolist()
         self._ids += delivered
-        self.account.add(trainer.current_epoch, asked)
+        self.counts.add(trainer.current_epoch, asked)
         # Each process's loss is its share of the sum times the number of processes.
         loss = float(all_reduce_sum(outputs["loss"].double())) / world_size()
         self._loss += loss * trainer.accumulate_grad_batches
@@ -81,18 +81,18 @@ class Trace(L.Callback):
         self._ids, self._loss = [], 0.0
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Says where the run was; keeps what a step saw whose loss was not finite, beside the trace."""
+        """Add step and samples to an error; write not_finite.json where the loss was not finite."""
         if isinstance(exception, Exception) and not isinstance(exception, DataError):
             exception.add_note(f"mmbert: {trainer.global_step} optimizer steps done, {self._at}; --resume auto goes on")
         if isinstance(exception, NotFiniteError):
             name = "not_finite.json" if trainer.global_rank == 0 else f"not_finite-{trainer.global_rank}.json"
             file = self.file.with_name(name)
             atomic_write_text(file, json.dumps(exception.facts, indent=2) + "\n")
-            exception.others = (f"  what the step saw is in {file}; no weights were changed by it",)
+            exception.others = (f"  losses and samples of the step are in {file}; it changed no weights",)
 
 
 def cut_trace(file: Path, step: int) -> None:
-    """Keeps the lines up to an optimizer step, and drops a last line that was not written whole."""
+    """Keep the lines up to an optimizer step, and drop a last line that is incomplete."""
     kept = []
     if file.is_file():
         for line in file.read_text().splitlines(keepends=True)[1:]:
@@ -103,7 +103,7 @@ def cut_trace(file: Path, step: int) -> None:
 
 
 def continue_metrics(logger: CSVLogger, step: int) -> None:
-    """Lets a CSV logger go on with the rows before an optimizer step; by itself it deletes the file it finds."""
+    """Let a CSV logger keep the rows before an optimizer step; by itself it deletes the file it finds."""
     file = Path(logger.log_dir) / "metrics.csv"
     rows, keys = [], []
     if file.is_file():

@@ -80,7 +80,7 @@ def test_pretrained_weights_arrive_and_the_head_is_fresh(
     main(["fit", "--config", str(ROOT / CONFIGS["vqa"]), *of_data, *SHORT, f"--model.pretrained={before}",
           f"--trainer.default_root_dir={tmp_path}", "--name=run", "--optim.lr=1e-12",
           "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"])  # fmt: skip
-    assert "fresh: task.head" in caplog.text
+    assert "newly initialized: " in caplog.text and "task.head" in caplog.text
     old, new = load_folder(before)[0].state_dict(), load_folder(tmp_path / "run/model")[0].state_dict()
     for name, value in new.items():
         if name.startswith("mmbert."):
@@ -118,7 +118,7 @@ def test_checkpoint_of_other_labels_is_told(
     more = [f"--ckpt_path={checkpoint}", "--name=other", "--data.min_answer_count=30"]
     with pytest.raises(SystemExit):
         main(["test", *options(tiny_tasks, "vqa", tmp_path, *more)])
-    assert "the checkpoint chooses between" in capsys.readouterr().err
+    assert "the checkpoint has 16 labels" in capsys.readouterr().err
 
 
 def test_texts_without_images_say_so(
@@ -132,7 +132,7 @@ def test_texts_without_images_say_so(
         finetune(tiny_tasks, "decision", tmp_path, "--data.image_key=null")
     assert "leave data.images out" in capsys.readouterr().err
     finetune(tiny_tasks, "decision", tmp_path, "--data.images=", "--data.image_key=null", "--trainer.max_steps=1")
-    assert load_folder(tmp_path / "run/model")[0].config.images == 0
+    assert load_folder(tmp_path / "run/model")[0].config.num_images == 0
 
 
 def test_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_test_split_can_not_reach_what_is_selected(
 ) -> None:
     """Other answers in the test split change its score and nothing else; and it can't be named as the monitor."""
     answers = json.loads((shapes / "annotations/answers_test.json").read_text())
-    for record in answers["annotations"]:
+    for record in answers["annotations"][1:]:  # a split without any known answer is refused
         record["multiple_choice_answer"] = "nothing"
         record["answers"] = [{**a, "answer": "nothing"} for a in record["answers"]]
     false = tmp_path / "answers_test.json"
@@ -173,7 +173,7 @@ def test_a_test_split_can_not_reach_what_is_selected(
     best = [next((tmp_path / name / "run/checkpoints").glob("best-*.ckpt")) for name in ("true", "false")]
     assert step_of(best[0]) == step_of(best[1])
     one, two = results(tmp_path / "true"), results(tmp_path / "false")
-    assert two["test/vqa_accuracy"] == 0.0 != one["test/vqa_accuracy"]
+    assert two["test/vqa_accuracy"] <= 1 / len(answers["annotations"]) < one["test/vqa_accuracy"]
     assert {k: v for k, v in one.items() if k.startswith("val")} == {
         k: v for k, v in two.items() if k.startswith("val")
     }

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from mmbert.cli.main import main
 from mmbert.data.processor import MMBertProcessor
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.checkpoints import step_of
+from mmbert.training.fit import TrainingRun
 from mmbert.training.run_folder import read_curves
+from mmbert.training.run_options import parse_run
 
 ROOT = Path(__file__).parents[2]
 OTHERS = ("finetune", "compare")  # need more than `tiny`; are no configurations of fit
@@ -133,11 +135,12 @@ def test_frozen_encoder_does_not_move(tiny: list[str], tmp_path: Path) -> None:
         "--optim.lr=0.01",
         "--checkpoint.every_n_steps=2",
     )
-    paths = (tmp_path / "frozen/checkpoints").glob("step=*.ckpt")
-    first, last = (torch.load(p, weights_only=True)["state_dict"] for p in sorted(paths, key=step_of))
-    image = [n for n in first if ".vit." in n]
-    assert image and all(torch.equal(first[n], last[n]) for n in image)
-    assert any(not torch.equal(first[n], last[n]) for n in first)
+    trained = load_file(tmp_path / "frozen/model/model.safetensors")
+    run = TrainingRun(parse_run(["--config", str(tmp_path / "frozen/config.yaml")]), dry=True)
+    first = run.parts.model.state_dict()
+    image = [n for n in trained if ".vit." in n]
+    assert image and all(torch.equal(first[n], trained[n]) for n in image)
+    assert any(not torch.equal(first[n], trained[n]) for n in trained)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def message(
         (["--model.objectives={mlm: 1, itm: {weight: 0, negative: hard}}"], ["'negative'"]),
         (["--model.objectives.itc.temperature=1.0"], ["objectives.itc.temperature=1.0", "0.01 to 0.5"]),
         (["--model.objectives.itc.temperature=warm"], ["objectives.itc.temperature='warm'", "a number"]),
-        (["--model.fusion=early", "--model.fusion_layers=0"], ["fusion_layers=0", "know the text only", "1 or more"]),
+        (["--model.fusion=early", "--model.fusion_layers=0"], ["fusion_layers=0", "not depend on the image"]),
         (["--data.val_size=0"], ["data.val_size=0", "null for all"]),
         (["--data.annotations={train: a.json, vall: b.json}"], ["data.annotations.vall", "Did you mean 'val'?"]),
         (["--data.caption_key=text"], ["coco", "caption_key"]),
@@ -151,7 +151,7 @@ def test_splits_that_are_not_used_and_a_missing_val_are_told(
     options = {"format": "jsonl", "annotations": tmp_path / "pairs.jsonl", "images": tmp_path, "split_key": "part"}
     more = [*(f"--data.{key}={value}" for key, value in options.items()), "--trainer.fast_dev_run=1"]
     main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *more])
-    assert "no split is called train, val or test...: {'extra': 3}" in caplog.text
+    assert "none is called train, val or test...: {'extra': 3}" in caplog.text
     assert "no split 'val': no best checkpoint is chosen" in caplog.text
     with pytest.raises(SystemExit):
         main(["validate", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *more, "--ckpt_path", __file__])
