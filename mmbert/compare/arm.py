@@ -1,9 +1,8 @@
-"""One arm from start to row, in a process of its own: `python -m mmbert.compare.arm ARM.json`.
+"""Train and evaluate one arm in a process of its own: `python -m mmbert.compare.arm ARM.json PARENT_PID`.
 
-Every stage is an ordinary `fit` that goes on where it was killed. A stage that has its metrics.json is done.
+Each stage is a run of `fit` that resumes after a kill; a stage with metrics.json is finished.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -13,18 +12,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from lightning.fabric.utilities import move_data_to_device
 
 from mmbert.compare.cost import milliseconds_per_pair
+from mmbert.compare.locks import file_lock
 from mmbert.compare.plan import PRETRAIN
-from mmbert.compare.rows import QUERIES, Row, finite
+from mmbert.compare.rows import QUERIES, Row, json_safe
 from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.base import ImageFolder
-from mmbert.data.readers.foils import Foil, read_foils
+from mmbert.data.readers.foils import read_foils
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import encode
 from mmbert.evaluation.foils import OVERALL, foil_hits
@@ -42,18 +42,29 @@ from mmbert.training.config_files import flat
 from mmbert.training.fit import TrainingRun
 from mmbert.training.run_options import parse_run, to_arguments
 
-Results = dict[str, float]
-Found = tuple[Results, dict[str, ItemOutcomes], dict[str, float]]
-"""Results, their items, and costs."""
+CURVE_METRICS = ("itm_accuracy", "mlm_accuracy", "itm_loss", "mlm_loss", "to_image/R@1", "to_text/R@1", *(
+    f"{task}_{name}" for task in TASKS for name in ("accuracy", "auroc", "loss")))  # fmt: skip
+"""Ends of the names of validation metrics whose learning curves a row stores."""
+SPLIT_FACTS = ("images_without_text", "left_out", "retrieval_images", "ceiling")
+"""Ends of the names of metrics that describe the test split, not the model."""
+ABLATIONS = ("blank", "shuffled", "no_text")
+"""Ends of the names of metrics with an ablated input."""
+
+
+class Evaluation(NamedTuple):
+    """Results of an evaluation, their per-item outcomes, and its cost."""
+
+    results: dict[str, float]
+    items: dict[str, ItemOutcomes]
+    cost: dict[str, float]
 
 
 def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
-    """Trains and judges what `spec` says, and writes row.json and the items.
+    """Train all stages, evaluate the pretrained model, and write row.json and the file of per-item outcomes.
 
     Args:
-        spec: arm, strategy, seed, fraction; folder, items; stages (name -> config, options); retrieval, foils;
-            budget; threads; config (what makes the arm).
-        seconds: Tells how long the arm has taken.
+        spec: Content of arm.json, see `mmbert.compare.specs.arm_spec`.
+        seconds: Returns the time that the arm has taken.
     """
     folder = Path(spec["folder"])
     for module in spec["allow_import"]:
@@ -65,29 +76,22 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             with StopSignals() as stop:
                 TrainingRun(parse_run(to_arguments(stage["config"], options)), stop=stop).fit()
     torch.set_num_threads(spec["threads"])
-    results: Results = {}
-    items: dict[str, ItemOutcomes] = {}
-    cost: dict[str, float] = {}
-    for name in spec["stages"]:
-        found, own = of_run(folder / name, name)
-        results |= found
-        items |= own
+    evaluations = [read_stage_results(folder / name, name) for name in spec["stages"]]
     model, processor = load_folder(folder / PRETRAIN / "model")
     assert isinstance(model, MMBertForPreTraining)
-    data = _Data(spec)
+    data = ArmData(spec)
     model.to(data.device)  # pyright: ignore[reportArgumentType]
-    steps: list[Callable[[], Found]] = []
     if spec["retrieval"]["images"]:
-        steps.append(lambda: ranked(model, processor, data, spec["retrieval"], folder / QUERIES))
+        evaluations.append(evaluate_retrieval(model, processor, data, spec["retrieval"], folder / QUERIES))
     if spec["foils"]["files"]:
-        steps.append(lambda: evaluate_foils(model, processor, spec["foils"]))
-    for step in steps:
-        more, own, spent = step()
-        results |= more
-        items |= own
-        cost |= spent
+        evaluations.append(evaluate_foils(model, processor, spec["foils"]))
+    results = {name: value for found in evaluations for name, value in found.results.items()}
+    items = {name: outcomes for found in evaluations for name, outcomes in found.items.items()}
+    cost = {name: value for found in evaluations for name, value in found.cost.items()}
     cost["ms_per_pair"] = milliseconds_per_pair(model, data.batch())
-    metrics = {name: json.loads((folder / name / "metrics.json").read_text()) for name in spec["stages"]}
+    metrics = {
+        name: json.loads((folder / name / "metrics.json").read_text(encoding="utf-8")) for name in spec["stages"]
+    }
     row: Row = {
         **{key: spec[key] for key in ("arm", "strategy", "seed", "fraction", "exploratory", "budget", "config")},
         "status": "done",
@@ -102,8 +106,8 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             "machine": run_folder.machine(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
-        "curves": {k: v for name in spec["stages"] for k, v in curves_of(folder / name, name).items()},
-        "options": {name: options_of(folder / name) for name in spec["stages"]},
+        "curves": {k: v for name in spec["stages"] for k, v in read_curves(folder / name, name).items()},
+        "options": {name: read_options(folder / name) for name in spec["stages"]},
         "scorers": {n: m["run/test_scorer"] for n, m in metrics.items() if "run/test_scorer" in m},
         "versions": {k.removeprefix("run/version/"): v for k, v in run_folder.versions().items()},
         "precision": metrics[PRETRAIN]["run/precision"],
@@ -113,62 +117,56 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     write_outcomes(temporary, items)
     os.replace(temporary, target)
-    atomic_write_text(folder / "row.json", json.dumps(finite(row), sort_keys=True, allow_nan=False))
+    atomic_write_text(folder / "row.json", json.dumps(json_safe(row), sort_keys=True, allow_nan=False))
 
 
-SHOWN = ("itm_accuracy", "mlm_accuracy", "itm_loss", "mlm_loss", "to_image/R@1", "to_text/R@1", *(
-    f"{task}_{name}" for task in TASKS for name in ("accuracy", "auroc", "loss")))  # fmt: skip
-"""Ends of the names of validation results whose learning curves a row keeps."""
-
-
-def curves_of(folder: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of what validation gave in a stage; a task's are named by its stage."""
-    found = {k: v for k, v in run_folder.read_curves(folder).items() if k.startswith("val/") and k.endswith(SHOWN)}
+def read_curves(folder: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
+    """Read the learning curves of a stage: validation metric -> (step, value); a task's are prefixed by its stage."""
+    curves = run_folder.read_curves(folder)
+    found = {k: v for k, v in curves.items() if k.startswith("val/") and k.endswith(CURVE_METRICS)}
     return found if stage == PRETRAIN else {f"{stage}/{name}": curve for name, curve in found.items()}
 
 
-def options_of(folder: Path) -> dict[str, Any]:
-    """Every option of a stage's run by its dotted name, without those that say where it ran."""
+def read_options(folder: Path) -> dict[str, Any]:
+    """Read every option of a stage's run, flat, without its folders."""
     options = flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    places = ["name", "trainer.default_root_dir"]
+    folders = ["name", "trainer.default_root_dir"]
     if options["model.task"] is not None:
-        places.append("model.pretrained")
-    return {key: value for key, value in options.items() if key not in places}
+        folders.append("model.pretrained")
+    return {key: value for key, value in options.items() if key not in folders}
 
 
-COUNTS = ("images_without_text", "left_out", "retrieval_images", "ceiling")
-"""Results that tell of the test split, not of a model."""
-KINDS = ("blank", "shuffled", "no_text")
+def read_stage_results(folder: Path, stage: str) -> Evaluation:
+    """Read the results of a stage's run on its test splits.
 
-
-def of_run(folder: Path, stage: str) -> tuple[Results, dict[str, ItemOutcomes]]:
-    """What a stage's run measured on its test splits, named `STAGE/result`, `STAGE/SPLIT/result` beyond "test"."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    results: Results = {}
+    They are named STAGE/RESULT for the split "test" and STAGE/PART/RESULT for a split "test_PART".
+    """
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    results: dict[str, float] = {}
     items: dict[str, ItemOutcomes] = {}
     for key, value in metrics.items():
         split, _, name = key.partition("/")
-        if split.startswith("test") and isinstance(value, int | float) and not name.endswith(COUNTS):
-            results[_named(stage, split, name)] = float(value)
+        if split.startswith("test") and isinstance(value, int | float) and not name.endswith(SPLIT_FACTS):
+            results[_result_name(stage, split, name)] = float(value)
     for file in sorted(folder.glob("items_test*.npz")):
         split = file.stem.removeprefix("items_")
-        items |= {_named(stage, split, name): found for name, found in read_outcomes(file).items()}
-    return results, items
+        items |= {_result_name(stage, split, name): found for name, found in read_outcomes(file).items()}
+    return Evaluation(results, items, {})
 
 
-def _named(stage: str, split: str, name: str) -> str:
-    """pretrain/itm_accuracy, pretrain/unseen/itm_accuracy, vqa/accuracy, vqa/accuracy/blank, ..."""
+def _result_name(stage: str, split: str, name: str) -> str:
+    """Name of a result: pretrain/itm_accuracy, pretrain/unseen/itm_accuracy, vqa/accuracy, vqa/accuracy/blank, ..."""
     task, _, rest = name.partition("_")
     name = rest if task in TASKS else name
-    for kind in KINDS:
-        name = name.replace(f"_{kind}", f"/{kind}")
+    for ablation in ABLATIONS:
+        name = name.replace(f"_{ablation}", f"/{ablation}")
     name = name.replace("yes/no", "yes-no").replace("retrieval_chance", "chance")
     part = split.removeprefix("test").strip("_")
     return "/".join(filter(None, (stage, part, name)))
 
 
-class _Data:
-    """The pretraining data of an arm, read again as its run read it."""
+class ArmData:
+    """Pretraining data of an arm, read with the options of its run."""
 
     def __init__(self, spec: Mapping[str, Any]):
         stage = spec["stages"][PRETRAIN]
@@ -177,21 +175,22 @@ class _Data:
         self.parts, self.device = run.parts, run.trainer.strategy.root_device
 
     def candidates(self, split: str, images: int, captions: int) -> Candidates:
+        """Images of a split, from its start, with their first captions."""
         examples = self.parts.data.examples.get(split)
         if not examples:
             raise UsageError(f"retrieval.split='{split}'; the data has {', '.join(self.parts.data.examples)}.")
         return Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples[:images]])
 
     def batch(self) -> dict[str, Any]:
-        """One batch of the first test split, or of the training pairs."""
+        """First batch of the first test split, or of the training pairs."""
         loaders = self.parts.data.test_dataloader() or [self.parts.data.train_dataloader()]
         return self.parts.data.on_after_batch_transfer(move_data_to_device(next(iter(loaders[0])), self.device), 0)
 
 
-def ranked(
-    model: MMBertForPreTraining, processor: MMBertProcessor, data: _Data, options: Mapping[str, Any], queries: Path
-) -> Found:
-    """Ranks images and captions of a split, and writes image and caption of each item to the file `queries`."""
+def evaluate_retrieval(
+    model: MMBertForPreTraining, processor: MMBertProcessor, data: ArmData, options: Mapping[str, Any], queries: Path
+) -> Evaluation:
+    """Evaluate retrieval on a split, and write image and caption of each query to the file `queries`."""
     candidates = data.candidates(options["split"], options["images"], options["captions"])
     images = [str(candidates.images[i]) for i in candidates.image_of_text]
     atomic_write_text(queries, json.dumps([*zip(images, candidates.texts, strict=True)]) + "\n")
@@ -208,61 +207,60 @@ def ranked(
         "search_texts": float(report["num_texts"]),
         "search_fusion_passes": float(report["fusion_passes"]),
     }
-    ways = ("image_to_text", "text_to_image")
-    results = {f"retrieval/{name}": report[name] for name in report if name.startswith(ways) or name == "rsum"}
-    return results, {f"retrieval/{name}": found for name, found in items.items()}, cost
+    directions = ("image_to_text", "text_to_image")
+    results = {f"retrieval/{name}": report[name] for name in report if name.startswith(directions) or name == "rsum"}
+    return Evaluation(results, {f"retrieval/{name}": found for name, found in items.items()}, cost)
 
 
-def evaluate_foils(model: MMBertForPreTraining, processor: MMBertProcessor, options: Mapping[str, Any]) -> Found:
-    """True captions against foils: overall and by category; with a blank image and another one, overall."""
-    foils = foils_of(options)
+def evaluate_foils(model: MMBertForPreTraining, processor: MMBertProcessor, options: Mapping[str, Any]) -> Evaluation:
+    """Evaluate true captions against foils, overall and by category, with image ablations."""
+    foils = read_foils([Path(file) for file in options["files"]], ImageFolder(options["images"]))
     hits = foil_hits(model, processor, foils)
     number = {image: i for i, image in enumerate(dict.fromkeys(foil.image for foil in foils))}
     items: dict[str, ItemOutcomes] = {}
 
-    def add(name: str, kind: str, chosen: list[int]) -> None:
+    def add_outcomes(name: str, kind: str, chosen: list[int]) -> None:
         rows = [row for row in chosen if hits[kind][row] is not None]
         if rows:
             items[name] = ItemOutcomes(
                 [float(bool(hits[kind][r])) for r in rows], [number[foils[r].image] for r in rows]
             )
 
-    everything = [*range(len(foils))]
-    add(f"foils/{OVERALL}", "accuracy", everything)
+    all_rows = [*range(len(foils))]
+    add_outcomes(f"foils/{OVERALL}", "accuracy", all_rows)
     for kind in ("blank", "shuffled"):
-        add(f"foils/{OVERALL}/{kind}", kind, everything)
+        add_outcomes(f"foils/{OVERALL}/{kind}", kind, all_rows)
     for category in dict.fromkeys(foil.category for foil in foils):
-        own = [row for row in everything if foils[row].category == category]
-        add(f"foils/{category}", "accuracy", own)
-        add(f"foils/{category}/blank", "blank", own)
-    return {name: sum(i.values) / len(i.values) for name, i in items.items()}, items, {}
+        own = [row for row in all_rows if foils[row].category == category]
+        add_outcomes(f"foils/{category}", "accuracy", own)
+        add_outcomes(f"foils/{category}/blank", "blank", own)
+    return Evaluation({name: sum(i.values) / len(i.values) for name, i in items.items()}, items, {})
 
 
-def foils_of(options: Mapping[str, Any]) -> list[Foil]:
-    """The foils of a comparison, in the order of their items."""
-    return read_foils([Path(file) for file in options["files"]], ImageFolder(options["images"]))
-
-
-class Watch:
-    """Adds up the seconds of an arm over its processes."""
+class ArmTimer:
+    """Total time of an arm over all of its processes, stored in a file."""
 
     def __init__(self, file: Path):
         self._file, self._started = file, time.monotonic()
-        self._before = float(file.read_text()) if file.is_file() else 0.0
-        threading.Thread(target=self._run, daemon=True).start()
+        self._before = float(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+        threading.Thread(target=self._save_repeatedly, daemon=True).start()
 
     def seconds(self) -> float:
-        """Of all processes so far; of one that was killed up to half a second is lost."""
+        """Seconds of all processes so far; up to half a second of a killed one is lost."""
         return self._before + time.monotonic() - self._started
 
-    def _run(self) -> None:
+    def _save_repeatedly(self) -> None:
         while True:
             time.sleep(0.5)
             atomic_write_text(self._file, str(self.seconds()))
 
 
-def end_with(parent: int) -> None:
-    """Ends this process when the one that started it is gone, be it before this call."""
+def exit_with_parent(parent: int) -> None:
+    """Start a thread that sends SIGTERM to this process once its parent process has ended.
+
+    Args:
+        parent: Process id of the parent, which may have ended already.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -272,24 +270,23 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def start(file: str, parent: int) -> None:
-    """Runs the arm that a file describes; a second process for the same arm waits for the first.
+def main(file: str, parent: int) -> None:
+    """Run an arm; a second process for the same arm waits for the first.
 
     Args:
-        file: What `mmbert.compare.specs.arm_spec` says of the arm.
-        parent: Number of the process that wants it done.
+        file: arm.json.
+        parent: Process id of the comparison; the arm stops if that process ends.
     """
-    end_with(parent)
-    spec = json.loads(Path(file).read_text())
+    exit_with_parent(parent)
+    spec = json.loads(Path(file).read_text(encoding="utf-8"))
     folder = Path(spec["folder"])
     set_up_logging()
-    with (folder / "lock").open("w") as lock, report_user_errors():
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        watch = Watch(folder / "seconds.txt")
+    with report_user_errors(), file_lock(folder / "lock", wait=True):
+        timer = ArmTimer(folder / "seconds.txt")
         if not (folder / "row.json").is_file():
             with StopSignals():
-                run_arm(spec, watch.seconds)
+                run_arm(spec, timer.seconds)
 
 
 if __name__ == "__main__":
-    start(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,6 +1,6 @@
-"""What each strategy of a comparison may spend, matched to a reference by a stated rule. Plain numbers only.
+"""Budgets: steps and model sizes that give every strategy of a comparison the cost of a reference strategy.
 
-`mmbert.compare.cost` counts and measures what goes in.
+Plain arithmetic; `mmbert.compare.cost` counts and measures its inputs.
 """
 
 import functools
@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 from mmbert.errors import UsageError, did_you_mean
 
 RULES = {"parameters": "parameters", "flops": "training FLOPs", "time": "training time", "steps": "steps"}
-"""What can be made equal, and what it is called in a message."""
+"""Quantity that strategies are matched by -> its name in messages."""
 TOLERANCE = 0.05
-"""Largest relative gap to the reference that counts as equal."""
+"""Largest relative gap to the reference that is accepted as equal."""
 WIDTH_STEP = 8
-"""A solved `intermediate_size` is a multiple of this."""
+"""Matched `intermediate_size` values are multiples of this."""
 WIDTH_RANGE = 4
-"""A solved `intermediate_size` is at most so many times narrower or wider than the one that was asked for."""
-DEEPEST = 256
-"""No more fusion layers than this are tried."""
+"""Largest factor between a matched `intermediate_size` and the requested one."""
+MAX_FUSION_LAYERS = 256
+"""Largest number of fusion layers that is tried."""
 
 
 class Shape(NamedTuple):
-    """A fusion part's depth and width, and the parameters of the whole model with it."""
+    """Depth and width of a fusion module, and the parameters of the model with it."""
 
     fusion_layers: int
     intermediate_size: int
@@ -31,54 +31,54 @@ class Shape(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """What one strategy spends in a comparison."""
+    """Budget of one strategy: steps, model size and cost."""
 
     match: str
-    """What was made equal, a key of `RULES`."""
+    """Quantity that was matched, a key of `RULES`."""
     steps: int
     """Optimizer steps."""
     fusion_layers: int
     intermediate_size: int
     parameters: int
-    """Of the whole model, frozen ones included."""
+    """Parameters of the model, including frozen ones."""
     flops_per_step: float
-    """Forward and backward pass of a training batch, mean over batches."""
+    """FLOPs of the forward and backward pass of a training batch, mean over batches."""
     training_flops: float
     missed_by: float
-    """Relative gap to the reference in what was to be equal: 0.1 = 10 % more. 0 where steps are equal by order."""
+    """Relative gap to the reference in the matched quantity: 0.1 = 10 % more. 0 if steps are matched."""
 
     @property
     def is_met(self) -> bool:
-        """Whether the gap counts as none."""
+        """Whether the gap is within `TOLERANCE`."""
         return abs(self.missed_by) <= TOLERANCE
 
 
-def told(budget: Budget, stages: Mapping[str, Budget] | None = None) -> str:
-    """What was chosen and how near it comes to the reference, as a sentence without full stop.
+def describe_budget(budget: Budget, stages: Mapping[str, Budget] | None = None) -> str:
+    """Describe steps, model size and the gap to the reference in one line.
 
     Args:
-        budget: Of the first stage.
+        budget: Budget of the first stage.
         stages: Name -> budget of each further stage.
     """
     chosen = (
         f"{budget.steps:,} steps, fusion_layers={budget.fusion_layers}, intermediate_size={budget.intermediate_size}: "
         f"{budget.parameters:,} parameters, {budget.training_flops:.3g} training FLOPs"
     )
-    further = (f"{name}: {stage.steps:,} steps; {_nearness(stage)}" for name, stage in (stages or {}).items())
-    return " | ".join([f"{chosen}; {_nearness(budget)}", *further])
+    further = (f"{name}: {stage.steps:,} steps; {_describe_gap(stage)}" for name, stage in (stages or {}).items())
+    return " | ".join([f"{chosen}; {_describe_gap(budget)}", *further])
 
 
-def _nearness(budget: Budget) -> str:
+def _describe_gap(budget: Budget) -> str:
     if budget.match == "steps":
         return "equal steps, nothing else is matched"
-    gap, what = f"{abs(budget.missed_by):.1%}", RULES[budget.match]
-    side = "more" if budget.missed_by > 0 else "less"
+    gap, quantity = f"{abs(budget.missed_by):.1%}", RULES[budget.match]
+    direction = "more" if budget.missed_by > 0 else "less"
     if budget.is_met:
-        return f"{what} as the reference" + (f", {gap} {side}" if budget.missed_by else "")
-    return f"misses the budget: {gap} {side} {what} than the reference, beyond the {TOLERANCE:.0%} allowed"
+        return f"{quantity} as the reference" + (f", {gap} {direction}" if budget.missed_by else "")
+    return f"misses the budget: {gap} {direction} {quantity} than the reference, beyond the {TOLERANCE:.0%} allowed"
 
 
-def share_out(
+def allocate_budgets(
     match: str,
     shapes: Mapping[str, Shape],
     flops: Mapping[str, float],
@@ -87,32 +87,33 @@ def share_out(
     reference: str | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Budget]:
-    """Gives every strategy the steps that make it spend what the reference spends.
+    """Compute the steps with which each strategy has the cost of the reference.
 
     Args:
-        match: "flops" and "time" solve for steps; "parameters" (see `match_parameters`) and "steps" give all the same.
-        shapes: Strategy -> depth, width and parameters of its models.
-        flops: Strategy -> FLOPs of a training step.
+        match: "flops" and "time" solve for the steps; with "parameters" (see `match_parameters`) and "steps" all
+            strategies take the same number.
+        shapes: Strategy -> depth, width and parameters of its model.
+        flops: Strategy -> FLOPs per training step.
         steps: Optimizer steps of the reference.
-        reference: The strategy that the others are matched to. None: the first of `shapes`.
-        seconds: Strategy -> seconds of a training step; needed for "time" only.
+        reference: Strategy that the others are matched to. None: the first of `shapes`.
+        seconds: Strategy -> seconds per training step; required for "time" only.
 
     Returns:
         Strategy -> budget, in the order of `shapes`.
 
     Raises:
-        UsageError: An unknown rule or reference, no step, or no time of a strategy where times are needed.
+        UsageError: An unknown rule or reference, `steps` below 1, or a missing cost of a strategy.
     """
     reference = _reference(reference, shapes)
     if match not in RULES:
         raise UsageError(f"match='{match}'; allowed are {', '.join(RULES)}.{did_you_mean(match, RULES)}")
     if steps < 1:
-        raise UsageError(f"steps={steps}: the reference takes at least 1.")
+        raise UsageError(f"steps={steps}: the reference needs 1 or more.")
     cost = {"flops": flops, "time": seconds or {}}.get(match)
     without = [] if cost is None else [name for name in shapes if not cost.get(name, 0) > 0]  # NaN too
     if without:
         raise UsageError(
-            f"match='{match}' needs what a step of each strategy takes; '{without[0]}' has no such number."
+            f"match='{match}' requires the cost of a step of each strategy; that of '{without[0]}' is missing."
         )
     found = {}
     for name, shape in shapes.items():
@@ -128,48 +129,48 @@ def share_out(
 
 
 def match_parameters(
-    asked: Mapping[str, tuple[int, int]],
+    requested: Mapping[str, tuple[int, int]],
     count: Callable[[str, int, int], int],
     *,
     reference: str | None = None,
 ) -> dict[str, Shape]:
-    """Solves for the depth, then the width, that bring every strategy to the parameters of the reference.
+    """Find the depth, then the width, at which each strategy has the number of parameters of the reference.
 
-    The depth is the one that comes nearest with the width as asked; the width (`intermediate_size`) then closes the
-    gap as far as it can. A strategy without feed-forward blocks goes by depth alone. There may be a gap left: see
-    `Budget.missed_by`.
+    The depth is the one that comes closest at the requested width; the width (`intermediate_size`) then reduces the
+    remaining gap. A strategy without feed-forward blocks is matched by depth alone. See `Budget.missed_by` for the gap
+    that is left.
 
     Args:
-        asked: Strategy -> (fusion_layers, intermediate_size) that it would have unmatched; the reference keeps them.
-        count: (strategy, fusion_layers, intermediate_size) -> parameters of the whole model, called once for each; see
+        requested: Strategy -> (fusion_layers, intermediate_size) before matching; the reference keeps them.
+        count: (strategy, fusion_layers, intermediate_size) -> parameters of the model, called once for each; see
             `cost.count_parameters`. A `UsageError` means that there is no such model (too deep for its encoders).
-        reference: The strategy that the others are matched to. None: the first of `asked`.
+        reference: Strategy that the others are matched to. None: the first of `requested`.
 
     Raises:
-        UsageError: An unknown reference, or a strategy that can't be built as asked or with one layer.
+        UsageError: An unknown reference, or a strategy that can't be built as requested or with one layer.
     """
-    reference = _reference(reference, asked)
-    target = count(reference, *asked[reference])
+    reference = _reference(reference, requested)
+    target = count(reference, *requested[reference])
     shapes = {}
-    for name, (layers, width) in asked.items():
+    for name, (layers, width) in requested.items():
         if name == reference:
             shapes[name] = Shape(layers, width, target)
         else:
-            shapes[name] = _nearest_shape(functools.cache(functools.partial(count, name)), target, layers, width)
+            shapes[name] = _closest_shape(functools.cache(functools.partial(count, name)), target, layers, width)
     return shapes
 
 
 def _reference(name: str | None, strategies: Mapping[str, Any]) -> str:
     if not strategies:
-        raise UsageError("there is no strategy to compare.")
+        raise UsageError("there are no strategies to compare.")
     if name is not None and name not in strategies:
         raise UsageError(f"reference='{name}' is none of the compared strategies: {', '.join(strategies)}.")
     return next(iter(strategies)) if name is None else name
 
 
-def _nearest_shape(count: Callable[[int, int], int], target: int, layers: int, width: int) -> Shape:
-    """The shape whose parameters are nearest to `target`, depth first, then width."""
-    depth = _nearest_depth(count, target, layers, width)
+def _closest_shape(count: Callable[[int, int], int], target: int, layers: int, width: int) -> Shape:
+    """Find the shape whose parameters are closest to `target`, depth first, then width."""
+    depth = _closest_depth(count, target, layers, width)
     start = count(depth, width)
     if start == target:
         return Shape(depth, width, start)
@@ -182,8 +183,8 @@ def _nearest_shape(count: Callable[[int, int], int], target: int, layers: int, w
     return min(candidates, key=lambda shape: abs(shape.parameters - target))
 
 
-def _nearest_depth(count: Callable[[int, int], int], target: int, layers: int, width: int) -> int:
-    """The depth whose parameters are nearest to `target`; at least 1, unless 0 was asked for."""
+def _closest_depth(count: Callable[[int, int], int], target: int, layers: int, width: int) -> int:
+    """Find the depth whose parameters are closest to `target`; at least 1, unless 0 was requested."""
 
     def at(depth: int) -> float:
         try:
@@ -194,8 +195,8 @@ def _nearest_depth(count: Callable[[int, int], int], target: int, layers: int, w
     low = min(1, layers)
     high = low + 1
     if at(low) == at(high):
-        return layers  # depth changes nothing, or nothing can be built
-    while at(high) < target and high < DEEPEST:
+        return layers  # the depth has no effect, or no model can be built
+    while at(high) < target and high < MAX_FUSION_LAYERS:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,9 +1,9 @@
-"""What a model costs: parameters, FLOPs of a training step and of a pair, milliseconds a pair.
+"""Cost of a model: parameters, FLOPs per training step and per pair, milliseconds per pair.
 
-FLOPs are those of the mathematical operations: 2 m n k for a matrix product (m, k) x (k, n), and a convolution as the
-product it is. Embedding look-ups, norms, softmax, GELU, losses and the optimizer count 0. Nothing that is computed
-again counts twice, so that a number does not depend on the path that was taken: attention is two products forward and
-four backward, whether a kernel keeps `q k^T` or computes it anew, and activation checkpointing is off while counting.
+FLOPs are those of the mathematical operations: 2 m n k for a matrix product (m, k) x (k, n), and a convolution as a
+matrix product. Embedding look-ups, norms, softmax, GELU, losses and the optimizer count 0. Recomputation is not
+counted, so the number does not depend on the kernel: attention is two products forward and four backward, whether a
+kernel keeps `q k^T` or recomputes it, and activation checkpointing is off while counting.
 """
 
 import functools
@@ -28,23 +28,23 @@ from mmbert.runtime.randomness import torch_generator
 Batch = dict[str, Tensor]
 
 CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing", "checkpointing")
-"""Flags of modules of transformers, of timm and of `mmbert.model.layers.FusionLayer` that recompute activations."""
+"""Flags of modules of transformers, timm and `mmbert.model.layers.FusionLayer` that enable activation checkpointing."""
 
 
 class Parameters(NamedTuple):
-    """Numbers of weights of a model."""
+    """Number of parameters of a model."""
 
     total: int
     trained: int
 
 
 def count_parameters(config: MMBertConfig, strategy: str, fusion_layers: int, intermediate_size: int) -> int:
-    """Parameters of the whole model with another fusion part; no weight is drawn.
+    """Count the parameters of a model with another fusion module, without initializing weights.
 
     Args:
-        config: Of a model as built, so that the widths of pretrained encoders are in it.
-        strategy: Its fusion strategy.
-        fusion_layers: Depth of the fusion part.
+        config: Configuration of a built model, which has the widths of pretrained encoders.
+        strategy: Fusion strategy.
+        fusion_layers: Depth of the fusion module.
         intermediate_size: Width of its feed-forward blocks.
 
     Raises:
@@ -57,13 +57,13 @@ def count_parameters(config: MMBertConfig, strategy: str, fusion_layers: int, in
 
 
 def parameters(model: torch.nn.Module) -> Parameters:
-    """Counts a model's parameters, all and those in training; a shared one counts once."""
+    """Count a model's parameters, all and trained ones; a shared parameter counts once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return Parameters(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """FLOPs of what `work` does, forward and backward; see the head of this file for what counts."""
+    """Count the FLOPs of `work`, forward and backward, as this module's docstring defines them."""
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         work()
     return counter.get_total_flops()
@@ -76,73 +76,73 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 
 
 def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Gradients of both factors of both products; torch's own formula adds the scores that are computed anew."""
+    """Gradients of both factors of both products; torch's own formula adds the recomputed scores."""
     return 2 * _attention_flops(query, key, value)
 
 
 _aten = torch.ops.aten
 FORMULAS = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,  # without a formula it would count 0
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,  # without a formula torch counts 0
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     _aten._scaled_dot_product_flash_attention_backward: _attention_backward_flops,
     _aten._scaled_dot_product_efficient_attention_backward: _attention_backward_flops,
     _aten._scaled_dot_product_cudnn_attention_backward: _attention_backward_flops,
 }
-"""Formulas of fused attention besides torch's own; they hold in `count_flops` only."""
+"""FLOP formulas of fused attention that replace or extend torch's, used by `count_flops` only."""
 
 
 def flops_per_step(model: HeadedModel, batches: Iterable[Batch]) -> float:
-    """FLOPs of a training step, mean over `batches`: text lengths and masked words differ between them.
+    """FLOPs of a training step, mean over `batches`, which differ in text lengths and masked tokens.
 
-    A step is one batch; where gradients are accumulated, an optimizer step is several of these. Frozen parts are
-    charged no backward pass. Gradients, weights and torch's random states stay as they are.
+    A step is one batch; with gradient accumulation an optimizer step is several of them. Frozen parts have no backward
+    pass. Gradients, weights and torch's random states are unchanged afterwards.
 
     Args:
-        model: As it is trained, frozen where it is frozen, in training mode.
-        batches: One or more, images normalised; see `first_batches`.
+        model: Model in training mode, with the frozen parameters of the training.
+        batches: One or more batches with normalized images; see `first_batches`.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step(batch: Batch) -> None:
-        # `forward` itself, so that a compiled model is counted as it is written.
+        # `forward` itself, so that a compiled model gets the count of its eager code.
         loss = model.forward(batch, generator=torch_generator(0, "flops")).loss
         assert loss is not None
         torch.autograd.grad(loss, trained, allow_unused=True)
 
-    with _unchanged(model), torch.enable_grad():
+    with _without_checkpointing(model), torch.enable_grad():
         return statistics.fmean([count_flops(functools.partial(step, batch)) for batch in batches])
 
 
 def flops_per_pair(model: HeadedModel, batch: Batch) -> float:
-    """FLOPs of encoding, fusing and judging one text with its image, mean over a batch (padding counts)."""
-    with _unchanged(model), _evaluating(model):
-        return count_flops(lambda: _judge(model, batch)) / len(batch["input_ids"])
+    """FLOPs of encoding, fusing and scoring one pair, mean over a batch (padding counts)."""
+    with _without_checkpointing(model), _evaluating(model):
+        return count_flops(lambda: _output(model, batch)) / len(batch["input_ids"])
 
 
 def milliseconds_per_pair(model: HeadedModel, batch: Batch, *, repeats: int = 10) -> float:
-    """Milliseconds of encoding, fusing and judging one text with its image: median over `repeats` of a whole batch.
+    """Milliseconds of encoding, fusing and scoring one pair: median over `repeats` of a batch, by its size.
 
-    One more batch goes before them, unmeasured: first calls allocate and choose kernels.
+    One batch before them is not measured: first calls allocate memory and choose kernels.
     """
     device = batch["input_ids"].device
     seconds = []
-    with _unchanged(model), _evaluating(model):
+    with _without_checkpointing(model), _evaluating(model):
         for _ in range(1 + repeats):
             start = time.perf_counter()
-            _judge(model, batch)
+            _output(model, batch)
             synchronize(device)
             seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds[1:]) / len(batch["input_ids"])
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a GPU has done what it was told; a CPU has."""
+    """Wait for the kernels of a GPU; a CPU runs none asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _judge(model: HeadedModel, batch: Batch) -> Tensor:
-    """What the model says of pairs: the task's logits, else the matching score, else the joint vector."""
+def _output(model: HeadedModel, batch: Batch) -> Tensor:
+    """Compute the output for a batch of pairs: task logits, otherwise ITM score, otherwise joint vector."""
     core = model.mmbert
     text = core.encode_text(batch["input_ids"], batch["attention_mask"])
     if isinstance(model, MMBertForTask):
@@ -154,8 +154,8 @@ def _judge(model: HeadedModel, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def _unchanged(model: HeadedModel) -> Iterator[None]:
-    """Counts without activation checkpointing, and puts it and torch's random states back."""
+def _without_checkpointing(model: HeadedModel) -> Iterator[None]:
+    """Disable activation checkpointing, and restore it and torch's random states afterwards."""
     devices = [p.device for p in itertools.islice(model.parameters(), 1) if p.device.type == "cuda"]
     on = [(m, name) for m in model.modules() for name in CHECKPOINTING if getattr(m, name, False) is True]
     for module, name in on:
@@ -170,22 +170,22 @@ def _unchanged(model: HeadedModel) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: HeadedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    asked, modes = model.training, [(module, module.training) for module in model.modules()]
+    """Evaluation mode without gradients; restores the mode of every module afterwards."""
+    training, modes = model.training, [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(asked)
-        for module, training in modes:
-            module.training = training
+        model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def first_batches(data: SplitsDataModule, count: int) -> Iterator[Batch]:
-    """The first training batches of a run in their order, images normalised.
+    """First training batches of a run, in order, with normalized images.
 
-    No loader is iterated: it would draw from torch's random state.
+    The data loader is not iterated, as that would draw from torch's random state.
     """
     sampler: Any = data.train_dataloader().batch_sampler
     for number in range(count):

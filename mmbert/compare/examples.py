@@ -1,4 +1,4 @@
-"""Test items about which strategies disagree, for the report."""
+"""Test items on which strategies disagree, for the report."""
 
 import itertools
 import json
@@ -14,34 +14,39 @@ from mmbert.errors import DataError
 from mmbert.evaluation.foils import OVERALL
 
 
-def examples(comparison: Comparison, out: Path, rows: Mapping[str, Row], count: int = 12) -> list[dict[str, Any]]:
-    """Foils about which strategies disagree, with the first seed, or else captions: at most `count`, kinds in turn.
+def choose_examples(
+    comparison: Comparison, out: Path, rows: Mapping[str, Row], count: int = 12
+) -> list[dict[str, Any]]:
+    """Choose foils, or captions if there are none, on which the first seeds of strategies disagree.
+
+    At most `count`, alternating between categories.
 
     Raises:
-        DataError: The foils, or the arms with their captions, are no longer there.
+        DataError: The foils, or the folders of the arms with their captions, are missing.
     """
     arms = {name: Arm(name, comparison.seeds_of(name)[0], max(comparison.fractions)).name for name in comparison.names}
     arms = {name: arm for name, arm in arms.items() if rows.get(arm, {}).get("status") == "done"}
     if len(arms) < 2:
         return []
     if comparison.foils.files:
-        shown, measure = _foils_shown(comparison), f"foils/{OVERALL}"
+        candidates, measure = _foil_items(comparison), f"foils/{OVERALL}"
     elif comparison.retrieval.images:
-        shown, measure = _captions_shown(out / "arms" / next(iter(arms.values()))), "retrieval/text_to_image/R@1"
+        candidates, measure = _caption_items(out / "arms" / next(iter(arms.values()))), "retrieval/text_to_image/R@1"
     else:
         return []
     found = read_all_outcomes(out, arms.values())
     outcomes = {name: found[arm][measure].values for name, arm in arms.items() if arm in found}
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for i, (kind, example) in enumerate(shown):
+    by_category: dict[str, list[dict[str, Any]]] = {}
+    for i, (category, example) in enumerate(candidates):
         right = {name: bool(hits[i]) for name, hits in outcomes.items()}
         if len(set(right.values())) > 1:
-            by_kind.setdefault(kind, []).append({**example, "outcomes": right})
-    turns = itertools.zip_longest(*by_kind.values())
+            by_category.setdefault(category, []).append({**example, "outcomes": right})
+    turns = itertools.zip_longest(*by_category.values())
     return [example for turn in turns for example in turn if example is not None][:count]
 
 
-def _foils_shown(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
+def _foil_items(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
+    """Category and content of every foil, in the order of the item files."""
     files = [Path(file) for file in comparison.foils.files]
     return [
         (
@@ -57,9 +62,11 @@ def _foils_shown(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def _captions_shown(arm: Path) -> list[tuple[str, dict[str, str]]]:
-    """Every caption that looked for its image."""
+def _caption_items(arm: Path) -> list[tuple[str, dict[str, str]]]:
+    """Every query of text-to-image retrieval, in the order of the item files; the category is empty."""
     file = arm / QUERIES
     if not file.is_file():
         raise DataError(str(file), "no such file", "the folder of the arm, which holds its captions")
-    return [("", {"image": image, "caption": caption}) for image, caption in json.loads(file.read_text())]
+    return [
+        ("", {"image": image, "caption": caption}) for image, caption in json.loads(file.read_text(encoding="utf-8"))
+    ]

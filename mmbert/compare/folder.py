@@ -1,4 +1,4 @@
-"""What a comparison's folder holds already, and whether it is of this comparison."""
+"""State of a comparison's folder: finished rows, and whether they belong to this comparison."""
 
 import json
 import shutil
@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmbert.compare.plan import Comparison, arms_of
+from mmbert.compare.plan import Comparison, list_arms
 from mmbert.compare.rows import Row, read_rows
-from mmbert.compare.specs import Settings, arm_spec, budget_inputs, describe_changes
+from mmbert.compare.specs import EVALUATIONS, Settings, arm_spec, budget_inputs, describe_changes
 from mmbert.errors import DataError, UsageError
 
 
-def rows_that_count(settings: Settings) -> dict[str, Row]:
-    """Rows of arms that are not run again: what was trained and could not be judged is judged again."""
+def valid_rows(settings: Settings) -> dict[str, Row]:
+    """Rows of arms that are not run again: finished ones, and failed trainings without `retry_failed`.
+
+    Arms that were trained and failed in the evaluation are always run again.
+    """
     return {
         name: row
         for name, row in read_rows(settings.out).items()
@@ -24,28 +27,28 @@ def rows_that_count(settings: Settings) -> dict[str, Row]:
 def check_same_comparison(
     comparison: Comparison, settings: Settings, rows: Mapping[str, Row], *, foils_moved: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Refuses a folder that holds another comparison.
+    """Raise if the folder holds another comparison.
 
     Args:
-        comparison: The one that is asked for.
+        comparison: The requested comparison.
         settings: Its folder.
-        rows: What the folder has.
-        foils_moved: Take rows that were judged by foils of another place or name.
+        rows: Rows of the folder.
+        foils_moved: Accept rows whose foils had other paths.
 
     Returns:
         Arm -> its specification, of the strategies whose budget is known.
 
     Raises:
-        DataError: A row, or an arm that has not finished, is of another comparison.
+        DataError: A row, or an unfinished arm, belongs to another comparison.
     """
-    stored, asked = stored_budgets(settings.out), budget_inputs(comparison)
-    changes = describe_changes(stored.get("budget_inputs", asked), asked)
+    stored, inputs = stored_budgets(settings.out), budget_inputs(comparison)
+    changes = describe_changes(stored.get("budget_inputs", inputs), inputs)
     if changes and (rows or any(settings.out.glob("arms/*/arm.json"))):
         expected = "another --out for this one, or this folder removed"
         found = f"{'rows' if rows else 'arms'} of another comparison ({changes})"
         raise DataError(str(settings.out), found, expected)
     specs = {}
-    for arm in arms_of(comparison):
+    for arm in list_arms(comparison):
         budget = stored.get("strategies", {}).get(arm.strategy)
         if budget is None or changes:
             continue
@@ -60,71 +63,76 @@ def check_same_comparison(
 
 
 def check_same_arm(row: Row, spec: Mapping[str, Any], out: Path) -> None:
-    """Raises where a finished row is of another comparison than the one that is asked for.
+    """Raise if a finished row belongs to an arm of another comparison.
 
     Raises:
-        DataError: With what changed.
+        DataError: With the options that differ.
     """
-    told = changes_of(row, spec)
-    if told:
+    changes = changed_options(row, spec)
+    if changes:
         raise DataError(
             f"{out / 'results.jsonl'}:{row['arm']}",
-            f"a row of another comparison ({told})",
+            f"a row of another comparison ({changes})",
             "another --out for this one",
         )
 
 
 def check_arm_folder(spec: Mapping[str, Any]) -> None:
-    """Raises where an arm that has not finished was trained otherwise before; what judges it may have changed.
+    """Raise if an unfinished arm was trained with other options; remove its row if only its evaluation changed.
 
     Raises:
-        DataError: With what changed.
+        DataError: With the options that differ.
     """
     folder = Path(spec["folder"])
     if not (folder / "arm.json").is_file():
         return
-    before = json.loads((folder / "arm.json").read_text())
-    judged = ("retrieval", "foils")
-    trained, now = ({k: v for k, v in found["config"].items() if k not in judged} for found in (before, spec))
-    told = describe_changes(trained, json.loads(json.dumps(now)))
-    if told:
-        raise DataError(str(folder), f"an arm of another comparison ({told})", "another --out, or this folder removed")
-    if changes_of(before, spec):
+    before = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
+    trained, now = ({k: v for k, v in found["config"].items() if k not in EVALUATIONS} for found in (before, spec))
+    changes = describe_changes(trained, json.loads(json.dumps(now)))
+    if changes:
+        raise DataError(
+            str(folder), f"an arm of another comparison ({changes})", "another --out, or this folder removed"
+        )
+    if changed_options(before, spec):
         (folder / "row.json").unlink(missing_ok=True)
 
 
-def changes_of(row: Row, spec: Mapping[str, Any]) -> str:
-    """How the arm that a row tells of differs from an arm that is asked for; empty where it is the same one."""
+def changed_options(row: Row, spec: Mapping[str, Any]) -> str:
+    """Describe how the options of a row differ from those of a requested arm; empty if they are equal."""
     return describe_changes(row.get("config", {}), json.loads(json.dumps(spec["config"])))
 
 
 def import_rows(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
-    """The finished arms of another comparison that are also arms of this one, with their items.
+    """Copy finished arms from another comparison whose options are those of the requested arms, with their items.
+
+    Args:
+        folder: Folder of the other comparison.
+        specs: Specifications of the requested arms.
 
     Raises:
         UsageError: A folder without rows.
         DataError: Rows without their items.
     """
-    elsewhere, taken = read_rows(folder), {}
-    if not elsewhere:
-        raise UsageError(f"--rows_from {folder}: there is no results.jsonl with rows in it.")
+    available, imported = read_rows(folder), {}
+    if not available:
+        raise UsageError(f"--rows_from {folder}: it has no results.jsonl with rows.")
     for spec in specs:
-        row = elsewhere.get(spec["arm"], {})
-        same = row.get("status") == "done" and row["cost"].get("threads", spec["threads"]) == spec["threads"]
-        if same and not changes_of(row, spec):
+        row = available.get(spec["arm"], {})
+        done = row.get("status") == "done" and row["cost"].get("threads", spec["threads"]) == spec["threads"]
+        if done and not changed_options(row, spec):
             target = Path(spec["items"])
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(folder / "items" / target.name, target)
             except FileNotFoundError:
-                found = f"no items/{target.name} beside the row of {spec['arm']}"
-                raise DataError(str(folder), found, "the whole folder of a comparison") from None
-            taken[spec["arm"]] = row
-    return taken
+                found = f"no items/{target.name} for the row of {spec['arm']}"
+                raise DataError(str(folder), found, "the complete folder of a comparison") from None
+            imported[spec["arm"]] = row
+    return imported
 
 
-def primary_before(comparison: Comparison, out: Path, rows: Mapping[str, Row]) -> dict[str, Any] | None:
-    """The measures that were primary when arms finished, where they are not those of now; and of how many arms."""
+def previous_primary(comparison: Comparison, out: Path, rows: Mapping[str, Row]) -> dict[str, Any] | None:
+    """Primary measures at the time when arms finished, and the number of these arms; None if they are unchanged."""
     plan = _read_json(out / "plan.json")
     done = sum(row["status"] == "done" for row in rows.values())
     first = {"primary": plan.get("comparison", {}).get("primary", comparison.primary), "arms": done}
@@ -133,12 +141,14 @@ def primary_before(comparison: Comparison, out: Path, rows: Mapping[str, Row]) -
 
 
 def stored_budgets(out: Path) -> dict[str, Any]:
-    """What OUT/budgets.json holds; empty without one."""
+    """Content of OUT/budgets.json; empty if it is missing."""
     return _read_json(out / "budgets.json")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
-        raise DataError(str(file), "no JSON", "what mmbert compare wrote; without the file it is made again") from error
+        raise DataError(
+            str(file), "not JSON", "a file written by mmbert compare; it is made again if removed"
+        ) from error

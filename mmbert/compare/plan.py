@@ -1,8 +1,9 @@
-"""What is compared: strategies x seeds x fractions of the data, and the stages that each arm goes through."""
+"""Plan of a comparison: strategies x seeds x fractions of the data, and the training stages of each arm."""
 
+import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -11,193 +12,200 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mmbert.compare.budget import RULES
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.runtime.import_policy import restrict_imports
-from mmbert.training.config_files import expand_bases, flat
+from mmbert.training.config_files import flat, with_bases
 from mmbert.training.option_checks import explain_parser_error
 
 PRETRAIN = "pretrain"
-OURS = (
+RESERVED_OPTIONS = (
     "seed_everything", "data.train_fraction", "data.eval_seed", "trainer.max_steps", "trainer.max_epochs",
     "trainer.default_root_dir", "name", "threads", "resume", "ckpt_path", "config", "base",
 )  # fmt: skip
-"""Options of `fit` that a comparison sets by itself."""
-RANKED = [
+"""Options of `fit` that a comparison sets itself: from its seeds, fractions, steps and threads, and for its folder."""
+RETRIEVAL_METRICS = [
     *(f"retrieval/{way}/{of}" for way in ("text_to_image", "image_to_text") for of in ("R@1", "R@5", "R@10")),
     *("retrieval/text_to_image/median_rank", "retrieval/image_to_text/median_rank", "retrieval/rsum"),
 ]
-"""Results of ranking a split."""
+"""Results of the retrieval evaluation."""
 
 
 @dataclass(kw_only=True)
 class Stage:
-    """One training of an arm."""
+    """Options of one training run of an arm."""
 
     run: str = ""
-    """Configuration of `fit`, as a path from where the command runs."""
+    """Configuration of `fit`: a YAML file, relative to the working directory, or the name of a preset."""
     steps: int = 0
-    """Optimizer steps of the reference strategy; those of the others follow from the budget."""
+    """Optimizer steps of the reference strategy; the budget determines those of the others."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of `fit` on top of it, {data.batch_size: 64}."""
+    """Options of `fit` that override it, {data.batch_size: 64}."""
 
 
 @dataclass(kw_only=True)
 class Retrieval:
-    """How images and captions of a split of the pretraining data are ranked."""
+    """Options of the retrieval evaluation of the pretrained model."""
 
     split: str = "test"
-    """Split that is ranked, all captions of its images."""
+    """Split of the pretraining data."""
     images: int = 0
-    """Images of the split, from its start, that are ranked. 0: nothing is ranked."""
+    """Number of images, from the start of the split. 0: no retrieval evaluation."""
     captions: int = 1
-    """Captions of each image, at most."""
+    """Largest number of captions per image."""
     scorer: str = "itm"
-    """itm fuses every image with every caption, which every strategy can; itc and two_stage need the contrastive
+    """itm fuses every image with every caption and works with every strategy; itc and two_stage require the contrastive
     objective."""
     k: int = 32
-    """Shortlist of two_stage."""
+    """Shortlist size of two_stage."""
     equal_texts: bool = False
-    """Count a caption as right for every image that carries an equal one."""
+    """Count a caption as correct for every image that has an equal caption."""
 
 
 @dataclass(kw_only=True)
 class Foils:
-    """True captions against false ones, in SugarCrepe's format."""
+    """Options of the foil evaluation: true captions against false ones, in SugarCrepe's format."""
 
     files: list[str] = field(default_factory=list)
-    """The files. None: no foils."""
+    """Files of foils. Empty: no foil evaluation."""
     images: str = ""
-    """Folder of their images."""
+    """Folder of the images."""
 
 
 @dataclass(kw_only=True)
 class Comparison:
-    """What is compared, under which budget, and how it is judged."""
+    """Options of a comparison: strategies, seeds, budget, training stages and evaluations."""
 
     name: str = "comparison"
-    """Names the report, and its folder where --out is not given."""
+    """Name of the report, and of its folder if --out is not given."""
     about: str = ""
-    """A sentence about the data, for the report."""
+    """Description of the data, for the report."""
     strategies: list[str] | dict[str, dict[str, Any]] = field(default_factory=list)
-    """Names in `mmbert.model.fusion.FUSIONS`; or name -> options of `fit` in which it differs, {gated: {model.fusion:
-    my_fusion.GatedFusion}}, where `seeds: [0, 1]` stands for fewer seeds than the others have."""
+    """Names in `mmbert.model.fusion.FUSIONS`; or name -> options of `fit` of the strategy, {gated: {model.fusion:
+    my_fusion.GatedFusion}}, where `seeds: [0, 1]` gives it other seeds than the rest."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Each strategy is trained once with each."""
+    """Seeds; each strategy is trained once per seed."""
     fractions: list[float] = field(default_factory=lambda: [1.0])
-    """Shares of the training pairs that arms are trained with, [0.1, 0.3, 1]: the low-data curve."""
+    """Fractions of the training pairs, [0.1, 0.3, 1] for a low-data curve; each arm is trained with each."""
     match: str = "flops"
-    """What strategies have in common: flops or time (solved by the number of steps), parameters (solved by the fusion
-    part's depth and width), or steps."""
+    """Budget that is equal for all strategies: flops or time (matched by the number of steps), parameters (matched by
+    depth and width of the fusion module), or steps."""
     reference: str | None = None
-    """Strategy whose budget the others get. None: the first."""
+    """Strategy whose budget the others are matched to. None: the first."""
     pretrain: Stage = field(default_factory=Stage)
-    """How every arm is pretrained."""
+    """Pretraining of every arm."""
     finetune: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name -> how the pretrained model is then fine-tuned for a task, with the keys of `pretrain`: {vqa: {run: ...,
-    steps: 500}}."""
+    """Name -> fine-tuning of the pretrained model for a task, with the keys of `pretrain`: {vqa: {run: ..., steps:
+    500}}."""
     retrieval: Retrieval = field(default_factory=Retrieval)
+    """Retrieval evaluation of the pretrained model."""
     foils: Foils = field(default_factory=Foils)
+    """Foil evaluation of the pretrained model."""
     primary: list[str] = field(default_factory=list)
-    """Results that the verdicts are about, [foils/overall, retrieval/text_to_image/R@1]; the more, the stricter each
-    test."""
+    """Primary measures, named before the results are known: [foils/overall, retrieval/text_to_image/R@1]. Their tests
+    are corrected together, so each further measure lowers the power of all."""
     threads: int = 1
-    """CPU threads of an arm."""
+    """CPU threads per arm."""
 
     def check(self) -> None:
-        """Refuses what can't be meant.
+        """Validate all options.
 
         Raises:
-            UsageError: A value out of range, or something missing.
+            UsageError: A value out of range, or a missing option.
         """
         if len(self.names) < 2:
-            raise UsageError(f"strategies={self.strategies}: name two or more to compare.")
+            raise UsageError(f"strategies={self.strategies}: expected two or more strategies.")
         if len(set(self.names)) < len(self.names):
-            raise UsageError(f"strategies={self.strategies}: each once.")
-        own = {"seeds": self.seeds, **{f"strategies.{name}.seeds": self._seeds(name) for name in self.names}}
-        for where, seeds in own.items():
-            whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-            if not whole or not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-                raise UsageError(f"{where}={seeds}: a list of one or more different whole numbers from 0.")
+            raise UsageError(f"strategies={self.strategies}: expected each strategy once.")
+        seed_lists = {"seeds": self.seeds, **{f"strategies.{name}.seeds": self._seeds(name) for name in self.names}}
+        for where, seeds in seed_lists.items():
+            integers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+            if not integers or not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+                raise UsageError(f"{where}={seeds}: expected a list of one or more different integers from 0.")
         if self.threads < 1:
-            raise UsageError(f"threads={self.threads}: CPU threads of an arm, 1 or more.")
+            raise UsageError(f"threads={self.threads}: expected CPU threads per arm, 1 or more.")
         if not self.name.strip():
-            raise UsageError(f"name={self.name!r}: names the report and its folder.")
+            raise UsageError(f"name={self.name!r}: expected a name for the report and its folder.")
         fractions = self.fractions
         if not fractions or any(not 0 < x <= 1 for x in fractions) or len(set(fractions)) < len(fractions):
-            raise UsageError(f"fractions={fractions}: different shares of the training pairs, above 0, up to 1.")
+            raise UsageError(
+                f"fractions={fractions}: expected different fractions of the training pairs, above 0, up to 1."
+            )
         if self.match not in RULES:
             raise UsageError(f"match='{self.match}'; allowed are {', '.join(RULES)}.{did_you_mean(self.match, RULES)}")
         if self.reference is not None and self.reference not in self.names:
-            raise UsageError(f"reference='{self.reference}' is none of the strategies {', '.join(self.names)}.")
+            raise UsageError(f"reference='{self.reference}' is not one of the strategies {', '.join(self.names)}.")
         for name, values in self.finetune.items():  # jsonargparse would import a class that a mapping holds by its name
             known = [f.name for f in fields(Stage)]
             for key in values:
                 if key not in known:
-                    raise UsageError(f"finetune.{name}.{key}: there is no such key.{did_you_mean(key, known)}")
+                    raise UsageError(f"finetune.{name}.{key}: unknown option.{did_you_mean(key, known)}")
         for name, stage in self.stages.items():
             where = name if name == PRETRAIN else f"finetune.{name}"
             if not stage.run:
                 raise UsageError(
-                    f"{where}.run is missing: name a configuration of fit, such as configs/quickstart.yaml."
+                    f"{where}.run is missing: expected a configuration of fit, such as quickstart or my_run.yaml."
                 )
             if stage.steps < 1:
                 raise UsageError(
-                    f"{where}.steps={stage.steps}: how many optimizer steps the reference takes, 1 or more."
+                    f"{where}.steps={stage.steps}: expected the optimizer steps of the reference, 1 or more."
                 )
             _check_reserved(
                 f"{where}.options", stage.options, "model.fusion" if name == PRETRAIN else "model.pretrained"
             )
         for name in self.names:
-            _check_reserved(f"strategies.{name}", self.differences(name))
-        ranked = self.retrieval
-        if ranked.images < 0 or ranked.captions < 1 or ranked.k < 1:
-            raise UsageError(f"{ranked}: images from 0 (nothing is ranked), captions and k from 1.")
+            _check_reserved(f"strategies.{name}", self.strategy_options(name))
+        retrieval = self.retrieval
+        if retrieval.images < 0 or retrieval.captions < 1 or retrieval.k < 1:
+            raise UsageError(f"{retrieval}: expected images from 0 (no retrieval), captions and k from 1.")
         if PRETRAIN in self.finetune:
-            raise UsageError(f"finetune.{PRETRAIN}: this name is taken by the pretraining.")
+            raise UsageError(f"finetune.{PRETRAIN}: this name is reserved for the pretraining.")
         if self.foils.files and not self.foils.images:
-            raise UsageError("foils.images is missing: the folder of the foils' images.")
+            raise UsageError("foils.images is missing: expected the folder of the foils' images.")
         if self.foils.images and not self.foils.files:
-            raise UsageError("foils.files is missing: the files of the foils.")
+            raise UsageError("foils.files is missing: expected the files of the foils.")
         self._check_primary()
 
     def _check_primary(self) -> None:
-        """Refuses measures that nothing asked for gives; what a stage's own test gives is known when it has run."""
-        judged = {"retrieval": self.retrieval.images > 0, "foils": bool(self.foils.files)}
-        sources = [*self.stages, *(name for name, asked in judged.items() if asked)]
+        """Raise on measures that no stage or evaluation produces; those of a stage's test are only known after it."""
+        evaluations = {"retrieval": self.retrieval.images > 0, "foils": bool(self.foils.files)}
+        sources = [*self.stages, *(name for name, requested in evaluations.items() if requested)]
         for measure in self.primary:
             source = measure.partition("/")[0]
-            if source in judged and source not in sources:
-                raise UsageError(f"primary: '{measure}', but {source} is not asked for: give the key {source}.")
+            if source in evaluations and source not in sources:
+                raise UsageError(
+                    f"primary: '{measure}', but there is no {source} evaluation: add the section {source}."
+                )
             if source not in sources or source == measure:
                 raise UsageError(
-                    f"primary: '{measure}' is no result; those of this comparison begin with "
+                    f"primary: '{measure}' is not a result; those of this comparison begin with "
                     f"{', '.join(f'{name}/' for name in sources)}.{did_you_mean(source, sources)}"
                 )
-            if source == "retrieval" and measure not in RANKED:
+            if source == "retrieval" and measure not in RETRIEVAL_METRICS:
                 raise UsageError(
-                    f"primary: '{measure}'; allowed are {', '.join(RANKED)}.{did_you_mean(measure, RANKED)}"
+                    f"primary: '{measure}'; allowed are {', '.join(RETRIEVAL_METRICS)}."
+                    f"{did_you_mean(measure, RETRIEVAL_METRICS)}"
                 )
 
     @property
     def names(self) -> list[str]:
-        """The strategies, in order."""
+        """Names of the strategies, in order."""
         return [*self.strategies]
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """Every training of an arm, in order."""
+        """Name -> training stage of an arm, in order."""
         return {PRETRAIN: self.pretrain, **{name: Stage(**values) for name, values in self.finetune.items()}}
 
-    def differences(self, strategy: str) -> dict[str, Any]:
-        """Options of `fit` that make the strategy."""
+    def strategy_options(self, strategy: str) -> dict[str, Any]:
+        """Options of `fit` that define the strategy."""
         given = self.strategies.get(strategy, {}) if isinstance(self.strategies, dict) else {}
         return {"model.fusion": strategy, **{k: v for k, v in (given or {}).items() if k != "seeds"}}
 
     def seeds_of(self, strategy: str) -> list[int]:
-        """The seeds that the strategy is trained with."""
+        """Seeds of a strategy."""
         return list(self._seeds(strategy))
 
     @property
-    def fewest_seeds(self) -> int:
-        """Of the strategy that has the fewest."""
+    def min_seeds(self) -> int:
+        """Smallest number of seeds of any strategy."""
         return min(len(self.seeds_of(name)) for name in self.names)
 
     def _seeds(self, strategy: str) -> Any:
@@ -206,17 +214,17 @@ class Comparison:
 
 
 def _check_reserved(where: str, options: Mapping[str, Any], *more: str) -> None:
-    """Refuses options of `fit` that the comparison sets by itself, with the key that stands for them."""
-    own = {"seed_everything": "seeds", "data.train_fraction": "fractions", "trainer.max_steps": "steps",
-           "model.fusion": "strategies"}  # fmt: skip
+    """Raise on options of `fit` that the comparison sets itself, and name the option to use instead."""
+    instead = {"seed_everything": "seeds", "data.train_fraction": "fractions", "trainer.max_steps": "steps",
+               "trainer.max_epochs": "steps", "threads": "threads", "model.fusion": "strategies"}  # fmt: skip
     for key in flat(options):
-        if key in (*OURS, *more):
-            instead = f"use {own[key]}" if key in own else "leave it out"
-            raise UsageError(f"{where}.{key}: set by the comparison: {instead}.")
+        if key in (*RESERVED_OPTIONS, *more):
+            fix = f"use {instead[key]}" if key in instead else "remove it"
+            raise UsageError(f"{where}.{key}: set by the comparison: {fix}.")
 
 
 class Arm(NamedTuple):
-    """One strategy, trained once."""
+    """One strategy, trained once: strategy x seed x fraction of the training pairs."""
 
     strategy: str
     seed: int
@@ -224,13 +232,13 @@ class Arm(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Names its folder and its row."""
-        share = "" if self.fraction == 1 else f"-{100 * self.fraction:g}pct"
-        return f"{self.strategy}-seed{self.seed}{share}".replace("/", "_")
+        """Name of its folder and row."""
+        fraction = "" if self.fraction == 1 else f"-{100 * self.fraction:g}pct"
+        return f"{self.strategy}-seed{self.seed}{fraction}".replace("/", "_")
 
 
-def arms_of(comparison: Comparison) -> list[Arm]:
-    """All arms: seed by seed, so that after the first round there is something to look at."""
+def list_arms(comparison: Comparison) -> list[Arm]:
+    """List all arms, seed by seed, so that all strategies can be compared after the first seed."""
     rounds = max(len(comparison.seeds_of(name)) for name in comparison.names)
     return [
         Arm(strategy, comparison.seeds_of(strategy)[number], fraction)
@@ -241,29 +249,33 @@ def arms_of(comparison: Comparison) -> list[Arm]:
     ]
 
 
-def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
-    """Reads a comparison from YAML, which may build on other files by `base:`.
+def load_comparison(config: str | os.PathLike[str] | Mapping[str, Any], changes: Sequence[str] = ()) -> Comparison:
+    """Read a comparison from a YAML file or a mapping.
 
     Args:
-        file: The file.
-        changes: KEY=VALUE each, with dots in the key and YAML as value.
+        config: YAML file, which may build on other files with `base:`, name of a preset, or the content of such a file.
+        changes: Options that override it, KEY=VALUE with dots in the key and YAML as value.
 
     Raises:
-        UsageError: A key that is unknown, or a value of the wrong type.
-        DataError: The file is no YAML mapping.
+        UsageError: An unknown option, or a value of the wrong type.
+        DataError: A file that is not a YAML mapping.
     """
-    restrict_imports([])  # a value may name no class
+    restrict_imports([], lightning=False)  # no value may name a class
     content: dict[str, Any] = {}
-    for path in expand_bases(["--config", file])[1::2]:
-        # Strategies are a list of what is compared: a file names all, in either form.
-        _update(content, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}, whole=["strategies"])
-    content.pop("base", None)
+    if isinstance(config, Mapping):
+        content, place = copy.deepcopy(dict(config)), "comparison"
+    else:
+        place = os.fspath(config)
+        for path in with_bases(place):
+            # A file lists all strategies, so its list replaces that of its base, in either form.
+            _update(content, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, replaced=["strategies"])
+        content.pop("base", None)
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise UsageError(f"--set {change}: expected KEY=VALUE, such as seeds=[0,1].")
         parts = key.split(".")
-        if "options" in parts:  # what follows is one key of fit, such as optim.lr
+        if "options" in parts:  # the rest is one option of fit, such as optim.lr
             at = parts.index("options") + 1
             parts = [*parts[:at], *filter(None, [".".join(parts[at:])])]
         nested: Any = yaml.safe_load(value)
@@ -272,32 +284,32 @@ def load_comparison(file: str, changes: Sequence[str] = ()) -> Comparison:
         known = content.get("strategies")
         if key.startswith("strategies.") and isinstance(known, list):
             content["strategies"] = {name: {} for name in known}
-        _update(content, nested, whole=["strategies"] if key == "strategies" else [])
+        _update(content, nested, replaced=["strategies"] if key == "strategies" else [])
     content = _without_empty(content)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Comparison)
     try:
         found = parser.instantiate_classes(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(f"{file}: {explain_parser_error(str(error), [a.dest for a in parser._actions])}") from error
+        raise UsageError(f"{place}: {explain_parser_error(str(error), [a.dest for a in parser._actions])}") from error
     if content.get("retrieval") and "images" not in content["retrieval"]:
-        raise UsageError("retrieval.images is missing: how many images of the split are ranked.")
+        raise UsageError("retrieval.images is missing: expected the number of images.")
     comparison = Comparison(**{key: getattr(found, key) for key in content})
     comparison.check()
     return comparison
 
 
-def _update(content: dict[str, Any], more: Mapping[str, Any], *, whole: Sequence[str] = ()) -> None:
-    """Later values win; mappings are joined, but for the keys in `whole`."""
+def _update(content: dict[str, Any], more: Mapping[str, Any], *, replaced: Sequence[str] = ()) -> None:
+    """Merge `more` into nested mappings; keys in `replaced` are not merged but replaced."""
     for key, value in more.items():
-        if isinstance(value, dict) and isinstance(content.get(key), dict) and key not in whole:
+        if isinstance(value, dict) and isinstance(content.get(key), dict) and key not in replaced:
             _update(content[key], value)
         else:
             content[key] = value
 
 
 def _without_empty(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out keys without a value, which mean the default; a strategy or a task without options stays."""
+    """Drop keys without a value, which mean the default; strategies and tasks without options are kept."""
     given = {key: value for key, value in content.items() if value is not None}
     for key in ("strategies", "finetune"):
         if isinstance(given.get(key), dict):
@@ -306,7 +318,7 @@ def _without_empty(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparison_from(content: Mapping[str, Any]) -> Comparison:
-    """A comparison from plain values, as `dataclasses.asdict` gives them."""
+    """Inverse of `dataclasses.asdict` for a comparison."""
     parts: dict[str, Any] = dict(content)
     parts["pretrain"] = Stage(**parts["pretrain"])
     for name, kind in (("retrieval", Retrieval), ("foils", Foils)):

@@ -1,4 +1,4 @@
-"""What an arm leaves: one row of results.jsonl, and what became of every test item in items/ARM.npz."""
+"""Results of arms on disk: one row per arm in results.jsonl, per-item outcomes in items/ARM.npz."""
 
 import csv
 import json
@@ -14,18 +14,16 @@ from mmbert.runtime.files import atomic_write_text
 
 Row = dict[str, Any]
 QUERIES = "queries.json"
-"""In an arm's folder: [image, caption] of every item of retrieval/text_to_image/R@1."""
-TAIL = 1 << 16
-"""Bytes at the end of a trace that hold its last lines."""
-NOISE = ("cost",)
-"""Keys of a row that differ from run to run: times and memory, where and when."""
+"""File in an arm's folder: [image, caption] of every item of retrieval/text_to_image/R@1."""
+TAIL_BYTES = 1 << 16
+"""Bytes at the end of a trace that contain its last lines."""
 
 
 def read_rows(out: Path) -> dict[str, Row]:
-    """The rows of a comparison's folder by the name of their arm.
+    """Read results.jsonl of a comparison's folder: arm -> row.
 
     Raises:
-        DataError: A line that is no row.
+        DataError: A line that is not a row.
     """
     file = out / "results.jsonl"
     rows: dict[str, Row] = {}
@@ -34,37 +32,39 @@ def read_rows(out: Path) -> dict[str, Row]:
             row = json.loads(line)
             rows[row["arm"]] = row
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}:{number}", "no row of a comparison", "a JSON object with the key arm") from error
+            raise DataError(
+                f"{file}:{number}", "not a row of a comparison", "a JSON object with the key arm"
+            ) from error
     return rows
 
 
 def write_rows(out: Path, rows: Iterable[Row]) -> None:
-    """Writes results.jsonl anew, whole or not at all."""
-    lines = [json.dumps(finite(row), sort_keys=True, allow_nan=False) for row in rows]
+    """Atomically write results.jsonl."""
+    lines = [json.dumps(json_safe(row), sort_keys=True, allow_nan=False) for row in rows]
     atomic_write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
 
 
-def finite(value: Any) -> Any:
-    """A value for JSON: numbers that are none become null."""
+def json_safe(value: Any) -> Any:
+    """Replace NaN and infinity by None, which JSON can store."""
     if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: json_safe(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [json_safe(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_all_outcomes(out: Path, arms: Iterable[str]) -> dict[str, dict[str, ItemOutcomes]]:
-    """The items of each arm that has some."""
+    """Read the per-item outcomes of arms: arm -> result -> outcomes; arms without a file are skipped."""
     files = {arm: out / "items" / f"{arm}.npz" for arm in arms}
     return {arm: read_outcomes(file) for arm, file in files.items() if file.is_file()}
 
 
 def last_losses(trace: Path, count: int = 5) -> tuple[int, list[float]]:
-    """The last step of a run's trace.csv, and its last losses."""
+    """Read the last step and the last losses of a run's trace.csv."""
     if not trace.is_file():
         return 0, []
-    with trace.open("rb") as file:  # the end alone: the progress bar asks several times a second
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-        lines = file.read().decode(errors="replace").splitlines()[1:]  # without the header, or a line cut in two
-    whole = [row for row in csv.reader(lines) if len(row) == 4]
-    return (int(whole[-1][0]) if whole else 0), [float.fromhex(row[3]) for row in whole[-count:]]
+    with trace.open("rb") as file:  # only the end: the progress bar reads it several times per second
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()[1:]  # without the header or an incomplete line
+    complete = [row for row in csv.reader(lines) if len(row) == 4]
+    return (int(complete[-1][0]) if complete else 0), [float.fromhex(row[3]) for row in complete[-count:]]

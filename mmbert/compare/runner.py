@@ -1,6 +1,5 @@
-"""Runs the arms of a comparison, each in a process of its own, and goes on where it was killed."""
+"""Run the arms of a comparison, each in a process of its own, and resume after a crash."""
 
-import fcntl
 import json
 import logging
 import os
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmbert.compare.budget import RULES
-from mmbert.compare.examples import examples
+from mmbert.compare.examples import choose_examples
 from mmbert.compare.folder import (
     check_same_comparison,
     import_rows,
-    primary_before,
-    rows_that_count,
+    previous_primary,
     stored_budgets,
+    valid_rows,
 )
-from mmbert.compare.plan import Comparison, arms_of
+from mmbert.compare.locks import file_lock
+from mmbert.compare.plan import Comparison, list_arms
 from mmbert.compare.rows import Row, last_losses, write_rows
-from mmbert.compare.specs import Settings, budget_inputs, describe_changes
+from mmbert.compare.specs import Settings, budget_inputs, describe_changes, overridden_options
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError, did_you_mean
@@ -39,81 +38,94 @@ from mmbert.training.run_folder import versions
 log = logging.getLogger("mmbert")
 
 GRACE_SECONDS = 30.0
-"""How long arms may take to save and stop."""
-Calibration = Mapping[str, Mapping[str, Any]]
+"""Time that arms have to save a checkpoint and exit."""
+Budgets = Mapping[str, Mapping[str, Any]]
 
 
-def run_comparison(comparison: Comparison, settings: Settings) -> dict[str, Row]:
-    """Trains and judges every arm that has no row yet.
+class ArmStoppedError(RuntimeError):
+    """An arm was stopped by a signal, so the comparison stops too; started again, it resumes.
+
+    Args:
+        arm: Name of the arm.
+        exit_code: Exit code of its process, one of `EXIT_CODES`.
+    """
+
+    def __init__(self, arm: str, exit_code: int):
+        super().__init__(f"{arm} was stopped by a signal (exit code {exit_code}); start the comparison again to resume")
+        self.exit_code = exit_code
+
+
+def run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
+    """Train and evaluate every arm that has no row yet.
 
     Returns:
-        The rows by arm, failed ones included; also in OUT/results.jsonl, in the order of the arms.
+        Arm -> row, including failed arms; also in OUT/results.jsonl, in the order of the arms.
 
     Raises:
-        UsageError: One seed only, another comparison in the same folder, or the same one that is running.
-        DataError: A row of another comparison, or the budgets could not be found.
+        UsageError: Only one seed, a folder that is a file, or another process that runs the same comparison.
+        DataError: A row of another comparison, or the budgets could not be computed.
+        ArmStoppedError: An arm received a signal.
     """
     comparison.check()
-    if comparison.fewest_seeds < 2 and not settings.exploratory:
+    if comparison.min_seeds < 2 and not settings.exploratory:
         raise UsageError(
-            f"seeds={comparison.seeds}: one seed can't tell a difference between strategies from one between seeds; "
-            "give three or more, or --exploratory, which marks every table."
+            f"seeds={comparison.seeds}: with one seed a difference between strategies can't be told from one between "
+            "seeds; use three or more seeds, or --exploratory, which marks every table."
         )
     if settings.jobs < 1:
-        raise UsageError(f"--jobs {settings.jobs}: 1 or more.")
+        raise UsageError(f"--jobs {settings.jobs}: expected 1 or more.")
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"--out {settings.out}: it or what it is in is a file; name a folder.") from None
-    with single_process_lock(settings.out):
-        return _run(comparison, settings)
+        raise UsageError(f"--out {settings.out}: expected a folder; this path, or a part of it, is a file.") from None
+    try:
+        with file_lock(settings.out / ".lock", wait=False):
+            return _run_arms(comparison, settings)
+    except BlockingIOError:
+        raise UsageError(f"--out {settings.out}: another process runs a comparison in this folder.") from None
 
 
-@contextmanager
-def single_process_lock(out: Path) -> Iterator[None]:
-    """Refuses a second process on the same folder."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"--out {out}: another process is comparing there.") from error
-        yield
-
-
-def _run(comparison: Comparison, settings: Settings) -> dict[str, Row]:
+def _run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     out = settings.out
     _check_foil_categories(comparison)
-    rows = rows_that_count(settings)
+    rows = valid_rows(settings)
     check_same_comparison(comparison, settings, rows)  # before anything is written
-    budgets = _budgets(comparison, settings, rows)
+    for stage, options in overridden_options(comparison).items():
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        log.info(
+            "%s: %s of %s is not used; a comparison sets it (seeds, fractions, steps, threads)",
+            stage,
+            given,
+            comparison.stages[stage].run,
+        )
+    budgets = _compute_budgets(comparison, settings, rows)
     for name in comparison.names:
         log.info("%s: %s", name, budgets[name]["summary"])
     specs = check_same_comparison(comparison, settings, rows)
-    arms = arms_of(comparison)
+    arms = list_arms(comparison)
     missing = [spec for name, spec in specs.items() if name not in rows]
     if settings.rows_from is not None and missing:
-        taken = import_rows(settings.rows_from, missing)
-        log.info("%d of %d missing arms are those of %s", len(taken), len(missing), settings.rows_from)
-        rows |= taken
+        imported = import_rows(settings.rows_from, missing)
+        log.info("imported %d of %d missing arms from %s", len(imported), len(missing), settings.rows_from)
+        rows |= imported
         write_rows(out, rows.values())
-    left = [specs[arm.name] for arm in arms if arm.name not in rows]
-    if len(left) < len(arms):
-        log.info("%d of %d arms are there already", len(arms) - len(left), len(arms))
+    remaining = [specs[arm.name] for arm in arms if arm.name not in rows]
+    if len(remaining) < len(arms):
+        log.info("%d of %d arms are finished already", len(arms) - len(remaining), len(arms))
     failed = [name for name in specs if rows.get(name, {}).get("status") == "failed"]
     if failed:
-        log.warning(
-            "%d failed before and are not tried again without --retry_failed: %s", len(failed), ", ".join(failed)
-        )
+        log.warning("%d arms failed before; --retry_failed runs them again: %s", len(failed), ", ".join(failed))
     order = [arm.name for arm in arms]
-    for row in _trained(left, rows, settings, {name: budgets[specs[name]["strategy"]]["weights"] for name in specs}):
+    weights = {name: budgets[specs[name]["strategy"]]["weights"] for name in specs}
+    for row in _finished_rows(remaining, rows, settings, weights):
         rows[row["arm"]] = row
         write_rows(out, [rows[name] for name in [*order, *(n for n in rows if n not in order)] if name in rows])
-    log_report(comparison, settings, rows)
+    write_report_inputs(comparison, settings, rows)
     return {name: rows[name] for name in order}
 
 
 def _check_foil_categories(comparison: Comparison) -> None:
-    """Refuses a wrong path of foils, or a category that they lack, which would be found after hours of training."""
+    """Raise on missing foil files or unknown categories before the training."""
     foils = comparison.foils
     if foils.files:
         found = read_foils([Path(file) for file in foils.files], ImageFolder(foils.images))
@@ -121,20 +133,20 @@ def _check_foil_categories(comparison: Comparison) -> None:
         for measure in comparison.primary:
             if measure.startswith("foils/") and measure not in known:
                 hint = did_you_mean(measure, known)
-                raise UsageError(f"primary: '{measure}' is no category; allowed are {', '.join(known)}.{hint}")
+                raise UsageError(f"primary: '{measure}' is not a category; allowed are {', '.join(known)}.{hint}")
 
 
-def log_report(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
-    """Writes what the report says beside the rows: comparison.json and examples.json."""
+def write_report_inputs(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
+    """Write comparison.json and examples.json, which the report is made from besides the rows."""
     reference = comparison.reference or comparison.names[0]
-    before = primary_before(comparison, settings.out, rows)
+    before = previous_primary(comparison, settings.out, rows)
     length = ", ".join(f"{stage.steps:,} steps of {name}" for name, stage in comparison.stages.items())
-    about = {
+    content = {
         "name": comparison.name,
         "strategies": comparison.names,
         "seeds": comparison.seeds,
-        "arms": [arm.name for arm in arms_of(comparison)],
-        "exploratory": settings.exploratory or comparison.fewest_seeds < 2,
+        "arms": [arm.name for arm in list_arms(comparison)],
+        "exploratory": settings.exploratory or comparison.min_seeds < 2,
         "budget_rule": f"{RULES[comparison.match]} as {reference} with {length}",
         "reference": reference,
         "primary": comparison.primary,
@@ -142,43 +154,44 @@ def log_report(comparison: Comparison, settings: Settings, rows: Mapping[str, Ro
         "dataset": comparison.about,
         "command": settings.command,
     }
-    atomic_write_text(settings.out / "comparison.json", json.dumps(about, indent=2) + "\n")
+    atomic_write_text(settings.out / "comparison.json", json.dumps(content, indent=2) + "\n")
     try:
-        found = examples(comparison, settings.out, rows)
-    except DataError as error:  # the foils have moved since: the report can do without them
-        log.warning("no new examples: %s", error)
+        examples = choose_examples(comparison, settings.out, rows)
+    except DataError as error:  # the report keeps the examples that it has
+        log.warning("examples are not updated: %s", error)
         return
-    atomic_write_text(settings.out / "examples.json", json.dumps(found, indent=2) + "\n")
+    atomic_write_text(settings.out / "examples.json", json.dumps(examples, indent=2) + "\n")
 
 
-def _budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> Calibration:
-    """Counted once and kept in OUT/budgets.json; a strategy that is new is counted then.
+def _compute_budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> Budgets:
+    """Compute the budgets of new strategies in a process of its own, and store them in OUT/budgets.json.
 
     Raises:
         DataError: Something is wrong with the data.
         UsageError: A strategy can't be built.
     """
-    asked, stored = budget_inputs(comparison), stored_budgets(settings.out)
-    changes = describe_changes(stored.get("budget_inputs", asked), asked)
-    differences = {name: json.loads(json.dumps(comparison.differences(name))) for name in comparison.names}
+    inputs, stored = budget_inputs(comparison), stored_budgets(settings.out)
+    changes = describe_changes(stored.get("budget_inputs", inputs), inputs)
+    differences = {name: json.loads(json.dumps(comparison.strategy_options(name))) for name in comparison.names}
     known = {name: found["differences"] for name, found in stored.get("strategies", {}).items()}
     plan = {
         "comparison": asdict(comparison),
-        "budget_inputs": asked,
+        "budget_inputs": inputs,
         "differences": differences,
         "allow_import": settings.allow_import,
         "command": settings.command,
-        "primary_before": primary_before(comparison, settings.out, rows),
+        "primary_before": previous_primary(comparison, settings.out, rows),
     }
     atomic_write_text(settings.out / "plan.json", json.dumps(plan, indent=2) + "\n")
     if changes or any(known.get(name) != own for name, own in differences.items()):
-        log.info("counting what a step of each strategy costs")
+        log.info("computing the budgets: cost of a training step of each strategy")
         command = [sys.executable, "-m", "mmbert.compare.calibration", str(settings.out)]
-        done = subprocess.run(command, env=_environment(comparison.threads), stderr=subprocess.PIPE, text=True)  # noqa: S603
+        environment = _environment(comparison.threads)
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")  # noqa: S603
         if done.returncode == 2:
-            raise UsageError(_complaint(done.stderr))
+            raise UsageError(_last_error(done.stderr))
         if done.returncode:
-            raise DataError(f"counting what a step costs failed: {_complaint(done.stderr)}")
+            raise DataError(f"computing the budgets failed: {_last_error(done.stderr)}")
         stored = stored_budgets(settings.out)
     return stored["strategies"]
 
@@ -187,44 +200,51 @@ def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
-def _trained(
+def _finished_rows(
     specs: Sequence[Mapping[str, Any]], rows: Mapping[str, Row], settings: Settings, weights: Mapping[str, Any]
 ) -> Iterator[Row]:
-    """Runs arms, at most `jobs` at once, and gives each row as it comes."""
+    """Run arms, at most `jobs` at once, and yield each row when its arm is finished.
+
+    Args:
+        specs: Specifications of the arms to run.
+        rows: Rows of the finished arms.
+        settings: Number of parallel arms.
+        weights: Arm -> stage -> training FLOPs, for the progress bar.
+    """
     waiting = [*specs]
     reached: dict[str, int] = {}
     running: dict[subprocess.Popen[bytes], Mapping[str, Any]] = {}
-    total = sum(sum(found.values()) for found in weights.values())
+    total = sum(sum(stages.values()) for stages in weights.values())
     done = sum(sum(weights[name].values()) for name in weights if name in rows)
     try:
-        with _bar() as bar:
+        with _progress_bar() as bar:
             task = bar.add_task("arms", total=total, completed=done, arms=f"{len(rows)}/{len(weights)}")
             while waiting or running:
                 while waiting and len(running) < settings.jobs:
                     spec = waiting.pop(0)
-                    running[_started(spec)] = spec
+                    running[_start_arm(spec)] = spec
                 time.sleep(0.2)
                 for process in [p for p in running if p.poll() is not None]:
                     spec = running.pop(process)
                     if process.returncode in EXIT_CODES.values():
-                        raise SystemExit(process.returncode)  # it was told to stop, and so are all
-                    if process.returncode < 0 and steps_of(spec) > reached.get(spec["arm"], 0):
-                        reached[spec["arm"]] = steps_of(spec)
-                        log.warning("%s was killed by signal %d and goes on", spec["arm"], -process.returncode)
+                        raise ArmStoppedError(spec["arm"], process.returncode)
+                    if process.returncode < 0 and last_step(spec) > reached.get(spec["arm"], 0):
+                        reached[spec["arm"]] = last_step(spec)
+                        log.warning("%s was killed by signal %d and is resumed", spec["arm"], -process.returncode)
                         waiting.insert(0, spec)
                         continue
-                    row = _row(spec, process.returncode)
+                    row = _read_row(spec, process.returncode)
                     done += sum(weights[spec["arm"]].values())
-                    _tell(row)
+                    _log_row(row)
                     yield row
                 now = done + sum(_progress(spec, weights[spec["arm"]]) for spec in running.values())
                 finished = len(weights) - len(waiting) - len(running)
                 bar.update(task, completed=now, arms=f"{finished}/{len(weights)}")
     finally:
-        _stop(running)
+        _terminate(running)
 
 
-def _bar() -> Progress:
+def _progress_bar() -> Progress:
     columns = (
         TextColumn("[progress.description]{task.fields[arms]} arms"),
         BarColumn(),
@@ -236,7 +256,7 @@ def _bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
-def _started(spec: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
+def _start_arm(spec: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
     folder = Path(spec["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "arm.json", json.dumps(spec, indent=2) + "\n")
@@ -249,13 +269,13 @@ def _started(spec: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
         )
 
 
-def steps_of(spec: Mapping[str, Any]) -> int:
-    """Optimizer steps that an arm has behind it: one that is killed before it takes another has failed."""
+def last_step(spec: Mapping[str, Any]) -> int:
+    """Optimizer steps that an arm has taken in all stages; killed again without a further step, it has failed."""
     return sum(last_losses(Path(spec["folder"]) / stage / "trace.csv")[0] for stage in spec["stages"])
 
 
 def _progress(spec: Mapping[str, Any], weights: Mapping[str, float]) -> float:
-    """How much of an arm's training is done, in the unit of its weights."""
+    """Finished part of an arm's training, in the unit of its weights."""
     done = 0.0
     for stage, weight in weights.items():
         steps = spec["stages"][stage]["options"]["trainer.max_steps"]
@@ -263,44 +283,44 @@ def _progress(spec: Mapping[str, Any], weights: Mapping[str, float]) -> float:
     return done
 
 
-def _row(spec: Mapping[str, Any], code: int) -> Row:
-    """The row an arm left, or one that says how it failed."""
+def _read_row(spec: Mapping[str, Any], code: int) -> Row:
+    """Read the row of a finished arm, or describe the failure in a row."""
     folder = Path(spec["folder"])
     file = folder / "row.json"
     if code == 0 and file.is_file():
         for checkpoint in folder.glob("*/checkpoints/*.ckpt*"):
-            checkpoint.unlink()  # nothing goes on from a finished arm; its model and logs stay
-        return json.loads(file.read_text())
+            checkpoint.unlink()  # a finished arm is never resumed; its model and logs stay
+        return json.loads(file.read_text(encoding="utf-8"))
     stage = next((s for s in spec["stages"] if not (folder / s / "metrics.json").is_file()), "evaluation")
     step, losses = last_losses(folder / stage / "trace.csv")
-    what = _complaint((folder / "log.txt").read_text(errors="replace"))
+    message = _last_error((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
     if code < 0:
-        what = f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+        message = f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
     return {
         **{key: spec[key] for key in ("arm", "strategy", "seed", "fraction", "exploratory", "budget", "config")},
         "status": "failed",
         "versions": {k.removeprefix("run/version/"): v for k, v in versions().items()},
-        "failure": {"stage": stage, "step": step, "what": what, "last_losses": losses, "exit_code": code},
+        "failure": {"stage": stage, "step": step, "message": message, "last_losses": losses, "exit_code": code},
     }
 
 
-def _complaint(log_text: str) -> str:
-    """The sentence that a process ended with."""
+def _last_error(log_text: str) -> str:
+    """Last error message in the output of a process."""
     lines = [line for line in log_text.strip().splitlines() if line.strip()]
-    said = [line for line in lines if "error" in line.lower()]
-    return ((said or lines or ["it said nothing"])[-1]).removeprefix("mmbert: error: ").strip()
+    errors = [line for line in lines if "error" in line.lower()]
+    return ((errors or lines or ["no output"])[-1]).removeprefix("mmbert: error: ").strip()
 
 
-def _tell(row: Row) -> None:
+def _log_row(row: Row) -> None:
     if row["status"] == "failed":
         failure = row["failure"]
-        log.warning("%s failed in %s at step %d: %s", row["arm"], failure["stage"], failure["step"], failure["what"])
+        log.warning("%s failed in %s at step %d: %s", row["arm"], failure["stage"], failure["step"], failure["message"])
         return
     log.info("%s: done in %.1f minutes", row["arm"], row["cost"]["wall_seconds"] / 60)
 
 
-def _stop(running: Mapping["subprocess.Popen[bytes]", Mapping[str, Any]]) -> None:
-    """Lets arms save and end."""
+def _terminate(running: Mapping["subprocess.Popen[bytes]", Mapping[str, Any]]) -> None:
+    """Terminate arms, which save a checkpoint first, and kill them after `GRACE_SECONDS`."""
     for process in running:
         if process.poll() is None:
             process.terminate()

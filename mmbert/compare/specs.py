@@ -1,4 +1,4 @@
-"""A comparison spelled out: the command lines of each arm, and what makes a row the row of this arm."""
+"""Specifications of arms: the options of each training run, and the identity of an arm's row."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmbert.compare.plan import PRETRAIN, Arm, Comparison
+from mmbert.compare.plan import PRETRAIN, RESERVED_OPTIONS, Arm, Comparison
 from mmbert.training.config_files import explicit_options
 from mmbert.training.run_options import to_arguments
 
+EVALUATIONS = ("retrieval", "foils")
+"""Sections of a comparison that evaluate the pretrained model after training."""
+WITHOUT_EFFECT = ("data.prepare",)
+"""Options that don't change what is trained or measured, so that they are not part of an arm's identity."""
+
 
 class Settings(NamedTuple):
-    """What of a command line is no part of the comparison."""
+    """How a comparison is run; not part of the identity of its rows."""
 
     out: Path
     jobs: int
@@ -24,7 +29,14 @@ class Settings(NamedTuple):
 
 
 def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Everything that `mmbert.compare.arm` needs to know."""
+    """Build the content of arm.json, the input of `mmbert.compare.arm`.
+
+    Args:
+        comparison: The comparison.
+        arm: Strategy, seed and fraction.
+        budget: Budget of the strategy, as `mmbert.compare.calibration` found it.
+        settings: Output folder and allowed modules.
+    """
     folder = settings.out / "arms" / arm.name
     stages = {}
     for name, stage in comparison.stages.items():
@@ -34,7 +46,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
             "data.eval_seed": 0,
         }
         if name == PRETRAIN:
-            options |= {**comparison.differences(arm.strategy), **budget["options"]}
+            options |= {**comparison.strategy_options(arm.strategy), **budget["options"]}
         else:
             options |= {"model.pretrained": str(folder / PRETRAIN / "model")}
         length = {"trainer.max_steps": budget["stages"][name], "trainer.max_epochs": -1}
@@ -44,37 +56,51 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         f"{name}.{key}": value
         for name, stage in stages.items()
         for key, value in explicit_options(to_arguments(stage["config"], stage["options"])).items()
-        if key not in ("model.pretrained", "name")
+        if key not in ("model.pretrained", "name", *WITHOUT_EFFECT)
     }
-    judged = {k: v for k, v in asdict(comparison).items() if k in ("retrieval", "foils")}
+    evaluations = {key: value for key, value in asdict(comparison).items() if key in EVALUATIONS}
     return {
         "arm": arm.name,
         **arm._asdict(),
         "folder": str(folder),
         "items": str(settings.out / "items" / f"{arm.name}.npz"),
         "stages": stages,
-        **judged,
+        **evaluations,
         "budget": budget["budget"],
         "threads": comparison.threads,
         "exploratory": settings.exploratory,
         "allow_import": settings.allow_import,
-        "config": {**config, **judged},
+        "config": {**config, **evaluations},
     }
 
 
 def budget_inputs(comparison: Comparison) -> dict[str, Any]:
-    """What every budget follows from, flat."""
+    """Everything that the budgets depend on besides the strategies, flat."""
     content = asdict(comparison)
     rule = {key: content[key] for key in ("match", "threads")}
     stages = {
         f"{name}.{key}": value
         for name, stage in comparison.stages.items()
         for key, value in {"steps": stage.steps, **explicit_options(to_arguments(stage.run, stage.options))}.items()
+        if key not in WITHOUT_EFFECT
     }
     return json.loads(json.dumps({**rule, "reference": comparison.reference or comparison.names[0], **stages}))
 
 
+def overridden_options(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Stage -> options of its configuration file that the comparison replaces by its own.
+
+    `name` is left out: an arm has its own folders.
+    """
+    found = {}
+    for name, stage in comparison.stages.items():
+        reserved = [*RESERVED_OPTIONS, *(["model.pretrained"] if name != PRETRAIN else [])]
+        given = explicit_options(to_arguments(stage.run, {}))
+        found[name] = {key: given[key] for key in reserved if key in given and key != "name" and given[key] is not None}
+    return {name: options for name, options in found.items() if options}
+
+
 def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two flat configurations, the first five keys; empty where nothing does."""
+    """Describe the first five differences between two flat configurations; empty if they are equal."""
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:5])

@@ -1,21 +1,22 @@
-"""Which differences between strategies would come again with other seeds and other test images.
+"""Paired significance tests and confidence intervals over seeds and test images.
 
-A score varies for two reasons: another seed trains another model, and another test set asks other things. A t-test over
-seeds forgets the second, a bootstrap over items the first; both then call equal strategies different far too often.
-Here items are shared by all runs (paired) and seeds belong to one run of one strategy, a relative of the readers and
-cases in radiology: Obuchowski & Rockette (1995, doi:10.1080/03610919508813243) with the degrees of freedom of Hillis
-(2007, doi:10.1002/sim.2532), for unequal spreads as Welch has it. With `noise` = what a seed does to single images:
+A score varies with the seed (another model) and with the test set (other images). A t-test over seeds ignores the
+second source, a bootstrap over items the first; both then have a far too high false positive rate. Here items are
+shared by all runs (paired) and each seed belongs to one run of one strategy, as readers and cases do in radiology:
+Obuchowski & Rockette (1995, doi:10.1080/03610919508813243) with the degrees of freedom of Hillis (2007,
+doi:10.1002/sim.2532), and Welch's treatment of unequal variances. With `noise` = the variance that a seed adds to
+single images:
 
     variance of a difference of means = seeds of a + seeds of b + max(items - noise, 0)
 
-Seeds: the variance of the runs' means by the number of runs, at least its noise. Items: the variance over images of
-the difference averaged over seeds, which holds the noise that the seeds' part already counts; hence the subtraction
-(two-way clustering, Cameron, Gelbach & Miller 2011, doi:10.1198/jbes.2010.07136). A difference has to stand up to the
-seeds' part alone and the items' part alone as well: with hits the items' part grows with the difference found and has
-many degrees of freedom, so that adding it would let three runs that agree by chance look certain. All parts are in
-closed form, with items of one image kept together, so that the same rows give the same p-value everywhere.
+Seeds: the variance of the runs' means divided by the number of runs, at least its noise. Items: the variance over
+images of the difference averaged over seeds; it contains the noise that the seeds' part already counts, hence the
+subtraction (two-way clustering, Cameron, Gelbach & Miller 2011, doi:10.1198/jbes.2010.07136). A difference must also be
+significant against the seeds' part alone and the items' part alone: with hits the items' part grows with the observed
+difference and has many degrees of freedom, so adding it would make three runs that agree by chance look certain. All
+parts are in closed form and items of one image form a cluster, so the same rows give the same p-value everywhere.
 
-Legend: R runs (one a seed) of a strategy, I items, C images.
+Shapes: R runs (one per seed) of a strategy, I items, C images.
 """
 
 import itertools
@@ -30,23 +31,24 @@ from scipy.special import stdtr, stdtrit
 from mmbert.runtime.randomness import numpy_generator
 
 ROUNDING = 1e-24
-"""Variances up to this are rounding: one hit among a million items is 1e-12."""
+"""Variances up to this are rounding errors: one hit among a million items is 1e-12."""
 
 CAUTION = 0.4
-"""How far the degrees of freedom go towards the fewest runs - 1 where two strategies have unequal numbers of runs.
+"""Weight of the smaller number of runs - 1 in the degrees of freedom where two strategies have unequal numbers of runs.
 
-With 5 runs against 3 of four times the spread, Satterthwaite's alone call 8 to 9 % of equal pairs different at 5 %,
-with this it is 5 to 6 %; a gap of 5 seed deviations among 3 strategies is then found in 89 % in place of 93 %.
+With 5 runs against 3 of four times the standard deviation, Satterthwaite's degrees of freedom alone give 8 to 9 % false
+positives at the 5 % level, with this weight 5 to 6 %; the power for a difference of 5 seed deviations among 3
+strategies drops from 93 % to 89 %.
 """
 
 BLOCK_ELEMENTS = 1 << 22
-"""Bootstrap weights kept at once; bounds the memory to 8 times this many bytes."""
+"""Bootstrap weights in memory at once; 8 bytes each."""
 
 
 class Interval(NamedTuple):
-    """What a strategy scores; all fractions.
+    """Mean score of a strategy with its confidence interval; all fractions.
 
-    `low` to `high` is meant for other seeds and other images of the same kind; with one seed (`seeds` is 1) for other
+    `low` to `high` generalizes to other seeds and other images of the same kind; with one seed (`seeds` is 1) to other
     images only, and `spread` is then NaN.
     """
 
@@ -55,16 +57,18 @@ class Interval(NamedTuple):
     high: float
     spread: float  # standard deviation of the runs' means
     seeds: int
-    over_items: bool = True  # whether it allows for other images; else for other seeds alone
+    over_items: bool = True  # whether it includes the variance over images; else over seeds alone
 
 
-class Verdict(NamedTuple):
-    """What can be said of strategies `a` and `b` on one measure; numbers are fractions, `difference` is a minus b.
+class TestResult(NamedTuple):
+    """Result of a paired test of strategies `a` and `b` on one measure; fractions, `difference` is a minus b.
 
-    `low` to `high` covers seeds and images. `p` and `p_holm` are NaN where no test is possible: one seed, or items of
-    one image. `item_low` to `item_high` is the paired bootstrap over images for these very runs; NaN if not asked
-    for.
+    `low` to `high` is the confidence interval over seeds and images. `p` and `p_holm` are NaN where no test is
+    possible: one seed, or items of one image. `item_low` to `item_high` is the paired bootstrap interval over images
+    for these runs; NaN without resamples.
     """
+
+    __test__ = False  # pytest would collect it by its name
 
     measure: str
     a: str
@@ -74,7 +78,7 @@ class Verdict(NamedTuple):
     high: float
     p: float
     p_holm: float
-    shown: bool
+    significant: bool
     item_low: float = nan
     item_high: float = nan
     level: float = 0.95
@@ -87,7 +91,7 @@ class _Variance(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """The runs of one strategy, summed over the items of each image."""
+    """Outcomes of the runs of one strategy, summed over the items of each image."""
 
     sums: np.ndarray  # (R, C)
     counts: np.ndarray  # (C,) items of each image
@@ -103,18 +107,18 @@ class _Images(NamedTuple):
 
 
 def interval(items: Sequence[np.ndarray], clusters: np.ndarray, *, level: float = 0.95) -> Interval:
-    """Mean of a strategy over seeds and items, with an interval that allows for both.
+    """Mean of a strategy over seeds and items, with a confidence interval over both.
 
-    Where nothing varies, for instance all items right in all runs, the interval is the one for no exception among C
-    images (Clopper-Pearson). With items of one image only it is all of 0 to 1.
+    Where nothing varies, for instance if all items are right in all runs, it is the Clopper-Pearson interval for C
+    successes among C images. With items of one image only it is 0 to 1.
 
     Args:
-        items: one (I,) array of values 0 to 1 for each seed.
-        clusters: (I,) whole numbers; items of one image have the same.
-        level: how sure, between 0 and 1.
+        items: One (I,) array of values 0 to 1 for each seed.
+        clusters: (I,) integers; items of one image have the same.
+        level: Confidence level, between 0 and 1.
 
     Raises:
-        ValueError: no runs, lengths differ, a value is not 0 to 1, or `level` is not between 0 and 1.
+        ValueError: No runs, lengths differ, a value is not 0 to 1, or `level` is not between 0 and 1.
     """
     _check_level(level)
     runs = _runs({"the strategy": items}, clusters)["the strategy"]
@@ -126,12 +130,12 @@ def interval(items: Sequence[np.ndarray], clusters: np.ndarray, *, level: float 
 
 
 def interval_over_seeds(scores: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Mean of one score a seed with Student's interval, where what became of single items is not known.
+    """Mean of one score per seed with Student's t interval, for scores without per-item outcomes.
 
-    It allows for other seeds only. Bounds are NaN with one seed, and where all agree: that tells of no certainty.
+    It generalizes to other seeds only. Bounds are NaN with one seed, and where all scores are equal.
 
     Raises:
-        ValueError: no scores, or `level` is not between 0 and 1.
+        ValueError: No scores, or `level` is not between 0 and 1.
     """
     _check_level(level)
     if not len(scores):
@@ -152,14 +156,14 @@ def difference_between_items(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of a strategy on some items less its mean on others that are about other images.
+    """Mean of a strategy on some items minus its mean on items of other images.
 
-    Run r of `first` and of `second` is the same model, so that seeds pair; the items are two independent samples. The
-    interval has the parts of the module's docstring, here seeds of the runs' differences, and items and noise of both
+    Run r of `first` and of `second` is the same model, so seeds are paired; the items are two independent samples. The
+    interval has the parts named in the module's docstring: seeds of the runs' differences, and items and noise of both
     samples added.
 
     Raises:
-        ValueError: as `interval`, or the numbers of runs differ.
+        ValueError: As `interval`, or the numbers of runs differ.
     """
     _check_level(level)
     if len(first) != len(second):
@@ -182,25 +186,25 @@ def compare_pairs(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> list[Verdict]:
-    """Tests all pairs of strategies on one measure, Holm-corrected over these pairs.
+) -> list[TestResult]:
+    """Test all pairs of strategies on one measure, Holm-corrected over these pairs.
 
-    `shown` asks for `p_holm` below 1 - `level`, and that neither the interval nor the bootstrap's holds 0.
+    A result is significant if `p_holm` is below 1 - `level` and neither its interval nor the bootstrap's contains 0.
 
     Args:
-        items: for each strategy one (I,) array of values 0 to 1 a seed, items in the same order everywhere. Strategies
-            may have different numbers of seeds.
-        clusters: (I,) whole numbers; items of one image have the same.
-        measure: the name that goes into the verdicts.
-        level: how sure, between 0 and 1.
-        resamples: of the paired bootstrap over images; 0 leaves it out.
-        seed: of the bootstrap.
+        items: For each strategy one (I,) array of values 0 to 1 per seed, items in the same order everywhere.
+            Strategies may have different numbers of seeds.
+        clusters: (I,) integers; items of one image have the same.
+        measure: Name of the measure, for the results.
+        level: Confidence level, between 0 and 1.
+        resamples: Number of resamples of the paired bootstrap over images; 0 skips it.
+        seed: Seed of the bootstrap.
 
     Returns:
-        A verdict for each pair, in the order of `items`.
+        A result for each pair, in the order of `items`.
 
     Raises:
-        ValueError: a strategy without runs, lengths differ, a value is not 0 to 1, or `level` is not between 0 and 1.
+        ValueError: A strategy without runs, lengths differ, a value is not 0 to 1, or `level` is not between 0 and 1.
     """
     return compare_all(
         {measure: items}, {measure: clusters}, primary=[measure], level=level, resamples=resamples, seed=seed
@@ -215,55 +219,55 @@ def compare_all(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> list[Verdict]:
-    """Tests all pairs of strategies on all measures; Holm runs over two families.
+) -> list[TestResult]:
+    """Test all pairs of strategies on all measures, Holm-corrected over two families.
 
-    One family is every pair on every primary measure, those a comparison names beforehand because its claims rest on
-    them. The other is every pair on every other measure. So the chance of any false claim is about 1 - `level` at most
-    among the primary measures whatever else is measured, and the same again among the rest.
+    One family is every pair on every primary measure, named before the comparison because its conclusions rest on
+    them. The other is every pair on every other measure. So the family-wise error rate is about 1 - `level` at most
+    among the primary measures, and the same among the rest.
 
-    That takes scores that spread about normally over seeds. Where some seeds of a strategy collapse and others don't,
-    all of a few seeds often fall on one side by luck: of pairs of equal strategies with 3 seeds, one of them with seeds
-    of two kinds, 10 to 24 % were then called different in simulations, with 5 seeds 6 to 8 %. Look at the single seeds.
+    The tests assume scores that are roughly normal over seeds. Where some seeds of a strategy collapse and others
+    don't, all of a few seeds are often on one side by chance: for equal strategies with 3 seeds, one of them with two
+    kinds of seeds, the false positive rate in simulations was 10 to 24 %, with 5 seeds 6 to 8 %. Look at the seeds.
 
     Args:
-        items: measure -> strategy -> one (I,) array a seed, as for `compare_pairs`.
-        clusters: measure -> (I,) image numbers.
-        primary: names of measures; those that were not measured are ignored.
-        level: how sure, between 0 and 1.
-        resamples: of the paired bootstrap over images; 0 leaves it out.
-        seed: of the bootstrap.
+        items: Measure -> strategy -> one (I,) array per seed, as for `compare_pairs`.
+        clusters: Measure -> (I,) image numbers.
+        primary: Names of primary measures; those without items are ignored.
+        level: Confidence level, between 0 and 1.
+        resamples: Number of resamples of the paired bootstrap over images; 0 skips it.
+        seed: Seed of the bootstrap.
 
     Returns:
-        Verdicts in the order of `items`.
+        Results in the order of `items`.
 
     Raises:
-        ValueError: as `compare_pairs`, or a measure has no clusters.
+        ValueError: As `compare_pairs`, or a measure has no clusters.
     """
     _check_level(level)
     chosen = set(primary)
-    verdicts: list[Verdict] = []
+    results: list[TestResult] = []
     for measure, strategies in items.items():
         if measure not in clusters:
             raise ValueError(f"measure {measure!r} has items but no clusters; expected the image number of each item")
-        verdicts += _test_pairs(strategies, clusters[measure], measure, level, resamples, seed)
+        results += _test_pairs(strategies, clusters[measure], measure, level, resamples, seed)
     for family in (True, False):
-        members = [i for i, verdict in enumerate(verdicts) if (verdict.measure in chosen) == family]
-        for i, p in zip(members, holm([verdicts[i].p for i in members]), strict=True):
-            verdicts[i] = verdicts[i]._replace(p_holm=float(p), shown=_is_shown(verdicts[i], float(p)))
-    return verdicts
+        members = [i for i, result in enumerate(results) if (result.measure in chosen) == family]
+        for i, p in zip(members, holm([results[i].p for i in members]), strict=True):
+            results[i] = results[i]._replace(p_holm=float(p), significant=_is_significant(results[i], float(p)))
+    return results
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down correction (1979): the chance of any false claim in the family stays below the level.
+    """Holm's step-down correction (1979), which controls the family-wise error rate.
 
-    NaN (no test was possible) stays NaN and does not count.
+    NaN (no test was possible) stays NaN and is not counted.
 
     Returns:
         (N,) corrected p-values in the order given.
 
     Raises:
-        ValueError: a p-value is outside 0 to 1.
+        ValueError: A p-value outside 0 to 1.
     """
     p = np.asarray(p_values, dtype=float)
     tested = np.flatnonzero(~np.isnan(p))
@@ -283,8 +287,8 @@ def _test_pairs(
     level: float,
     resamples: int,
     seed: int,
-) -> list[Verdict]:
-    """Verdicts of one measure, `p_holm` and `shown` still open."""
+) -> list[TestResult]:
+    """Test results of one measure, `p_holm` and `significant` not yet set."""
     runs = _runs(items, clusters)
     pairs = list(itertools.combinations(runs, 2))
     if not pairs:
@@ -295,14 +299,14 @@ def _test_pairs(
     if resamples:
         tails = (0.5 - level / 2, 0.5 + level / 2)
         ranges = np.quantile(_resampled_means(differences, counts, resamples, seed), tails, axis=0).T
-    verdicts = []
+    results = []
     for (a, b), difference, (item_low, item_high) in zip(pairs, differences, ranges, strict=True):
         first, second = runs[a], runs[b]
         gap = float(first.scores.mean() - second.scores.mean())
         variances = _variances([first, second], difference)
         low, high = _bounds(gap, variances, len(counts), level, lowest=-1.0)
-        verdicts.append(
-            Verdict(
+        results.append(
+            TestResult(
                 measure,
                 a,
                 b,
@@ -311,31 +315,31 @@ def _test_pairs(
                 high,
                 p=_p_value(gap, variances, first, second),
                 p_holm=nan,
-                shown=False,
+                significant=False,
                 item_low=float(item_low),
                 item_high=float(item_high),
                 level=level,
                 seeds=(first.runs, second.runs),
             )
         )
-    return verdicts
+    return results
 
 
-def _is_shown(verdict: Verdict, p_holm: float) -> bool:
-    if not p_holm < 1 - verdict.level or verdict.low <= 0 <= verdict.high:  # NaN is never below
+def _is_significant(result: TestResult, p_holm: float) -> bool:
+    if not p_holm < 1 - result.level or result.low <= 0 <= result.high:  # NaN is never below
         return False
-    return isnan(verdict.item_low) or not verdict.item_low <= 0 <= verdict.item_high
+    return isnan(result.item_low) or not result.item_low <= 0 <= result.item_high
 
 
 def _variances(strategies: Sequence[_Images], contrast: np.ndarray) -> list[_Variance]:
-    """Variances of a mean or a difference of means, each to be stood up to: of both parts, seeds, scores, items.
+    """Variances of a mean or a difference of means: of both parts, seeds, scores, items; a test must pass each.
 
     Args:
-        strategies: one or two.
-        contrast: (C,) the mean or difference over seeds, summed over each image's items.
+        strategies: One or two.
+        contrast: (C,) Mean or difference over seeds, summed over each image's items.
 
     Returns:
-        Items alone where a strategy has one run; nothing where images can't tell, as there is only one.
+        Items alone if a strategy has one run; empty if there is only one image.
     """
     counts = strategies[0].counts
     images = len(counts)
@@ -352,17 +356,17 @@ def _variances(strategies: Sequence[_Images], contrast: np.ndarray) -> list[_Var
         apart = strategy.sums - strategy.sums.mean(axis=0)
         alone = float(_item_variance(apart, counts).sum()) / (runs * (runs - 1))
         scores.append(_Variance(float(strategy.scores.var(ddof=1)) / runs, runs - 1))
-        # Seeds that agree by chance vary at least as much as single images do between them.
+        # Seeds that agree by chance have at least the variance that single images have between them.
         seeds.append(_Variance(max(scores[-1].variance, alone), runs - 1))
         noise.append(_Variance(-alone, (runs - 1) * (images - 1)))
-    # Where items tell no more than the noise in the seeds, the seeds' part stands for both.
+    # If items add no variance beyond the noise in the seeds, the seeds' part covers both.
     both = [*seeds, items, *noise] if items.variance + sum(part.variance for part in noise) > 0 else seeds
-    # Plain scores too: raising the steadier strategy's part adds degrees of freedom.
+    # Unadjusted scores too: raising the part of the strategy with less variance adds degrees of freedom.
     return [_total(both, seeds), _total(seeds, seeds), _total(scores, seeds), items]
 
 
 def _variances_between(samples: Sequence[_Images], gaps: np.ndarray) -> list[_Variance]:
-    """As `_variances`, of the difference (R,) `gaps` of the same runs on two samples of images."""
+    """As `_variances`, for the differences (R,) `gaps` of the same runs on two samples of images."""
     runs = len(gaps)
     items: list[_Variance] = []
     noise: list[_Variance] = []
@@ -382,22 +386,22 @@ def _variances_between(samples: Sequence[_Images], gaps: np.ndarray) -> list[_Va
 
 
 def _total(parts: Sequence[_Variance], seeds: Sequence[_Variance]) -> _Variance:
-    """The sum of independent variances, some to be subtracted, with Satterthwaite's degrees of freedom."""
+    """Sum of independent variances, some negative, with Satterthwaite's degrees of freedom."""
     total = sum(part.variance for part in parts)
     if total <= ROUNDING:
         return _Variance(total, 1.0)
     inverse = sum(part.variance**2 / part.freedom for part in parts) / total**2
     fewest = min(part.freedom for part in seeds)
     if any(part.freedom != fewest for part in seeds):
-        # Against more runs of a steadier strategy few runs that agree by chance are trusted too much.
+        # Against more runs of a strategy with less variance, few runs that agree by chance would count too much.
         inverse = (1 - CAUTION) * inverse + CAUTION / fewest
     return _Variance(total, 1 / inverse)
 
 
 def _item_variance(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Variance of a mean over items when images are drawn: (..., C) sums over each image's items -> (...)."""
+    """Variance of a mean over items under sampling of images: (..., C) sums over each image's items -> (...)."""
     images, total = len(counts), counts.sum()
-    # An image with more items than others moves the mean by what its items differ from it, not by their number.
+    # An image with more items moves the mean by the deviation of its items from the mean, not by their number.
     apart = sums - sums.sum(axis=-1, keepdims=True) / total * counts
     return images / (images - 1) * (apart**2).sum(axis=-1) / total**2
 
@@ -405,13 +409,13 @@ def _item_variance(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _bounds(
     mean: float, variances: Sequence[_Variance], images: int, level: float, *, lowest: float
 ) -> tuple[float, float]:
-    """The interval around `mean`, which can only be `lowest` to 1."""
+    """Confidence interval around `mean`, clipped to `lowest` to 1."""
     if not variances:
         return lowest, 1.0
     reaches = [stdtrit(part.freedom, 0.5 + level / 2) * sqrt(part.variance) for part in variances]
     reach = float(max(reaches))
     if reach**2 <= ROUNDING:
-        # No image differs from the rest; up to this share of all images still might, by as much as is possible.
+        # No image differs from the rest; up to this share of all images might still differ, by the maximum.
         share = 1 - (0.5 - level / 2) ** (1 / images)
         return (1 - share) * mean + share * lowest, (1 - share) * mean + share
     return max(mean - reach, lowest), min(mean + reach, 1.0)
@@ -425,13 +429,13 @@ def _p_value(gap: float, variances: Sequence[_Variance], first: _Images, second:
         return 1.0
     varied = [part for part in variances if part.variance > ROUNDING]
     if not varied:
-        # Nothing varies but the strategy: what an exact test over seeds and one over images can say at best.
+        # Only the strategy varies: the smallest p-values of an exact test over seeds and of one over images.
         return min(1.0, max(2 / comb(first.runs + second.runs, first.runs), 2.0 ** (1 - len(first.counts))))
     return float(max(2 * stdtr(part.freedom, -abs(gap) / sqrt(part.variance)) for part in varied))
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over items of images drawn with replacement, the same draws for all rows: (N, C) -> (resamples, N)."""
+    """Bootstrap means over items of resampled images, the same resamples for all rows: (N, C) -> (resamples, N)."""
     rows = max(1, BLOCK_ELEMENTS // len(counts))
     means = []
     for block, start in enumerate(range(0, resamples, rows)):
@@ -442,17 +446,18 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed:
 
 @lru_cache(maxsize=1)
 def _draws(images: int, rows: int, seed: int, block: int) -> np.ndarray:
-    """(rows, images) how often each image is drawn in each resample."""
+    """(rows, images) number of times that each image is drawn in each resample."""
+    # The name of the random stream is part of the seed: with another one stored studies would not reproduce.
     generator = numpy_generator(seed, "bootstrap over pictures", block)
     return generator.multinomial(images, np.full(images, 1 / images), size=rows).astype(float)
 
 
 def _runs(items: Mapping[str, Sequence[np.ndarray]], clusters: np.ndarray) -> dict[str, _Images]:
-    """Checks the runs of all strategies and sums them over the items of each image."""
+    """Validate the runs of all strategies and sum them over the items of each image."""
     clusters = np.asarray(clusters)
     if clusters.ndim != 1 or not len(clusters) or clusters.dtype.kind not in "iu":
         raise ValueError(
-            f"clusters has shape {clusters.shape} and type {clusters.dtype}; expected (items,) whole numbers, the "
+            f"clusters has shape {clusters.shape} and type {clusters.dtype}; expected (items,) integers, the "
             f"image of each item, at least one"
         )
     order = np.argsort(clusters, kind="stable")

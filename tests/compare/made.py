@@ -1,4 +1,4 @@
-"""Comparisons drawn from known chances, so that what a report must say is known."""
+"""Simulated comparisons of strategies with known accuracies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def made(
     fractions: Sequence[float] = (1.0,),
     exploratory: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
-    """Rows and items of strategies that are right with the chances given, the same hard items for all."""
+    """Rows and items of strategies that are right with the given probabilities; hard items are hard for all."""
     common = np.random.default_rng(0)
     clusters = np.repeat(np.arange(IMAGES), EACH)
     hardness = common.random(IMAGES * EACH)
@@ -87,7 +87,7 @@ def made(
 
 
 def failed(strategy: str, seed: int) -> dict[str, Any]:
-    """The row of an arm that broke off."""
+    """Row of a failed arm."""
     return {
         "arm": f"{strategy}-seed{seed}",
         "strategy": strategy,
@@ -99,14 +99,14 @@ def failed(strategy: str, seed: int) -> dict[str, Any]:
         "failure": {
             "stage": "pretrain",
             "step": 120,
-            "what": "the loss is nan",
+            "message": "the loss is nan",
             "last_losses": [2.5, 7.25, float("nan")],
         },
     }
 
 
 def comparison(strategies: Sequence[str], seeds: Sequence[int] = (0, 1, 2), **more: Any) -> dict[str, Any]:
-    """What was compared."""
+    """Content of comparison.json."""
     return {
         "name": "quick",
         "strategies": list(strategies),

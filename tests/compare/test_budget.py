@@ -1,4 +1,4 @@
-"""Budgets matched by each rule, on numbers worked out by hand, then on every strategy's real parameters."""
+"""Budgets matched by each rule, on hand-computed numbers, then on the real parameters of every strategy."""
 
 import functools
 import itertools
@@ -19,9 +19,9 @@ from mmbert.compare.budget import (
     WIDTH_STEP,
     Budget,
     Shape,
+    allocate_budgets,
+    describe_budget,
     match_parameters,
-    share_out,
-    told,
 )
 from mmbert.compare.cost import count_parameters
 from mmbert.data.sampling import TrainBatches
@@ -41,7 +41,7 @@ def steps(budgets: dict[str, Budget]) -> dict[str, int]:
 
 
 def test_equal_flops_by_steps() -> None:
-    found = share_out("flops", SHAPES, FLOPS, steps=100, seconds=SECONDS)
+    found = allocate_budgets("flops", SHAPES, FLOPS, steps=100, seconds=SECONDS)
     assert steps(found) == {"late": 100, "early": 67, "hybrid": 40}  # 2e8 / 3e6 = 66.67
     assert found["early"] == Budget("flops", 67, 2, 64, 1020, 3e6, 67 * 3e6, pytest.approx(201 / 200 - 1))
     assert found["late"].missed_by == found["hybrid"].missed_by == 0
@@ -49,36 +49,36 @@ def test_equal_flops_by_steps() -> None:
 
 
 def test_equal_time_by_steps() -> None:
-    found = share_out("time", SHAPES, FLOPS, steps=100, seconds=SECONDS)
+    found = allocate_budgets("time", SHAPES, FLOPS, steps=100, seconds=SECONDS)
     assert steps(found) == {"late": 100, "early": 125, "hybrid": 50}
     assert found["hybrid"].training_flops == 50 * 5e6
 
 
 def test_reference_is_the_first_unless_named() -> None:
-    found = share_out("flops", SHAPES, FLOPS, steps=100, reference="hybrid")
+    found = allocate_budgets("flops", SHAPES, FLOPS, steps=100, reference="hybrid")
     assert steps(found) == {"late": 250, "early": 167, "hybrid": 100}
     assert list(found) == list(SHAPES)
 
 
 @pytest.mark.parametrize("match", ["steps", "parameters"])
-def test_other_rules_give_all_the_same_steps(match: str) -> None:
-    assert set(steps(share_out(match, SHAPES, FLOPS, steps=100)).values()) == {100}
+def test_other_rules_give_all_strategies_the_same_steps(match: str) -> None:
+    assert set(steps(allocate_budgets(match, SHAPES, FLOPS, steps=100)).values()) == {100}
 
 
-def test_parameters_tell_their_own_gap() -> None:
-    found = share_out("parameters", SHAPES, FLOPS, steps=100)
+def test_parameters_have_a_gap_of_their_own() -> None:
+    found = allocate_budgets("parameters", SHAPES, FLOPS, steps=100)
     assert {name: budget.missed_by for name, budget in found.items()} == pytest.approx(
         {"late": 0, "early": 0.02, "hybrid": 0.5}
     )
     assert [name for name, budget in found.items() if not budget.is_met] == ["hybrid"]
 
 
-def test_too_few_steps_to_match_are_told() -> None:
-    found = share_out("flops", SHAPES, {"late": 1.0, "early": 0.7, "hybrid": 5.0}, steps=2)
+def test_gap_of_too_few_steps_is_described() -> None:
+    found = allocate_budgets("flops", SHAPES, {"late": 1.0, "early": 0.7, "hybrid": 5.0}, steps=2)
     assert steps(found) == {"late": 2, "early": 3, "hybrid": 1}  # one step is the least
     assert found["hybrid"].missed_by == pytest.approx(1.5) and found["early"].missed_by == pytest.approx(0.05)
-    assert "misses the budget: 150.0% more training FLOPs than the reference" in told(found["hybrid"])
-    assert "beyond the 5% allowed" in told(found["hybrid"])
+    assert "misses the budget: 150.0% more training FLOPs than the reference" in describe_budget(found["hybrid"])
+    assert "beyond the 5% allowed" in describe_budget(found["hybrid"])
 
 
 @given(
@@ -86,10 +86,10 @@ def test_too_few_steps_to_match_are_told() -> None:
     costs=st.lists(st.floats(1e-3, 1e15), min_size=1, max_size=6),
     own=st.integers(1, 10**6),
 )
-def test_every_gap_is_what_rounding_leaves(match: str, costs: list[float], own: int) -> None:
+def test_every_gap_is_at_most_rounding(match: str, costs: list[float], own: int) -> None:
     shapes = {str(i): Shape(1, 8, 10) for i in range(len(costs))}
     cost = {str(i): x for i, x in enumerate(costs)}
-    found = share_out(match, shapes, cost, steps=own, seconds=cost)
+    found = allocate_budgets(match, shapes, cost, steps=own, seconds=cost)
     for name, budget in found.items():
         exact = own * costs[0] / cost[name]
         assert budget.steps * cost[name] / (own * costs[0]) - 1 == pytest.approx(budget.missed_by, rel=1e-9, abs=1e-9)
@@ -97,20 +97,20 @@ def test_every_gap_is_what_rounding_leaves(match: str, costs: list[float], own: 
         assert budget.is_met or exact < 0.5 / TOLERANCE + 1
 
 
-def test_told_says_what_was_chosen_and_which_way_it_misses() -> None:
+def test_description_has_the_chosen_shape_and_the_sign_of_the_gap() -> None:
     budget = Budget("parameters", 936, 2, 1536, 1834567, 1.2e10, 936 * 1.2e10, 0.0)
     chosen = "936 steps, fusion_layers=2, intermediate_size=1536: 1,834,567 parameters, 1.12e+13 training FLOPs; "
-    assert told(budget) == chosen + "parameters as the reference"
-    assert told(budget._replace(missed_by=-0.031)) == chosen + "parameters as the reference, 3.1% less"
-    fewer = told(budget._replace(missed_by=-0.123))
+    assert describe_budget(budget) == chosen + "parameters as the reference"
+    assert describe_budget(budget._replace(missed_by=-0.031)) == chosen + "parameters as the reference, 3.1% less"
+    fewer = describe_budget(budget._replace(missed_by=-0.123))
     assert fewer.endswith("misses the budget: 12.3% less parameters than the reference, beyond the 5% allowed")
-    assert told(budget._replace(match="steps")).endswith("equal steps, nothing else is matched")
-    tuned = told(budget, {"vqa": budget._replace(match="flops", steps=5, missed_by=-0.075)})
+    assert describe_budget(budget._replace(match="steps")).endswith("equal steps, nothing else is matched")
+    tuned = describe_budget(budget, {"vqa": budget._replace(match="flops", steps=5, missed_by=-0.075)})
     assert " | vqa: 5 steps; misses the budget: 7.5% less training FLOPs than the reference" in tuned
 
 
 def test_budget_is_plain_json() -> None:
-    budget = share_out("flops", SHAPES, FLOPS, steps=7)["early"]
+    budget = allocate_budgets("flops", SHAPES, FLOPS, steps=7)["early"]
     assert json.loads(json.dumps(budget._asdict())) == budget._asdict()
     assert set(budget._asdict()) >= {
         *("match", "steps", "flops_per_step", "training_flops", "parameters", "fusion_layers", "missed_by")
@@ -122,16 +122,16 @@ def test_budget_is_plain_json() -> None:
     [
         ({"match": "flop"}, "match='flop'; allowed are parameters, flops, time, steps. Did you mean 'flops'?"),
         ({"reference": "hybird"}, "reference='hybird' is none of the compared strategies: late, early, hybrid."),
-        ({"steps": 0}, "steps=0: the reference takes at least 1."),
-        ({"match": "time"}, "'late' has no such number"),
-        ({"match": "time", "seconds": {**SECONDS, "early": math.nan}}, "'early' has no such number"),
-        ({"flops": {**FLOPS, "hybrid": 0}}, "'hybrid' has no such number"),
-        ({"shapes": {}}, "there is no strategy to compare"),
+        ({"steps": 0}, "steps=0: the reference needs 1 or more."),
+        ({"match": "time"}, "that of 'late' is missing"),
+        ({"match": "time", "seconds": {**SECONDS, "early": math.nan}}, "that of 'early' is missing"),
+        ({"flops": {**FLOPS, "hybrid": 0}}, "that of 'hybrid' is missing"),
+        ({"shapes": {}}, "there are no strategies to compare"),
     ],
 )
-def test_share_out_refuses(options: dict, message: str) -> None:
+def test_invalid_budgets_raise(options: dict, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        share_out(**{"match": "flops", "shapes": SHAPES, "flops": FLOPS, "steps": 10, **options})
+        allocate_budgets(**{"match": "flops", "shapes": SHAPES, "flops": FLOPS, "steps": 10, **options})
     assert message in str(error.value)
 
 
@@ -139,35 +139,35 @@ def test_share_out_refuses(options: dict, message: str) -> None:
 
 
 def counter(layer: int, per_width: int, *, base: int = 1000, deepest: int = 10**9):
-    """Parameters of a made-up strategy, and the candidates it was asked for."""
-    asked: list[tuple[int, int]] = []
+    """Parameters of a made-up strategy, and the candidates that were requested."""
+    requested: list[tuple[int, int]] = []
 
     def count(strategy: str, layers: int, width: int) -> int:
         if strategy == "reference":
             return 50_000
-        asked.append((layers, width))
+        requested.append((layers, width))
         if layers > deepest:
             raise UsageError("too deep")
         return base + layers * (layer + per_width * width)
 
-    return count, asked
+    return count, requested
 
 
-def solve(count, asked: tuple[int, int]) -> Shape:
-    return match_parameters({"reference": (3, 72), "other": asked}, count)["other"]
+def solve(count, requested: tuple[int, int]) -> Shape:
+    return match_parameters({"reference": (3, 72), "other": requested}, count)["other"]
 
 
-def test_reference_keeps_what_was_asked() -> None:
+def test_reference_keeps_the_requested_shape() -> None:
     count, _ = counter(1000, 10)
-    asked: list[tuple[str, int, int]] = []
+    requested: list[tuple[str, int, int]] = []
 
     def recorded(*candidate: Any) -> int:
-        asked.append(candidate)
+        requested.append(candidate)
         return count(*candidate)
 
     found = match_parameters({"other": (3, 72), "reference": (5, 40)}, recorded, reference="reference")
     assert found["reference"] == Shape(5, 40, 50_000) and list(found) == ["other", "reference"]
-    assert [candidate for candidate in asked if candidate[0] == "reference"] == [("reference", 5, 40)]
+    assert [candidate for candidate in requested if candidate[0] == "reference"] == [("reference", 5, 40)]
 
 
 def test_depth_comes_first_then_width() -> None:
@@ -184,8 +184,8 @@ def test_depth_alone_where_width_changes_nothing() -> None:
 def test_an_exact_depth_leaves_the_width() -> None:
     count, _ = counter(7000, 0, base=1000)
     assert solve(count, (1, 100)) == Shape(7, 100, 50_000)
-    count, asked = counter(3900, 10)
-    assert solve(count, (1, 100)) == Shape(10, 100, 50_000) and all(width == 100 for _, width in asked)
+    count, requested = counter(3900, 10)
+    assert solve(count, (1, 100)) == Shape(10, 100, 50_000) and all(width == 100 for _, width in requested)
 
 
 def test_width_stays_within_its_range() -> None:
@@ -197,25 +197,25 @@ def test_width_stays_within_its_range() -> None:
 
 
 def test_too_deep_is_not_chosen() -> None:
-    count, asked = counter(3000, 30, deepest=5)
+    count, requested = counter(3000, 30, deepest=5)
     found = solve(count, (2, 100))
     assert found.fusion_layers == 5 and found.parameters == pytest.approx(50_000, rel=0.03)
-    assert (8, 100) in asked  # it was tried and refused
+    assert (8, 100) in requested  # tried, and rejected
 
 
-def test_no_layer_stays_no_layer_only_where_it_was_asked() -> None:
+def test_no_layer_stays_no_layer_only_if_requested() -> None:
     count, _ = counter(60_000, 0, base=49_000)
     assert solve(count, (0, 100)).fusion_layers == 0
     assert solve(count, (2, 100)).fusion_layers == 1
 
 
-def test_depth_without_effect_is_left_alone() -> None:
+def test_depth_without_effect_is_kept() -> None:
     assert solve(lambda name, layers, width: 50_000 if name == "reference" else 30_000, (3, 100)) == Shape(
         3, 100, 30_000
     )
 
 
-def test_what_can_not_be_built_as_asked_is_refused() -> None:
+def test_shape_that_cannot_be_built_raises() -> None:
     count, _ = counter(1, 1, deepest=0)
     with pytest.raises(UsageError, match="too deep"):
         solve(count, (1, 100))
@@ -225,9 +225,9 @@ def test_what_can_not_be_built_as_asked_is_refused() -> None:
 def test_no_shape_near_by_is_nearer_and_none_is_counted_twice(
     layer: int, per_width: int, base: int, layers: int, width: int
 ) -> None:
-    count, asked = counter(layer, per_width, base=base)
+    count, requested = counter(layer, per_width, base=base)
     found = solve(count, (layers, width))
-    assert len(asked) == len(set(asked)) <= 24
+    assert len(requested) == len(set(requested)) <= 24
     gap = abs(found.parameters - 50_000)
     for depth in {max(1, found.fusion_layers - 1), found.fusion_layers + 1}:
         if depth <= 256:  # beyond it none is tried
@@ -242,11 +242,11 @@ def test_real_strategies_come_as_near_as_they_can(reference: str) -> None:
     """Fusion parts beside which the encoders are small, so that nothing hides the gap."""
     config = tiny_config(hidden_size=64, text_hidden_size=16, text_layers=2, image_layers=2, objectives={"mlm": 1.0})
     count = functools.partial(count_parameters, config)
-    asked = {name: (6 if name == "late" else 2, 256) for name in FUSIONS}
-    before = {name: count(name, *shape) for name, shape in asked.items()}
-    shapes = match_parameters(asked, count, reference=reference)
-    found = share_out("parameters", shapes, dict.fromkeys(FUSIONS, 1.0), steps=10, reference=reference)
-    assert shapes[reference][:2] == asked[reference] and before["hybrid"] > 1.3 * before["early"]
+    requested = {name: (6 if name == "late" else 2, 256) for name in FUSIONS}
+    before = {name: count(name, *shape) for name, shape in requested.items()}
+    shapes = match_parameters(requested, count, reference=reference)
+    found = allocate_budgets("parameters", shapes, dict.fromkeys(FUSIONS, 1.0), steps=10, reference=reference)
+    assert shapes[reference][:2] == requested[reference] and before["hybrid"] > 1.3 * before["early"]
     for name, (layers, width, total) in shapes.items():
         assert total == count(name, layers, width)
         assert total / before[reference] - 1 == pytest.approx(found[name].missed_by)

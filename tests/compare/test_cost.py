@@ -352,7 +352,7 @@ def test_counting_leaves_no_trace(what: Callable, gradients: bool, training: boo
             "gradients": [p.grad for p in built.parameters()],
             "trained": [p.requires_grad for p in built.parameters()],
             "modes": [module.training for module in built.modules()],
-            "asked": built.mmbert.text_encoder._asked_to_train,
+            "asked": built.mmbert.text_encoder._requested_training,
             "random": torch.get_rng_state(),
             "batch": batch,
             "grad": torch.is_grad_enabled(),

@@ -1,4 +1,4 @@
-"""The statistics of a comparison: values worked by hand, SciPy as oracle, and 1,000 simulated comparisons a setting."""
+"""Statistics of a comparison: hand-computed values, SciPy as oracle, 1,000 simulated comparisons per setting."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmbert.compare.report.findings import FEW_SEEDS, few_seeds, sentence
 from mmbert.compare.report.plots import pareto
+from mmbert.compare.report.summary import FEW_SEEDS, describe_result, few_seeds_warning
 from mmbert.compare.statistics import (
     CAUTION,
-    Verdict,
+    TestResult,
     compare_all,
     compare_pairs,
     difference_between_items,
@@ -47,13 +47,13 @@ def test_pair_by_hand() -> None:
     #               sum 1/32 by 2 * 1 is 1/64; noise of b: (0 0 -1/2 0), the same
     #   variance 1/64 + 1/64 + (1/24 - 1/64 - 1/64) = 1/24
     #   its freedom (1/24)^2 / [2 (1/64)^2 / 1 + (1/24)^2 / 3 + 2 (1/64)^2 / 3] = 24/17
-    (verdict,) = compare_pairs(BY_HAND, np.arange(4), measure="m", resamples=0)
+    (result,) = compare_pairs(BY_HAND, np.arange(4), measure="m", resamples=0)
     reach = stats.t.ppf(0.975, 24 / 17) / np.sqrt(24)
-    assert (verdict.measure, verdict.a, verdict.b, verdict.difference) == ("m", "a", "b", 0.5)
-    assert verdict.p == pytest.approx(2 * stats.t.sf(np.sqrt(6), 24 / 17), rel=1e-12)
-    assert (verdict.low, verdict.high) == (pytest.approx(0.5 - reach), 1.0)  # 0.5 + reach is above 1
-    assert verdict.p_holm == verdict.p and not verdict.shown and verdict.seeds == (2, 2)
-    assert isnan(verdict.item_low) and isnan(verdict.item_high)
+    assert (result.measure, result.a, result.b, result.difference) == ("m", "a", "b", 0.5)
+    assert result.p == pytest.approx(2 * stats.t.sf(np.sqrt(6), 24 / 17), rel=1e-12)
+    assert (result.low, result.high) == (pytest.approx(0.5 - reach), 1.0)  # 0.5 + reach is above 1
+    assert result.p_holm == result.p and not result.significant and result.seeds == (2, 2)
+    assert isnan(result.item_low) and isnan(result.item_high)
 
 
 def test_seeds_that_agree_by_chance_by_hand() -> None:
@@ -65,8 +65,8 @@ def test_seeds_that_agree_by_chance_by_hand() -> None:
         "a": [np.array([1.0, 1, 0, 1]), np.array([1.0, 0, 1, 1])],
         "b": [np.array([0.0, 0, 0, 1]), np.array([0.0, 0, 1, 0])],
     }
-    (verdict,) = compare_pairs(items, np.arange(4), measure="m")
-    assert verdict.p == pytest.approx(2 * stats.t.sf(np.sqrt(3), 2), rel=1e-12)
+    (result,) = compare_pairs(items, np.arange(4), measure="m")
+    assert result.p == pytest.approx(2 * stats.t.sf(np.sqrt(3), 2), rel=1e-12)
 
 
 def test_interval_by_hand() -> None:
@@ -149,26 +149,26 @@ def test_equals_welch_where_items_do_not_vary(runs: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     scores = [rng.random(count) for count in runs]
     items = {name: [np.full(60, score) for score in values] for name, values in zip("ab", scores, strict=True)}
-    (verdict,) = compare_pairs(items, np.arange(60) // 3, measure="m")
+    (result,) = compare_pairs(items, np.arange(60) // 3, measure="m")
     welch: Any = stats.ttest_ind(*scores, equal_var=False)
     freedom = welch.df
     if runs[0] != runs[1]:
         freedom = 1 / ((1 - CAUTION) / freedom + CAUTION / (min(runs) - 1))
         assert min(runs) - 1 < freedom < welch.df
-    assert verdict.p == pytest.approx(2 * stats.t.sf(abs(welch.statistic), freedom), rel=1e-9)
-    reach = stats.t.ppf(0.975, freedom) * abs(verdict.difference / welch.statistic)
-    expected = np.clip((verdict.difference - reach, verdict.difference + reach), -1, 1)
-    assert (verdict.low, verdict.high) == pytest.approx(expected)
+    assert result.p == pytest.approx(2 * stats.t.sf(abs(welch.statistic), freedom), rel=1e-9)
+    reach = stats.t.ppf(0.975, freedom) * abs(result.difference / welch.statistic)
+    expected = np.clip((result.difference - reach, result.difference + reach), -1, 1)
+    assert (result.low, result.high) == pytest.approx(expected)
 
 
 def test_equals_paired_t_test_over_images_where_seeds_do_not_vary() -> None:
     items, clusters = random_items([1, 1], images=30, each=4)
     items = {name: runs * 4 for name, runs in items.items()}
-    (verdict,) = compare_pairs(items, clusters, measure="m")
+    (result,) = compare_pairs(items, clusters, measure="m")
     a, b = (np.reshape(items[name][0], (30, 4)).mean(axis=1) for name in ("s0", "s1"))
-    assert verdict.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+    assert result.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
     expected = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (verdict.low, verdict.high) == pytest.approx((expected.low, expected.high))
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_closed_form_agrees_with_bootstrap_over_images() -> None:
@@ -177,7 +177,7 @@ def test_closed_form_agrees_with_bootstrap_over_images() -> None:
     clusters = np.repeat(np.arange(400), rng.integers(1, 7, 400))
     common = rng.random(400)[clusters]
     items = {name: [(rng.random(len(clusters)) * 0.5 + common * 0.5) ** power] for name, power in (("a", 1), ("b", 2))}
-    (verdict,) = compare_pairs(items, clusters, measure="m", resamples=4000)
+    (result,) = compare_pairs(items, clusters, measure="m", resamples=4000)
     sums = np.bincount(clusters, items["a"][0] - items["b"][0])
     counts = np.bincount(clusters)
     oracle = stats.bootstrap(
@@ -188,10 +188,10 @@ def test_closed_form_agrees_with_bootstrap_over_images() -> None:
         method="percentile",
         rng=np.random.default_rng(3),
     )
-    width = verdict.high - verdict.low
+    width = result.high - result.low
     by_scipy = oracle.confidence_interval
-    assert (verdict.item_low, verdict.item_high) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.03 * width)
-    assert (verdict.low, verdict.high) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.03 * width)
+    assert (result.item_low, result.item_high) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.03 * width)
+    assert (result.low, result.high) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.03 * width)
     assert width / (2 * stats.t.ppf(0.975, 399)) == pytest.approx(oracle.standard_error, rel=0.04)
 
 
@@ -205,7 +205,7 @@ def test_bootstrap_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) ->
     assert (parts.item_low, parts.item_high) == pytest.approx((whole.item_low, whole.item_high), abs=0.1 * width)
 
 
-def test_repeated_items_of_a_image_add_nothing() -> None:
+def test_repeated_items_of_an_image_add_no_evidence() -> None:
     items, clusters = random_items([3, 4], images=40, each=1)
     repeated = {name: [np.repeat(run, 5) for run in runs] for name, runs in items.items()}
     (once,) = compare_pairs(items, clusters, measure="m")
@@ -244,16 +244,16 @@ def test_holm_by_hand() -> None:
 def test_families_are_primary_measures_and_the_rest() -> None:
     items = {f"m{i}": random_items([3, 3, 3], images=20, each=2, seed=i)[0] for i in range(5)}
     clusters = {measure: np.repeat(np.arange(20), 2) for measure in items}
-    verdicts = compare_all(items, clusters, primary=["m1", "m3", "never measured"])
+    results = compare_all(items, clusters, primary=["m1", "m3", "never measured"])
     pairs = [("s0", "s1"), ("s0", "s2"), ("s1", "s2")]
-    assert [(v.measure, v.a, v.b) for v in verdicts] == [(m, *pair) for m, pair in itertools.product(items, pairs)]
-    primary = [v for v in verdicts if v.measure in ("m1", "m3")]
-    rest = [v for v in verdicts if v.measure not in ("m1", "m3")]
+    assert [(v.measure, v.a, v.b) for v in results] == [(m, *pair) for m, pair in itertools.product(items, pairs)]
+    primary = [v for v in results if v.measure in ("m1", "m3")]
+    rest = [v for v in results if v.measure not in ("m1", "m3")]
     for family in (primary, rest):
         assert [v.p_holm for v in family] == list(holm([v.p for v in family]))
     for measure in items:
         alone = compare_pairs(items[measure], clusters[measure], measure=measure)
-        assert [v.p for v in alone] == [v.p for v in verdicts if v.measure == measure]
+        assert [v.p for v in alone] == [v.p for v in results if v.measure == measure]
         assert [v.p_holm for v in alone] == list(holm([v.p for v in alone]))
 
 
@@ -261,12 +261,12 @@ def test_identical_strategies_differ_in_nothing() -> None:
     items, clusters = random_items([3], images=10, each=2)
     ones = [np.ones(20)] * 3
     for runs in (items["s0"], ones):
-        (verdict,) = compare_pairs({"a": runs, "b": list(reversed(runs))}, clusters, measure="m")
-        assert verdict.p == verdict.p_holm == 1.0 and not verdict.shown
-        assert verdict.difference == pytest.approx(0, abs=1e-15) and verdict.low < 0 < verdict.high
+        (result,) = compare_pairs({"a": runs, "b": list(reversed(runs))}, clusters, measure="m")
+        assert result.p == result.p_holm == 1.0 and not result.significant
+        assert result.difference == pytest.approx(0, abs=1e-15) and result.low < 0 < result.high
 
 
-def test_certain_scores_have_the_interval_of_no_exception() -> None:
+def test_scores_without_variance_have_the_clopper_pearson_interval() -> None:
     right = interval([np.ones(40)] * 5, np.arange(40))
     low, high = stats.binomtest(40, 40).proportion_ci(0.95, method="exact")
     assert right == (1.0, pytest.approx(low), pytest.approx(high), 0.0, 5, True)
@@ -275,21 +275,21 @@ def test_certain_scores_have_the_interval_of_no_exception() -> None:
 
 
 @pytest.mark.parametrize(("runs", "images", "p"), [(3, 100, 2 / comb(6, 3)), (5, 100, 2 / comb(10, 5)), (5, 3, 1 / 4)])
-def test_all_right_against_all_wrong_is_as_sure_as_runs_and_images_allow(runs: int, images: int, p: float) -> None:
+def test_smallest_p_value_follows_from_the_number_of_runs_and_images(runs: int, images: int, p: float) -> None:
     items = {"a": [np.ones(images)] * runs, "b": [np.zeros(images)] * runs}
-    (verdict,) = compare_pairs(items, np.arange(images), measure="m")
-    assert verdict.p == pytest.approx(p) and verdict.shown == (p < 0.05)
-    assert verdict.difference == 1.0 and verdict.low < verdict.high == 1.0 and (verdict.low > 0) == (images > 3)
+    (result,) = compare_pairs(items, np.arange(images), measure="m")
+    assert result.p == pytest.approx(p) and result.significant == (p < 0.05)
+    assert result.difference == 1.0 and result.low < result.high == 1.0 and (result.low > 0) == (images > 3)
 
 
-def test_one_seed_makes_no_claim() -> None:
+def test_one_seed_gives_no_test() -> None:
     rng = np.random.default_rng(5)
     items = {"a": [np.ones(50)], "b": [np.zeros(50)], "c": [rng.random(50) for _ in range(5)]}
     clusters = np.arange(50)
-    for verdict in compare_pairs(items, clusters, measure="m"):
-        assert isnan(verdict.p) and isnan(verdict.p_holm) and not verdict.shown
-        assert -1 <= verdict.low <= verdict.difference <= verdict.high <= 1
-        assert "no difference shown" in sentence(verdict) and "one seed" in sentence(verdict)
+    for result in compare_pairs(items, clusters, measure="m"):
+        assert isnan(result.p) and isnan(result.p_holm) and not result.significant
+        assert -1 <= result.low <= result.difference <= result.high <= 1
+        assert "no significant difference" in describe_result(result) and "one seed" in describe_result(result)
     run = items["c"][0]
     single = interval([run], clusters)
     expected = stats.ttest_1samp(run, 0).confidence_interval(0.95)
@@ -298,11 +298,11 @@ def test_one_seed_makes_no_claim() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_one_image_makes_no_claim(count: int) -> None:
+def test_one_image_gives_no_test(count: int) -> None:
     rng = np.random.default_rng(6)
     items = {"a": [np.ones(count)] * 5, "b": [rng.random(count) / 10 for _ in range(5)]}
-    (verdict,) = compare_pairs(items, np.zeros(count, int), measure="m")
-    assert isnan(verdict.p) and not verdict.shown and (verdict.low, verdict.high) == (-1, 1)
+    (result,) = compare_pairs(items, np.zeros(count, int), measure="m")
+    assert isnan(result.p) and not result.significant and (result.low, result.high) == (-1, 1)
     assert interval(items["b"], np.zeros(count, int))[1:3] == (0, 1)
 
 
@@ -337,26 +337,27 @@ def test_wrong_level_and_missing_clusters_are_refused() -> None:
         compare_all({"m": {}}, {}, primary=[])
 
 
-def test_sentences() -> None:
-    verdict = Verdict("foils/swap", "late", "hybrid", -0.031, -0.043, -0.019, 0.002, 0.004, shown=True)
+def test_describe_result() -> None:
+    result = TestResult("foils/swap", "late", "hybrid", -0.031, -0.043, -0.019, 0.002, 0.004, significant=True)
     names = {"foils/swap": "foils that swap attributes"}
-    assert sentence(verdict, names) == (
+    assert describe_result(result, names) == (
         "hybrid is better than late on foils that swap attributes by 3.1 points "
         "(95 % interval 1.9 to 4.3, p = 0.004 after Holm)"
     )
-    assert "p < 0.001 after Holm" in sentence(verdict._replace(p_holm=0.0004))
-    assert "90 % interval" in sentence(verdict._replace(level=0.9))
-    unclear = Verdict("vqa", "hybrid", "late", 0.004, -0.011, 0.019, 0.6, 0.8, shown=False)
-    assert sentence(unclear, {"late": "late fusion"}) == (
-        "no difference shown between hybrid and late fusion on vqa (difference 0.4 points, 95 % interval -1.1 to 1.9)"
+    assert "p < 0.001 after Holm" in describe_result(result._replace(p_holm=0.0004))
+    assert "90 % interval" in describe_result(result._replace(level=0.9))
+    unclear = TestResult("vqa", "hybrid", "late", 0.004, -0.011, 0.019, 0.6, 0.8, significant=False)
+    assert describe_result(unclear, {"late": "late fusion"}) == (
+        "no significant difference between hybrid and late fusion on vqa "
+        "(difference 0.4 points, 95 % interval -1.1 to 1.9)"
     )
-    assert "difference 0.0 points" in sentence(unclear._replace(difference=-0.0001))
+    assert "difference 0.0 points" in describe_result(unclear._replace(difference=-0.0001))
 
 
-def test_few_seeds_are_called_few() -> None:
-    assert few_seeds(FEW_SEEDS) == few_seeds(9) == ""
-    assert few_seeds(3).startswith("3 seeds are few: ")
-    assert "nothing is claimed" in few_seeds(1)
+def test_few_seeds_are_warned_of() -> None:
+    assert few_seeds_warning(FEW_SEEDS) == few_seeds_warning(9) == ""
+    assert few_seeds_warning(3).startswith("3 seeds are few: ")
+    assert "no conclusion is drawn" in few_seeds_warning(1)
 
 
 def test_pareto_front() -> None:
@@ -421,34 +422,36 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_equal_strategies_are_seldom_called_different(setting: str) -> None:
+def test_false_positive_rate_of_equal_strategies(setting: str) -> None:
     seeds, images, each, options = SETTINGS[setting]
     rng = np.random.default_rng(7)
-    any_shown, by_pair = 0, np.zeros(comb(len(seeds), 2))
+    any_significant, by_pair = 0, np.zeros(comb(len(seeds), 2))
     for _ in range(COMPARISONS):
         items, clusters = simulate(rng, seeds, images, each, **options)
-        verdicts = compare_pairs(items, clusters, measure="m", resamples=0)  # resamples can only take claims away
-        any_shown += any(v.shown for v in verdicts)
-        by_pair += [v.p < 0.05 for v in verdicts]
-    print(f"{setting}: family {any_shown / COMPARISONS}, pairs {by_pair / COMPARISONS}")
-    assert any_shown <= 0.065 * COMPARISONS
+        results = compare_pairs(
+            items, clusters, measure="m", resamples=0
+        )  # the bootstrap can only make fewer results significant
+        any_significant += any(v.significant for v in results)
+        by_pair += [v.p < 0.05 for v in results]
+    print(f"{setting}: family {any_significant / COMPARISONS}, pairs {by_pair / COMPARISONS}")
+    assert any_significant <= 0.065 * COMPARISONS
     assert by_pair.max() <= 0.065 * COMPARISONS
 
 
 @pytest.mark.parametrize(("seeds", "least", "most"), [(3, 0.15, 0.25), (5, 0.0, 0.09)])
-def test_known_limit_seeds_that_collapse_call_equal_strategies_different(seeds: int, least: float, most: float) -> None:
+def test_known_limit_false_positives_if_seeds_collapse(seeds: int, least: float, most: float) -> None:
     # Every other run of the second strategy collapses: two kinds of seeds, five times the spread of the first's.
     rng = np.random.default_rng(13)
-    shown = 0
+    significant = 0
     for _ in range(COMPARISONS):
         items, clusters = simulate(rng, (seeds, seeds), 100, 4, kinds=(0.0, 0.5), level=0.0)
-        shown += compare_pairs(items, clusters, measure="m", resamples=0)[0].shown
-    print(f"{seeds} seeds: {shown / COMPARISONS}")
-    assert least * COMPARISONS <= shown <= most * COMPARISONS
+        significant += compare_pairs(items, clusters, measure="m", resamples=0)[0].significant
+    print(f"{seeds} seeds: {significant / COMPARISONS}")
+    assert least * COMPARISONS <= significant <= most * COMPARISONS
 
 
-def test_tests_of_seeds_alone_or_items_alone_call_equal_strategies_different() -> None:
-    # What the simulation is for: it must be able to tell a test that forgets one of the two.
+def test_tests_over_seeds_alone_or_items_alone_have_too_many_false_positives() -> None:
+    # The simulation must detect a test that ignores one of the two sources of variance.
     rng = np.random.default_rng(8)
     by_seeds = by_items = 0
     for _ in range(COMPARISONS):
@@ -462,15 +465,15 @@ def test_tests_of_seeds_alone_or_items_alone_call_equal_strategies_different() -
     assert by_items > 0.08 * COMPARISONS
 
 
-def test_difference_stands_up_to_seeds_alone_and_items_alone() -> None:
+def test_p_value_is_at_least_that_of_seeds_alone_and_items_alone() -> None:
     rng = np.random.default_rng(10)
     for _ in range(200):
         items, clusters = simulate(rng, (3, 3), 50, 2, model=0.5)
-        (verdict,) = compare_pairs(items, clusters, measure="m", resamples=0)
+        (result,) = compare_pairs(items, clusters, measure="m", resamples=0)
         welch: Any = stats.ttest_ind(*(np.mean(runs, axis=1) for runs in items.values()), equal_var=False)
         means = [np.mean(runs, axis=0).reshape(50, 2).mean(axis=1) for runs in items.values()]
         paired: Any = stats.ttest_rel(*means)
-        assert verdict.p >= max(welch.pvalue, paired.pvalue) * (1 - 1e-9)
+        assert result.p >= max(welch.pvalue, paired.pvalue) * (1 - 1e-9)
 
 
 def shift_of(
@@ -482,7 +485,7 @@ def shift_of(
 
 
 @pytest.mark.parametrize("seeds", [(5, 5), (5, 5, 5), (5, 5, 3, 3)], ids=str)
-def test_gap_of_five_seed_deviations_is_found(seeds: tuple[int, ...]) -> None:
+def test_power_for_a_difference_of_five_seed_deviations(seeds: tuple[int, ...]) -> None:
     rng = np.random.default_rng(9)
     pilot = [runs for _ in range(100) for runs in simulate(rng, (5, 5), 100, 4)[0].values()]
     spread = np.sqrt(np.mean([np.mean(runs, axis=1).var(ddof=1) for runs in pilot]))  # of runs on one test set
@@ -490,9 +493,9 @@ def test_gap_of_five_seed_deviations_is_found(seeds: tuple[int, ...]) -> None:
     found = differences = 0.0
     for _ in range(COMPARISONS):
         items, clusters = simulate(rng, seeds, 100, 4, gap=gap)
-        verdict = compare_pairs(items, clusters, measure="m", resamples=200)[0]
-        found += verdict.shown
-        differences += verdict.difference
+        result = compare_pairs(items, clusters, measure="m", resamples=200)[0]
+        found += result.significant
+        differences += result.difference
     print(f"{seeds}: spread {spread:.4f}, found {found / COMPARISONS}")
     assert differences / COMPARISONS == pytest.approx(5 * spread, rel=0.05)
     assert found >= 0.8 * COMPARISONS

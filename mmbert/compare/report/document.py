@@ -1,52 +1,53 @@
-"""What a report says, in its order, not yet in any markup."""
+"""Content of a report in its order, independent of the markup."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmbert.compare.report import costs, plots, tables
-from mmbert.compare.report.findings import clauses, find, listed, sentences
-from mmbert.compare.report.outcomes import TAKEN, Outcomes, title
+from mmbert.compare.report.outcomes import ABLATED_INPUT, Outcomes, measure_title
 from mmbert.compare.report.plots import Figure
-from mmbert.compare.report.tables import Table, percent
-from mmbert.compare.statistics import Verdict
+from mmbert.compare.report.summary import describe_results, group_results, join_names, summarize
+from mmbert.compare.report.tables import Table, format_percent
+from mmbert.compare.statistics import TestResult
 
-MOST_SENTENCES = 12
-"""About pairs; more are told together."""
+MAX_SENTENCES = 12
+"""Test results that are described one by one; more are grouped."""
 
-HOW = (
-    "Intervals (95 %) are meant for other seeds and other images of the same kind; with one seed for other images "
-    "only. Pairs of strategies are tested on the same items, items of one image kept together; p-values are "
-    "corrected by Holm over all pairs on all primary measures together, those of the other measures among themselves. "
-    "A strategy is called better only where such a test shows it. The tests take seeds to spread about normally: a "
-    "strategy of which some seeds collapse is told by its dots in the plots, not by a test. Scores are fractions; a "
-    "point is 0.010. Without outcomes of single items nothing is tested, and ± is half of Student's 95 % interval over "
-    "seeds alone: other images would add to it. One seed has none, nor have seeds that agree to the last digit."
+METHODS = (
+    "Confidence intervals (95 %) generalize to other seeds and other images of the same kind; with one seed to other "
+    "images only. Pairs of strategies are tested on the same items, with the items of one image as a cluster; p-values "
+    "are Holm-corrected over all pairs on all primary measures together, and separately over those of the other "
+    "measures. A strategy is called better only if such a test is significant. The tests assume roughly normal scores "
+    "over seeds: if some seeds of a strategy collapse, look at its dots in the plots instead. Scores are fractions; a "
+    "point is 0.010. Measures without per-item outcomes are not tested, and their ± is half of Student's 95 % interval "
+    "over seeds alone, without the variance over images. There is none with one seed, or if all seeds are equal to the "
+    "last digit."
 )
 
 
 class Example(NamedTuple):
-    """A test item about which strategies disagree."""
+    """A test item on which strategies disagree."""
 
-    image: bytes | None  # JPEG or PNG, None where it could not be read
+    image: bytes | None  # JPEG or PNG, None if it could not be read
     number: int
     caption: str
     foil: str
     category: str
-    outcomes: dict[str, Any]
+    outcomes: dict[str, Any]  # strategy -> whether it was right, or its answer
 
     @property
     def file(self) -> str:
-        """The image's place inside the report's folder, "" without one."""
-        return f"examples/{self.number}.{self.kind}" if self.image is not None else ""
+        """Path of the image in the report's folder, "" without an image."""
+        return f"examples/{self.number}.{self.file_type}" if self.image is not None else ""
 
     @property
-    def kind(self) -> str:
-        """Of the image's content: what its data URI says."""
+    def file_type(self) -> str:
+        """File type of the image, for its name and its data URI."""
         return "png" if (self.image or b"").startswith(b"\x89PNG") else "jpeg"
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it."""
+    """Section of a report: title, sentences, figures and tables."""
 
     title: str
     text: list[str]
@@ -55,7 +56,7 @@ class Section(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A whole report."""
+    """Content of a report."""
 
     name: str
     headline: str
@@ -69,97 +70,100 @@ class Document(NamedTuple):
     exploratory: bool
 
 
-def build(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
-    """Puts together what there is; a section without content is left out."""
-    findings = find(outcomes)
+def build_document(outcomes: Outcomes, examples: Sequence[Example]) -> Document:
+    """Build the content of a report, without sections that have no content."""
+    summary = summarize(outcomes)
+    named = bool(outcomes.named_primary())
     drawn = {figure.name: figure for figure in plots.figures(outcomes)}
 
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
 
-    def tests(verdicts: Sequence[Verdict], name: str) -> list[Table]:
-        return [tables.tests(verdicts, name, exploratory=outcomes.exploratory)] if verdicts else []
+    def tests(results: Sequence[TestResult], name: str) -> list[Table]:
+        return [tables.test_results(results, name, exploratory=outcomes.exploratory)] if results else []
 
-    tested = tests(findings.primary, "Tests on the primary measures" if outcomes.named() else "Tests")
-    others = tests(findings.others, "Tests on measures that were not named as primary" if outcomes.named()
-                   else "Tests by category")  # fmt: skip
-    verdicts = [] if outcomes.exploratory else _verdicts(findings.primary)
-    more = sum(verdict.shown for verdict in findings.others)
-    if more:
-        where = "measures that were not named as primary" if outcomes.named() else "categories"
-        verdicts.append(f"On {where}, {more} of {len(findings.others)} differences are "
-                        "shown; they stand further down.")  # fmt: skip
+    primary = tests(summary.primary, "Tests on primary measures" if named else "Tests")
+    secondary = tests(summary.secondary, "Tests on secondary measures" if named else "Tests by category")
+    text = [] if outcomes.exploratory else _describe(summary.primary)
+    significant = [result for result in summary.secondary if result.significant]
+    if significant:
+        measures = "secondary measures" if named else "categories"
+        text.append(f"On {measures}, {len(significant)} of {len(summary.secondary)} differences are significant; see "
+                    "the last section.")  # fmt: skip
     sections = [
-        Section("What is shown", verdicts, [], tested),
-        Section("Quality", [], figure("quality"), tables.quality(outcomes)),
-        Section(_needs_title(outcomes), [], figure("image"), tables.needs(outcomes)),
-        Section("By category", [], figure("categories"), tables.categories(outcomes)),
-        Section("Seen and unseen pairs", [], [], tables.parts(outcomes)),
-        Section("Cost", [], figure("cost"), [costs.cost(outcomes)] if outcomes.done else []),
+        Section("Test results", text, [], primary),
+        Section("Scores", [], figure("quality"), tables.scores(outcomes)),
+        Section(_ablations_title(outcomes), [], figure("image"), tables.ablations(outcomes)),
+        Section("Scores by category", [], figure("categories"), tables.categories(outcomes)),
+        Section("Seen and unseen pairs", [], [], tables.seen_unseen(outcomes)),
+        Section("Cost", [], figure("cost"), [costs.cost_table(outcomes)] if outcomes.done else []),
         Section("Learning curves", [], figure("curves"), []),
-        Section("With less data", [], figure("low_data"), tables.low_data(outcomes)),
+        Section("Low-data curve", [], figure("low_data"), tables.low_data(outcomes)),
         Section("Failed arms", [], [], tables.failures(outcomes)),
-        Section("Other tests", _verdicts([v for v in findings.others if v.shown]), [], others),
-    ]
+        Section("Test results on secondary measures" if named else "Test results by category",
+                _describe(significant), [], secondary),
+    ]  # fmt: skip
     return Document(
         name=str(outcomes.comparison.get("name", "comparison")),
-        headline=findings.headline,
+        headline=summary.headline,
         facts=_facts(outcomes),
-        warnings=findings.warnings,
+        warnings=summary.warnings,
         sections=[section for section in sections if section.text or section.figures or section.tables],
         examples=list(examples),
-        options=_options(outcomes),
+        options=_describe_options(outcomes),
         command=str(outcomes.comparison.get("command", "")),
         strategies=outcomes.strategies,
         exploratory=outcomes.exploratory,
     )
 
 
-def _needs_title(outcomes: Outcomes) -> str:
-    taken = {TAKEN[variant] for found in outcomes.variants().values() for variant in found}
-    return f"What {listed([f'the {what}' for what in sorted(taken)])} give{'s' if len(taken) == 1 else ''}"
+def _ablations_title(outcomes: Outcomes) -> str:
+    inputs = {ABLATED_INPUT[ablation] for found in outcomes.ablations().values() for ablation in found}
+    gains = {"image": "visual", "text": "textual"}
+    return f"{join_names([gains[name] for name in sorted(inputs)])} gain".capitalize()
 
 
-def _options(outcomes: Outcomes) -> str:
-    """Where the options of the arms are, as far as they are."""
+def _describe_options(outcomes: Outcomes) -> str:
+    """Describe which options of the arms results.jsonl has."""
     if all(row.get("options") for row in outcomes.rows):
         return "Every option of every arm is in results.jsonl."
     if outcomes.done and all(row.get("options") for row in outcomes.done):
         return "Every option of every finished arm is in results.jsonl."
     versions = sorted({str((row.get("versions") or {}).get("mmbert", "")) for row in outcomes.done} - {""})
     return (
-        "Every option that was written down is in results.jsonl; the others had the defaults of mmbert"
-        f"{' ' if versions else ''}{listed(versions)}."
+        "Every explicit option is in results.jsonl; the others have the defaults of mmbert"
+        f"{' ' if versions else ''}{join_names(versions)}."
     )
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
-    """A sentence a pair; where these are too many, a sentence for all pairs of which the same is shown."""
-    if len(verdicts) <= MOST_SENTENCES:
-        return sentences(verdicts)
-    shown = [verdict for verdict in verdicts if verdict.shown]
-    text = [f"{clause}." for clause in clauses(shown)]
-    rest = len(verdicts) - len(shown)
-    return text + ([f"No difference shown for {rest} of {len(verdicts)} pairs; the table has them."] if rest else [])
+def _describe(results: Sequence[TestResult]) -> list[str]:
+    """One sentence per result; if there are too many, significant ones are grouped and the others counted."""
+    if len(results) <= MAX_SENTENCES:
+        return describe_results(results)
+    significant = [result for result in results if result.significant]
+    text = [f"{clause}." for clause in group_results(significant)]
+    rest = len(results) - len(significant)
+    return text + ([f"No significant difference for {rest} of {len(results)} pairs; see the table."] if rest else [])
 
 
 def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
-    told: Mapping[str, Any] = outcomes.comparison
-    seeds = told.get("seeds") or sorted({row.get("seed", 0) for row in outcomes.rows})
+    comparison: Mapping[str, Any] = outcomes.comparison
+    seeds = comparison.get("seeds") or sorted({row.get("seed", 0) for row in outcomes.rows})
+    primary = join_names([measure_title(name) for name in outcomes.named_primary()])
     facts = [
-        ("Strategies", listed(outcomes.strategies)),
-        ("Budget", _one_line(told.get("budget_rule"))),
+        ("Strategies", join_names(outcomes.strategies)),
+        ("Budget", _one_line(comparison.get("budget_rule"))),
         ("Seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})"),
-        ("Primary measures", listed([title(name) for name in outcomes.named()]) or "none was named beforehand"),
-        ("Data", _one_line(told.get("dataset"))),
+        ("Primary measures", primary or "none was named beforehand"),
+        ("Data", _one_line(comparison.get("dataset"))),
         ("Arms", f"{len(outcomes.done)} finished, {len(outcomes.failed)} failed"),
         ("Versions", _versions(outcomes)),
-        ("Machine", listed(outcomes.machines())),
+        ("Machine", join_names(outcomes.machines())),
         ("Dates", _dates(outcomes)),
     ]
     if len(outcomes.fractions) > 1:
-        shares = listed([percent(fraction) for fraction in outcomes.fractions])
-        facts.insert(3, ("Training pairs", f"{shares}; where no share is named, {percent(outcomes.full)}"))
+        fractions = join_names([format_percent(fraction) for fraction in outcomes.fractions])
+        facts.insert(3, ("Training pairs", f"{fractions}; {format_percent(outcomes.full)} unless stated otherwise"))
     return [(name, value) for name, value in facts if value]
 
 

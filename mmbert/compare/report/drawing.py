@@ -1,4 +1,4 @@
-"""How plots look and become bytes: colours of strategies, PNG and SVG files, SVG inside a page."""
+"""Style and output of plots: colors of strategies, PNG and SVG files, inline SVG for the page."""
 
 import re
 import warnings
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
-from mmbert.compare.report.outcomes import plain
+from mmbert.compare.report.outcomes import single_line
 
-# Told apart with any kind of colour vision, and at least 4.5:1 against the paper: Okabe & Ito's hues, moved as far as
-# that takes, with a purple and a red beside them. From the ninth strategy on only the sign and the dashes tell.
+# Distinguishable with any kind of color vision, with a contrast of at least 4.5:1 to the background: the hues of Okabe
+# & Ito, adjusted for that, a purple and a red. From the ninth strategy on only markers and dashes differ.
 LIGHT = ("#0060a1", "#c55300", "#128561", "#b84c8c", "#6a4900", "#4b5764", "#7a2fe0", "#6b1022")
 DARK = ("#82b4e8", "#f88e52", "#35c79d", "#c979a9", "#e9cc48", "#bbc8d8", "#a376ff", "#f05665")
 MARKERS = ("o", "s", "D", "^", "v", "P", "p", "<", ">", "h", "*", "d")
@@ -27,15 +27,15 @@ DASHES = ("-", (0, (5, 1.6)), (0, (1.5, 1.5)))
 
 INK, MUTED, GRID, PAPER = "#1b2129", "#59636f", "#dce1e7", "#fffffe"
 SURFACES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card"}
-"""Colour in a plot -> the page's name for it, which is another colour on dark screens."""
+"""Color in a plot -> CSS variable of the page, which has another value in dark mode."""
 
 WIDTH = 3.5
-"""Inches of a panel: at 72 points an inch as wide as a phone."""
+"""Width of a panel in inches: at 72 points per inch as wide as a phone."""
 
 STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, and read aloud
-    "svg.hashsalt": "mmbert",  # the same plot gives the same bytes
-    "text.parse_math": False,  # a name may hold a dollar
+    "svg.fonttype": "none",  # text stays text: smaller, and accessible
+    "svg.hashsalt": "mmbert",  # reproducible bytes
+    "text.parse_math": False,  # names may contain a dollar sign
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.labelsize": 8.5,
@@ -53,7 +53,7 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto S
 
 
 class Panel(NamedTuple):
-    """One pair of axes."""
+    """One pair of axes of a figure."""
 
     title: str
     draw: Callable[[Axes], None]
@@ -61,7 +61,7 @@ class Panel(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Panels that belong together; `name` is the file's, `legend` tells whether it needs the strategies' signs."""
+    """Figure of several panels; `name` is that of its files, `legend` whether it needs a legend of the strategies."""
 
     name: str
     title: str
@@ -73,33 +73,33 @@ class Figure(NamedTuple):
 @contextmanager
 def _style() -> Iterator[None]:
     with rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
-        # A PNG shows boxes for letters that its font lacks; an SVG leaves letters to the reader's fonts.
+        # A PNG has boxes for glyphs that the font lacks; an SVG is drawn with the fonts of the reader.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
-class Look(NamedTuple):
-    """How a strategy is drawn, everywhere."""
+class LineStyle(NamedTuple):
+    """Color, marker and dashes of a strategy in all plots."""
 
-    colour: str  # on light paper
+    color: str  # in light mode
     marker: str
     dashes: Any  # matplotlib's linestyle
 
 
-def look(position: int) -> Look:
-    """Of the strategy at `position` of the comparison."""
+def line_style(position: int) -> LineStyle:
+    """Style of the strategy at a position of the comparison."""
     dashes = DASHES[position // len(LIGHT) % len(DASHES)]
-    return Look(LIGHT[position % len(LIGHT)], MARKERS[position % len(MARKERS)], dashes)
+    return LineStyle(LIGHT[position % len(LIGHT)], MARKERS[position % len(MARKERS)], dashes)
 
 
-def variable(position: int) -> str:
-    """The page's name for a strategy's colour."""
+def color_variable(position: int) -> str:
+    """CSS variable of a strategy's color."""
     return f"--s{position % len(LIGHT)}"
 
 
-def sign(position: int) -> str:
-    """A strategy's marker as an SVG path inside -1.2 to 1.2."""
-    marker = MarkerStyle(look(position).marker)
+def marker_path(position: int) -> str:
+    """Marker of a strategy as an SVG path within -1.2 to 1.2."""
+    marker = MarkerStyle(line_style(position).marker)
     path = marker.get_path().transformed(marker.get_transform())
     scale = 1 / abs(path.get_extents().get_points()).max()
     outlines = [[f"{scale * x:.2f} {-scale * y:.2f}" for x, y in np.asarray(polygon)] for polygon in path.to_polygons()]
@@ -107,23 +107,23 @@ def sign(position: int) -> str:
 
 
 def shorten(name: str, limit: int) -> str:
-    """`name` with its middle left out where it is too long for an axis."""
-    name = plain(name)
+    """Replace the middle of a name that is too long for an axis by an ellipsis."""
+    name = single_line(name)
     if len(name) <= limit:
         return name
     return f"{name[: (limit - 1) // 2]}…{name[-(limit - 1 - (limit - 1) // 2) :]}"
 
 
-def save(figure: Figure, strategies: Iterable[str], folder: Path) -> list[Path]:
-    """Writes all panels of a figure to `folder`/NAME.png and .svg, in up to three columns."""
+def save_figure(figure: Figure, strategies: Iterable[str], folder: Path) -> list[Path]:
+    """Write all panels of a figure to `folder`/NAME.png and .svg, in up to three columns."""
     columns = min(3, len(figure.panels))
     lines = [figure.panels[i : i + columns] for i in range(0, len(figure.panels), columns)]
     heights = [max(panel.height for panel in line) + 0.25 for line in lines]
     with _style():
-        # A label that starts with "_" would be left out.
+        # The space is for names that start with "_", which matplotlib would skip.
         legend = [
             Line2D([], [], color=c, marker=m, linestyle=dashes, label=f" {shorten(name, 30)}")
-            for name, (c, m, dashes) in ((name, look(i)) for i, name in enumerate(strategies))
+            for name, (c, m, dashes) in ((name, line_style(i)) for i, name in enumerate(strategies))
         ]
         across = max(1, int(columns * WIDTH / 1.6)) if figure.legend else 1
         legend_height = 0.1 + 0.22 * -(-len(legend) // across) if figure.legend else 0
@@ -143,12 +143,12 @@ def save(figure: Figure, strategies: Iterable[str], folder: Path) -> list[Path]:
     return files
 
 
-def inline(panel: Panel, key: str) -> str:
-    """One panel as an SVG element for the page: its colours, its fonts, nothing from outside.
+def inline_svg(panel: Panel, key: str) -> str:
+    """Draw a panel as an SVG element for the page, with CSS variables as colors and no external resources.
 
     Args:
-        panel: What to draw; its title is for those who listen, the page shows it.
-        key: Makes the identifiers in it unique on the page.
+        panel: Panel to draw; its title becomes the label for screen readers.
+        key: Prefix that makes the ids in it unique on the page.
     """
     with _style():
         canvas = Canvas(figsize=(WIDTH, panel.height), layout="constrained")
@@ -160,13 +160,13 @@ def inline(panel: Panel, key: str) -> str:
 
 
 def _for_page(svg: str, key: str, panel_title: str) -> str:
-    # No text of the data can hold a "<", so that these find matplotlib's own elements only.
+    # No text of the data can contain a "<", so these match elements of matplotlib only.
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.S)
     body = svg[svg.index(">") + 1 :]
     box = re.search(r'viewBox="([\d. ]+)"', svg)
     assert box is not None, "matplotlib writes a viewBox"
-    body = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.S)  # it would rule the whole page
+    body = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.S)  # it would apply to the whole page
     body = re.sub(r'xlink:href="#', 'href="#', body)
     used = set(re.findall(r'href="#([^"]+)"', body)) | set(re.findall(r"url\(#([^)]+)\)", body))
     body = re.sub(r'(<[^<>]*?) id="([^"]+)"', lambda m: _identifier(m, used, key), body)
@@ -181,10 +181,10 @@ def _identifier(match: re.Match[str], used: set[str], key: str) -> str:
 
 
 def _themed(match: re.Match[str]) -> str:
-    """Colours of one style attribute by the page's names, and its fonts."""
+    """Replace colors of a style attribute by CSS variables, and its fonts by those of the page."""
     style = match[0]
-    for i, colour in enumerate(LIGHT):
-        style = style.replace(colour, f"var(--s{i})")
-    for colour, name in SURFACES.items():
-        style = style.replace(colour, f"var({name})")
+    for i, color in enumerate(LIGHT):
+        style = style.replace(color, f"var(--s{i})")
+    for color, name in SURFACES.items():
+        style = style.replace(color, f"var({name})")
     return re.sub(r"('DejaVu Sans'[^;\"]*)", FONTS, style)

@@ -1,72 +1,74 @@
-"""The tables of a report, as text not yet escaped: what is in a cell is decided here, how it looks is not."""
+"""Tables of a report as unescaped text; the templates define their markup."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmbert.compare.report.findings import listed
-from mmbert.compare.report.outcomes import TAKEN, Outcomes, is_ranking, is_score, mean_of, title
-from mmbert.compare.statistics import Interval, Verdict
+from mmbert.compare.report.outcomes import ABLATED_INPUT, Outcomes, is_ranking, is_score, mean_of, measure_title
+from mmbert.compare.report.summary import join_names
+from mmbert.compare.statistics import Interval, TestResult
 
-NOTHING = "–"
+EMPTY = "–"
 
 
 class Table(NamedTuple):
-    """Cells as plain text; the first column names the row."""
+    """Table of plain text; the first column is the header of a row."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
     of_strategies: bool = True
-    """Whether rows are strategies, and get their colours."""
-    words: bool = False
+    """Whether rows are strategies, which have their colors."""
+    is_text: bool = False
     """Whether cells are text rather than numbers."""
     note: str = ""
-    """What to know when reading it; stands below."""
+    """Note below the table."""
 
 
-def quality(outcomes: Outcomes) -> list[Table]:
-    """A table a task: strategies x measures, mean over seeds with its interval."""
+def scores(outcomes: Outcomes) -> list[Table]:
+    """One table per task: strategies x measures, mean over seeds with its confidence interval."""
     tasks: dict[str, list[str]] = {}
     for measure in outcomes.measures():
         tasks.setdefault(measure.split("/")[0], []).append(measure)
-    return [_by_strategy(outcomes, task_table(outcomes, task), found) for task, found in tasks.items()]
+    return [_by_strategy(outcomes, task_title(outcomes, task), found) for task, found in tasks.items()]
 
 
-def task_table(outcomes: Outcomes, task: str) -> str:
-    """A task's name, and where it ranks: what, and by which scorer, since two rankings of a model differ by that."""
+def task_title(outcomes: Outcomes, task: str) -> str:
+    """Name of a task; for retrieval with the number of candidates and the scorer, on which the result depends."""
     if not any(is_ranking(name) for name in outcomes.measures() if name.startswith(f"{task}/")):
-        return _words(task)
-    what = ["the run's own test"]
+        return _spaced(task)
+    details = ["test of the run"]
     if task == "retrieval":
         images, captions = outcomes.candidates() or (0, 0)
         each, rest = divmod(captions, images or 1)
-        what = [f"{images:,} images", f"{captions:,} captions" if rest else
+        details = [f"{images:,} images", f"{captions:,} captions" if rest else
                 f"{each} caption{'s' if each > 1 else ''} each"] if images else []  # fmt: skip
     scorers = outcomes.scorers(task)
-    by = list(scorers) if len(scorers) == 1 else [f"{scorer} ({listed(names)})" for scorer, names in scorers.items()]
-    what += [f"ranked by {listed(by)}"] if by else ["by which scorer is not written down"]
-    return f"{_words(task)}: {', '.join(what)}"
+    by = (
+        list(scorers) if len(scorers) == 1 else [f"{scorer} ({join_names(names)})" for scorer, names in scorers.items()]
+    )
+    details += [f"ranked by {join_names(by)}"] if by else ["scorer unknown"]
+    return f"{_spaced(task)}: {', '.join(details)}"
 
 
 def categories(outcomes: Outcomes) -> list[Table]:
-    """Strategies x categories, for each measure that has them."""
+    """One table per measure with categories: strategies x categories."""
     return [
-        _by_strategy(outcomes, f"{title(whole)}, by category", [whole, *found], short=True)
-        for whole, found in outcomes.categories().items()
+        _by_strategy(outcomes, f"{measure_title(overall)}, by category", [overall, *found], short=True)
+        for overall, found in outcomes.categories().items()
     ]
 
 
 def _by_strategy(outcomes: Outcomes, name: str, measures: Sequence[str], *, short: bool = False) -> Table:
-    heads = [_words(measure.rpartition("/")[2] if short else measure.partition("/")[2]) for measure in measures]
+    heads = [_spaced(measure.rpartition("/")[2] if short else measure.partition("/")[2]) for measure in measures]
     head = ["strategy", *(head or "all" for head in heads), "seeds"]
     rows = []
     for strategy in outcomes.strategies:
-        cells = [cell(outcomes.interval(strategy, measure)) for measure in measures]
+        cells = [format_interval(outcomes.interval(strategy, measure)) for measure in measures]
         rows.append([strategy, *cells, str(len(outcomes.arms(strategy)))])
-    references = [outcomes.reference(measure) for measure in measures]
-    if any(math.isfinite(reference) for reference in references):
-        rows.append(["without a model", *map(share, references), NOTHING])
+    baselines = [outcomes.baseline(measure) for measure in measures]
+    if any(math.isfinite(baseline) for baseline in baselines):
+        rows.append(["chance or prior", *map(format_fraction, baselines), EMPTY])
     return Table(name, head, rows, note=_interval_note(rows))
 
 
@@ -74,59 +76,67 @@ def _interval_note(rows: Sequence[Sequence[str]]) -> str:
     return "±: half of the 95 % interval over seeds alone." if any("±" in cell for row in rows for cell in row) else ""
 
 
-def needs(outcomes: Outcomes) -> list[Table]:
-    """What is lost without the image, or the text: strategies x (true, variants, differences), a table a measure."""
+def ablations(outcomes: Outcomes) -> list[Table]:
+    """One table per measure with ablations: strategies x (true input, ablated inputs, gains of the true input)."""
     tables = []
-    for measure, variants in outcomes.variants().items():
-        lost = [(f"lost: {_variant(v)}", v) for v in variants]
-        head = ["strategy", "as it is", *(_variant(v) for v in variants), *(name for name, _ in lost)]
+    for measure, variants in outcomes.ablations().items():
+        gains = [(f"gain over {_input_name(v)}", v) for v in variants]
+        head = ["strategy", "true input", *(_input_name(v) for v in variants), *(name for name, _ in gains)]
         rows = []
         for strategy in outcomes.strategies:
             means = [mean_of(list(outcomes.values(strategy, f"{measure}/{v}").values())) for v in variants]
             own = mean_of(list(outcomes.values(strategy, measure).values()))
-            gaps = [cell(outcomes.interval(strategy, measure, minus=f"{measure}/{v}"), write=signed) for _, v in lost]
-            rows.append([strategy, share(own), *map(share, means), *gaps])
-        what = "image or text" if len({TAKEN[v] for v in variants}) > 1 else TAKEN[variants[0]]
-        tables.append(Table(f"{title(measure)}, with and without the {what}", head, rows, note=_interval_note(rows)))
+            differences = [
+                format_interval(outcomes.interval(strategy, measure, minus=f"{measure}/{v}"), write=format_signed)
+                for _, v in gains
+            ]
+            rows.append([strategy, format_fraction(own), *map(format_fraction, means), *differences])
+        inputs = " and ".join(dict.fromkeys(ABLATED_INPUT[v] for v in variants))
+        tables.append(Table(f"{measure_title(measure)}, {inputs} ablations", head, rows, note=_interval_note(rows)))
     return tables
 
 
-def parts(outcomes: Outcomes) -> list[Table]:
-    """Scores on pairs that training had and on pairs that it never had: a table for each that has items.
+def seen_unseen(outcomes: Outcomes) -> list[Table]:
+    """Scores on pairs of the training and on new pairs: one table per measure with items.
 
-    Of all others one table tells the differences.
+    One more table has the differences of all other measures.
     """
     tables, others = [], {}
-    for whole, found in outcomes.parts().items():
-        if not is_score(whole):
+    for overall, found in outcomes.seen_unseen().items():
+        if not is_score(overall):
             continue
         if any(outcomes.clusters(name) is None for name in found.values()):
-            others[whole] = found
+            others[overall] = found
             continue
-        columns = {"all": whole, **dict(sorted(found.items()))}
+        columns = {"all": overall, **dict(sorted(found.items()))}
         columns = {head: name for head, name in columns.items() if name in outcomes.names()}
         head = ["strategy", *columns, *(["seen − unseen"] if len(found) == 2 else [])]
         rows = [
-            [strategy, *(cell(outcomes.interval(strategy, name)) for name in columns.values())]
-            + ([cell(outcomes.gap(strategy, *_both(found)), write=signed)] if len(found) == 2 else [])
+            [strategy, *(format_interval(outcomes.interval(strategy, name)) for name in columns.values())]
+            + (
+                [format_interval(outcomes.difference(strategy, *_both(found)), write=format_signed)]
+                if len(found) == 2
+                else []
+            )
             for strategy in outcomes.strategies
         ]
         unpaired = UNPAIRED if len(found) == 2 and not tables else ""
         note = f"{unpaired} {_interval_note(rows)}".strip()
-        tables.append(Table(f"{title(whole)}, by whether training had the pair", head, rows, note=note))
+        tables.append(Table(f"{measure_title(overall)}, seen and unseen pairs", head, rows, note=note))
     if others:
         head = [
-            title(whole) if len(found) == 2 else ", ".join([title(whole), *found]) for whole, found in others.items()
+            measure_title(overall) if len(found) == 2 else ", ".join([measure_title(overall), *found])
+            for overall, found in others.items()
         ]
-        rows = [[strategy, *(_part_cell(outcomes, strategy, found) for found in others.values())]
+        rows = [[strategy, *(_seen_unseen_cell(outcomes, strategy, found) for found in others.values())]
                 for strategy in outcomes.strategies]  # fmt: skip
         tables.append(Table("Other scores, seen − unseen", ["strategy", *head], rows, note=_interval_note(rows)))
     return tables
 
 
 UNPAIRED = (
-    "Seen and unseen pairs are different items, so that their difference is paired over seeds but not over images; "
-    "its interval allows for both samples of items."
+    "Seen and unseen pairs are different items, so their difference is paired over seeds but not over images; its "
+    "interval includes the variance of both samples of items."
 )
 
 
@@ -134,104 +144,106 @@ def _both(found: Mapping[str, str]) -> tuple[str, str]:
     return found["seen"], found["unseen"]
 
 
-def _part_cell(outcomes: Outcomes, strategy: str, found: Mapping[str, str]) -> str:
+def _seen_unseen_cell(outcomes: Outcomes, strategy: str, found: Mapping[str, str]) -> str:
     if len(found) == 2:
-        return cell(outcomes.gap(strategy, *_both(found)), write=signed)
-    return cell(outcomes.interval(strategy, next(iter(found.values()))))
+        return format_interval(outcomes.difference(strategy, *_both(found)), write=format_signed)
+    return format_interval(outcomes.interval(strategy, next(iter(found.values()))))
 
 
 def low_data(outcomes: Outcomes) -> list[Table]:
-    """Scores against the share of the training pairs; none with one share."""
+    """Scores by fraction of the training pairs; no table with one fraction."""
     if len(outcomes.fractions) < 2:
         return []
     least, most = outcomes.fractions[0], outcomes.fractions[-1]
-    head = ["strategy", *map(percent, outcomes.fractions), f"{percent(most)} − {percent(least)}"]
+    head = ["strategy", *map(format_percent, outcomes.fractions), f"{format_percent(most)} − {format_percent(least)}"]
     found = []
     for measure in outcomes.leading_scores():
         rows = [
             [
                 strategy,
-                *(cell(outcomes.interval(strategy, measure, f)) for f in outcomes.fractions),
-                cell(outcomes.gain(strategy, measure, most, least), write=signed),
+                *(format_interval(outcomes.interval(strategy, measure, f)) for f in outcomes.fractions),
+                format_interval(outcomes.data_gain(strategy, measure, most, least), write=format_signed),
             ]
             for strategy in outcomes.strategies
         ]
-        found.append(Table(f"{title(measure)}, by share of the training pairs", head, rows, note=_interval_note(rows)))
+        found.append(
+            Table(f"{measure_title(measure)}, by fraction of the training pairs", head, rows, note=_interval_note(rows))
+        )
     return found
 
 
-def tests(verdicts: Sequence[Verdict], name: str, *, exploratory: bool) -> Table:
-    """Every pair that was tested; an exploratory comparison claims nothing of them."""
+def test_results(results: Sequence[TestResult], name: str, *, exploratory: bool) -> Table:
+    """All tests of pairs of strategies, significant or not; without conclusions in an exploratory comparison."""
     rows = []
-    for v in verdicts:
-        better = v.a if v.difference > 0 else v.b
-        verdict = "no claim" if exploratory else f"{better} is better" if v.shown else "no difference shown"
-        p = NOTHING if math.isnan(v.p_holm) else "< 0.001" if v.p_holm < 0.001 else f"{v.p_holm:.3f}"
-        interval = f"{signed(v.low)} to {signed(v.high)}"
-        rows.append([title(v.measure), f"{v.a} − {v.b}", signed(v.difference), interval, p, verdict])
-    head = ["measure", "pair", "difference", "95 % interval", "p after Holm", "verdict"]
+    for r in results:
+        better = r.a if r.difference > 0 else r.b
+        text = "exploratory" if exploratory else f"{better} is better" if r.significant else "not significant"
+        p = EMPTY if math.isnan(r.p_holm) else "< 0.001" if r.p_holm < 0.001 else f"{r.p_holm:.3f}"
+        interval = f"{format_signed(r.low)} to {format_signed(r.high)}"
+        rows.append([measure_title(r.measure), f"{r.a} − {r.b}", format_signed(r.difference), interval, p, text])
+    head = ["measure", "pair", "difference", "95 % interval", "p after Holm", "result"]
     return Table(name, head, rows, of_strategies=False)
 
 
 def failures(outcomes: Outcomes) -> list[Table]:
-    """Arms that did not finish: where, why, and what the losses did before."""
+    """Failed arms: stage, step, error and last losses."""
     if not outcomes.failed:
         return []
     rows = []
     for row in outcomes.failed:
         failure: Mapping[str, Any] = row.get("failure") or {}
-        losses = ", ".join(loss(value) for value in failure.get("last_losses") or ()) or NOTHING
+        losses = ", ".join(format_loss(value) for value in failure.get("last_losses") or ()) or EMPTY
         step = failure.get("step")
-        where = [str(failure.get("stage") or NOTHING), NOTHING if step is None else str(step)]
-        rows.append([str(row["arm"]), *where, str(failure.get("what", "?")), losses])
+        position = [str(failure.get("stage") or EMPTY), EMPTY if step is None else str(step)]
+        rows.append([str(row["arm"]), *position, str(failure.get("message", "?")), losses])
     return [
         Table(
-            "Where they broke off",
-            ["arm", "stage", "step", "what happened", "last losses"],
+            "Failed arms",
+            ["arm", "stage", "step", "error", "last losses"],
             rows,
             of_strategies=False,
-            words=True,
+            is_text=True,
         )
     ]
 
 
-def cell(found: Interval | None, *, write: Callable[[float], str] | None = None) -> str:
-    """A mean with its interval, "0.612 (0.590 to 0.634)"; one over seeds alone is "0.612 ± 0.022"."""
-    write = write or share
+def format_interval(found: Interval | None, *, write: Callable[[float], str] | None = None) -> str:
+    """Format a mean with its interval: "0.612 (0.590 to 0.634)"; over seeds alone "0.612 ± 0.022"."""
+    write = write or format_fraction
     if found is None or not math.isfinite(found.mean):
-        return NOTHING
+        return EMPTY
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
         return write(found.mean)
     if not found.over_items:
-        return f"{write(found.mean)} ± {share(found.high - found.mean)}"
+        return f"{write(found.mean)} ± {format_fraction(found.high - found.mean)}"
     return f"{write(found.mean)} ({write(found.low)} to {write(found.high)})"
 
 
-def share(value: float) -> str:
-    """Three digits behind the point, as far as a fraction has them."""
+def format_fraction(value: float) -> str:
+    """Format with three decimals; values from 10 on, which are no fractions, with four significant digits."""
     if not math.isfinite(value):
-        return NOTHING
+        return EMPTY
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"
 
 
-def signed(value: float) -> str:
-    """`share` with its sign; never "-0.000"."""
-    return NOTHING if not math.isfinite(value) else f"{round(value, 3) + 0.0:+.3f}"
+def format_signed(value: float) -> str:
+    """Format a difference with its sign and three decimals; never "-0.000"."""
+    return EMPTY if not math.isfinite(value) else f"{round(value, 3) + 0.0:+.3f}"
 
 
-def loss(value: object) -> str:
-    """A loss as far as it is a number; NaN and infinity by name."""
+def format_loss(value: object) -> str:
+    """Format a loss; NaN, infinity and text as they are."""
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
 
 
-def percent(fraction: float) -> str:
-    """0.1 -> "10 %"."""
+def format_percent(fraction: float) -> str:
+    """Format a fraction in percent: 0.1 -> "10 %"."""
     return f"{100 * fraction:g} %"
 
 
-def _words(name: str) -> str:
+def _spaced(name: str) -> str:
     return name.replace("/", " ").replace("_", " ")
 
 
-def _variant(name: str) -> str:
-    return {"no_text": "no text", "blank": "blank image", "shuffled": "another image"}[name]
+def _input_name(ablation: str) -> str:
+    return {"no_text": "no text", "blank": "blank image", "shuffled": "shuffled image"}[ablation]
