@@ -1,0 +1,102 @@
+"""Every combination of fusion and objectives trains in two processes (DDP) with the losses of one process."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from processes import in_processes
+from tiny import randomize, tiny_batch, tiny_config
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmbert.errors import UsageError
+from mmbert.model.fusion import FUSIONS
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives import OBJECTIVES
+from mmbert.training.optim import build_optimizer
+from mmbert.training.options import OptimOptions
+
+ROWS, STEPS = 6, 3
+COMBINATIONS = [
+    (fusion, names)
+    for fusion in FUSIONS
+    for count in range(1, len(OBJECTIVES) + 1)
+    for names in combinations(OBJECTIVES, count)
+]
+
+
+class Loss(nn.Module):
+    """Returns the loss alone, as `TrainingModule.training_step` does."""
+
+    def __init__(self, model: MMBertForPreTraining):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        loss = self.model(batch, generator=torch.Generator().manual_seed(step)).loss
+        assert loss is not None
+        return loss
+
+
+def losses(fusion: str, names: tuple[str, ...], batch: dict[str, Tensor], processes: int) -> list[float]:
+    """Loss of each step, as the mean over processes."""
+    torch.manual_seed(0)
+    config = tiny_config(
+        fusion=fusion, objectives=dict.fromkeys(names, 1.0), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    model = MMBertForPreTraining(config).double()
+    randomize(model)
+    step: nn.Module = Loss(model)
+    if processes > 1:  # as training.trainer asks Lightning for
+        step = DistributedDataParallel(step, find_unused_parameters=True, broadcast_buffers=False)
+    optimizer, schedule = build_optimizer(model, OptimOptions(lr=1e-2, warmup=0.0), STEPS)
+    found = []
+    for number in range(STEPS):
+        loss = step(batch, number)
+        loss.backward()
+        optimizer.step()
+        model.after_step()
+        optimizer.zero_grad()
+        schedule.step()
+        total = loss.detach().clone()
+        if processes > 1:
+            torch.distributed.all_reduce(total)
+        found.append(float(total) / processes)
+    return found
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, Tensor]:
+    """A batch of `ROWS` rows in double precision."""
+    return {k: v.double() if v.is_floating_point() else v for k, v in tiny_batch(ROWS).items()}
+
+
+@pytest.fixture(scope="module")
+def of_two(batch: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """Combination -> losses of two processes with half of the batch each, all in one pair of processes."""
+
+    def work(rank: int) -> dict[str, list[float]]:
+        own = {k: v[rank * ROWS // 2 : (rank + 1) * ROWS // 2] for k, v in batch.items()}
+        found = {}
+        for fusion, names in COMBINATIONS:
+            try:
+                found[f"{fusion} {names}"] = losses(fusion, names, own, 2)
+            except UsageError:
+                found[f"{fusion} {names}"] = []
+        return found
+
+    one, two = in_processes(2, work, tmp_path_factory.mktemp("group"), seconds=240)
+    assert one == two
+    return one
+
+
+@pytest.mark.parametrize(("fusion", "names"), COMBINATIONS, ids=lambda x: x if isinstance(x, str) else "+".join(x))
+def test_two_processes_give_the_losses_of_one(
+    fusion: str, names: tuple[str, ...], batch: dict[str, Tensor], of_two: dict[str, list[float]]
+) -> None:
+    try:
+        expected = losses(fusion, names, batch, 1)
+    except UsageError:
+        expected = []
+    assert of_two[f"{fusion} {names}"] == pytest.approx(expected, rel=1e-9)
+    assert len(set(expected)) == STEPS, "it learns something"
