@@ -1,4 +1,4 @@
-"""What an annotation file does not say about itself: its format, its keys, the folder of its images."""
+"""Detection of an annotation file's format, its keys and the folder of its images."""
 
 import json
 import logging
@@ -10,17 +10,28 @@ from typing import Any
 
 from mmbert.data.readers.base import ImageFolder, NoImageError, Problems, json_type
 from mmbert.data.readers.strict import iter_json_lines, load_json, read_text
-from mmbert.data.readers.table import csv_header
+from mmbert.data.readers.table import DELIMITERS, csv_header, parse_delimiter
 from mmbert.errors import DataError, quote
 
 log = logging.getLogger("mmbert")
 
 IMAGE_KEYS = (
     "image", "image_path", "image_file", "filename", "file_name", "filepath", "file", "img", "img_path", "path",
-    "picture", "photo",
+    "image_name", "picture", "photo",
 )  # fmt: skip
 """Usual names of the field with the image's path; the first that a file has is taken, in any case of letters."""
-CAPTION_KEYS = ("caption", "captions", "text", "sentence", "sentences", "alt", "alt_text", "description", "title")
+CAPTION_KEYS = (
+    "caption",
+    "captions",
+    "text",
+    "sentence",
+    "sentences",
+    "alt",
+    "alt_text",
+    "description",
+    "title",
+    "comment",
+)
 """Usual names of the field with the caption, as above."""
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -83,29 +94,31 @@ def _dicts(records: Iterable[Any]) -> list[dict[str, Any]]:
     return [record for record in islice(records, SNIFFED_RECORDS) if isinstance(record, dict)]
 
 
-def detect_keys(path: Path, format: str, given: dict[str, Any]) -> dict[str, Any]:
+def detect_keys(path: Path, format: str, given: dict[str, Any], *, text: str = "caption_key") -> dict[str, Any]:
     """Find the keys of a jsonl or csv file that are not given, among the usual names.
 
     Args:
         path: the annotation file.
         format: jsonl or csv.
         given: options of the reader that are known: `image_key`, `caption_key`, `delimiter`.
+        text: the option that names the text: `caption_key`, or `text_key` of a task.
 
     Returns:
-        `given` with `image_key` and `caption_key`; without them where the file has no record to look at, which its
+        `given` with `image_key` and the text's key; without them where the file has no record to look at, which its
         reader then reports.
 
     Raises:
         DataError: the file cannot be read, or none of the usual names is in its first records.
     """
-    wanted = {"image_key": IMAGE_KEYS, "caption_key": CAPTION_KEYS}
+    wanted = {"image_key": IMAGE_KEYS, text: CAPTION_KEYS}
     missing = [key for key in wanted if key not in given]
     if not missing:
         return given
     if format == "csv":
-        place, names = csv_header(path, given.get("delimiter", ","))
-        if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
-            return given  # another delimiter: the reader says which
+        delimiter = given.get("delimiter")
+        place, names = csv_header(path, None if delimiter is None else parse_delimiter(delimiter))
+        if len(names) == 1 and any(mark in names[0] for mark in DELIMITERS):
+            return given  # another delimiter: the reader reports which
     else:
         rows = list(islice(iter_json_lines(path, Problems()), SNIFFED_RECORDS))
         place = rows[0][0] if rows else ""

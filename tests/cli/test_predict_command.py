@@ -1,4 +1,4 @@
-"""`mmbert predict vqa`, from a saved model and question files to the file that the server takes."""
+"""`mmbert predict`, from a saved model and files of questions or statements to the file of predictions."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def test_mistakes_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[s
     assert "--num_workers -1: must be 0 or more" in fails(folder, 2, capsys, "--num_workers", "-1")
     assert "there is no option --batchsize. Did you mean" in fails(folder, 2, capsys, "--batchsize", "2")
     assert "device='gpu'" in fails(folder, 2, capsys, "--device", "gpu")
-    assert "does not fit image_names='{:x}{}.png'" in fails(folder, 1, capsys, names="{:x}{}.png")
+    assert "data.image_names='{:x}{}.png': expected a template" in fails(folder, 2, capsys, names="{:x}{}.png")
     (folder / "q.json").write_text('{"questions": [')
     assert f"{folder / 'q.json'}:1:" in fails(folder, 1, capsys)
 
@@ -178,3 +178,56 @@ def test_file_that_lost_an_answer_is_never_put_in_place(
     assert len(json.loads((folder / "three.json").read_text())) == 3 and set(LABELS) >= {
         row["answer"] for row in json.loads((folder / "three.json").read_text())
     }
+
+
+@pytest.fixture
+def decisions(tmp_path: Path) -> Path:
+    """A model for decisions, 3 images, and 5 unlabelled rows as Hateful Memes publishes them."""
+    saved(tmp_path / "model", task_model("decision"))
+    (tmp_path / "images").mkdir()
+    tiny_examples(tmp_path / "images", [("x",)] * 3)
+    rows = [{"id": 50 - i, "img": f"{i % 3}.png", "text": QUESTIONS[i % len(QUESTIONS)]} for i in range(5)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def predict_labels(folder: Path, *more: str, out: str = "r.json") -> Any:
+    files = {"--annotations": folder / "test.jsonl", "--images": folder / "images", "--out": folder / out}
+    options = [str(word) for pair in files.items() for word in pair]
+    main(["predict", "decision", str(folder / "model"), *options, "--num_workers", "0", *more])
+    return (folder / out).read_text(encoding="utf-8")
+
+
+def test_unlabelled_rows_get_labels_and_probabilities(decisions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(predict_labels(decisions, "--id_key", "id", "--batch_size", "2"))
+    assert f"labels of the 5 rows of {decisions / 'test.jsonl'}" in capsys.readouterr().out
+    model = mmbert.load(decisions / "model")
+    rows = [json.loads(line) for line in (decisions / "test.jsonl").read_text().splitlines()]
+    for row, prediction in zip(rows, found, strict=True):
+        ranked = model.answer(decisions / "images" / row["img"], row["text"], top_k=9)
+        assert prediction["id"] == row["id"] and prediction["label"] == ranked[0].answer
+        assert list(prediction["probabilities"]) == LABELS
+        assert prediction["probabilities"] == pytest.approx({a.answer: a.score for a in ranked}, abs=1e-5)
+    lines = predict_labels(decisions, out="r.jsonl").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [0, 1, 2, 3, 4], "without --id_key the number of the row"
+    assert [json.loads(line)["label"] for line in lines] == [row["label"] for row in found]
+    given = ("--image_key", "img", "--text_key", "text", "--image_names", "{}", "--batch_size", "1")
+    assert json.loads(predict_labels(decisions, *given))[0]["label"] == found[0]["label"]
+
+
+def test_mistakes_of_predict_decision_are_one_sentence(decisions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--text_key", "txt"], "test.jsonl:1: no key 'txt'"),
+        (["--image_key", "id"], "no image file '50'"),
+        (["--out", str(decisions / "none/r.json")], "its folder does not exist"),
+        (["--image_names", "x.png"], "data.image_names='x.png': expected a template with one {}"),
+    ):
+        with pytest.raises(SystemExit):
+            predict_labels(decisions, *options)
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("mmbert: error: ") and "Traceback" not in error, error
+    assert not (decisions / "r.json").exists()
+    saved(decisions / "model", task_model("vqa"))
+    with pytest.raises(SystemExit):
+        predict_labels(decisions)
+    assert "model.task=vqa and one image a text; answering needs" in capsys.readouterr().err

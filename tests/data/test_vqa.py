@@ -157,3 +157,15 @@ def test_wrong_options_end_with_two(tmp_path: Path, capsys: pytest.CaptureFixtur
             main(["score", "vqa", *options])
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_questions_with_one_answer_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = files()
+    del content["annotations"]["annotations"][2]["answers"][1:]
+    score(tmp_path, content)
+    assert json.loads(capsys.readouterr().out)["perAnswerType"]["number"] == 0.0, "as the official script"
+    messages = [r.getMessage() for r in caplog.records if "score" in r.getMessage()]
+    assert len(messages) == 1 and messages[0].startswith("1 questions have fewer than 4 human answers")
+    assert messages[0].endswith("annotations[2])")

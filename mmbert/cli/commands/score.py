@@ -1,15 +1,20 @@
-"""`mmbert score vqa`: a file of predictions, scored as the official script does."""
+"""`mmbert score vqa`: score a file of VQA predictions as the official script does."""
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from mmbert.data.readers.vqa import check_same_questions, read_annotations, read_questions, read_results
 from mmbert.metrics.vqa import MODES, AnsweredQuestion, vqa_accuracy
 
+log = logging.getLogger("mmbert")
+MIN_ANSWERS = 4
+"""Human answers that must agree before the official score of a question can be 1."""
+
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Adds what may follow `mmbert score`."""
+    """Add the options of `mmbert score`."""
     vqa = command.add_subparsers(required=True, metavar="vqa").add_parser(
         "vqa",
         help="score VQA predictions",
@@ -21,20 +26,26 @@ def add_options(command: argparse.ArgumentParser) -> None:
     vqa.add_argument("--results", metavar="R.json", required=True, help='[{"question_id": 1, "answer": "red"}, ...]')
     vqa.add_argument("--mode", choices=MODES, default="official", help="official, with its quirks; or clean, which "
                      "always normalises and is printed under its own key.")  # fmt: skip
-    vqa.add_argument("--out", metavar="S.json", help="Writes what is printed to this file too.")
+    vqa.add_argument("--out", metavar="S.json", help="Also write the scores to this file.")
 
 
 def _vqa(*, questions: str, annotations: str, results: str, mode: str, out: str | None) -> int:
-    asked, answered = read_questions(Path(questions)), read_annotations(Path(annotations))
-    check_same_questions(asked, answered)
-    said = read_results(Path(results), answered)
+    by_id, annotated = read_questions(Path(questions)), read_annotations(Path(annotations))
+    check_same_questions(by_id, annotated)
+    predictions = read_results(Path(results), annotated)
+    few = [known.place for known in annotated.values() if len(known.answers) < MIN_ANSWERS]
+    if few:
+        log.warning(
+            "%s questions have fewer than %d human answers, so even a right prediction scores below 1 in the official "
+            "score, and 0 where there is one answer (first: %s)", f"{len(few):,}", MIN_ANSWERS, few[0],
+        )  # fmt: skip
     rows = (
-        AnsweredQuestion(number, said[number], known.answers, known.question_type, known.answer_type)
-        for number, known in answered.items()
+        AnsweredQuestion(number, predictions[number], known.answers, known.question_type, known.answer_type)
+        for number, known in annotated.items()
     )
     scores = vqa_accuracy(rows, mode=mode)
     text = json.dumps(scores if mode == "official" else {mode: scores}, indent=2, ensure_ascii=True)
     print(text)
     if out is not None:
-        Path(out).write_text(text + "\n")
+        Path(out).write_text(text + "\n", encoding="utf-8")
     return 0

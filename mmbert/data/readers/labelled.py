@@ -80,7 +80,7 @@ def read_labelled_jsonl(
     image_key: str | Sequence[str] | None = "image",
     image_names: str | None = None,
     text_key: str = "text",
-    label_key: str = "label",
+    label_key: str | None = "label",
     id_key: str | None = None,
     split_key: str | None = None,
     split_values: Mapping[str, Sequence[str]] | None = None,
@@ -96,7 +96,8 @@ def read_labelled_jsonl(
         image_names: How a value becomes a file name, such as "{}.jpg" for SNLI-VE's Flickr30K_ID; see
             `image_name_formatter`.
         text_key: Key of the text.
-        label_key: Key of the label, a string, a whole number or true/false. A row without it has no label.
+        label_key: Key of the label, a string, a whole number or true/false; a row without it has no label. None: labels
+            are not read.
         id_key: Key of the row's id in predictions; None: its number in the file, from 0.
         split_key: As in `read_jsonl`.
         split_values: As in `read_jsonl`.
@@ -122,7 +123,9 @@ def read_labelled_jsonl(
             if key in seen:
                 raise DataError(place, f"{id_key} {quote(key)} again, as in {seen[key]}", "each row once")
             seen[key] = place
-            answers = (str(_plain(record, label_key, place)),) if record.get(label_key) is not None else ()
+            answers = ()
+            if label_key is not None and record.get(label_key) is not None:
+                answers = (str(_plain(record, label_key, place)),)
             examples.append(LabelledExample(files, text, answers, key, name, place))
     splits.report_unused(problems)
     return examples
