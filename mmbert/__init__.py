@@ -4,11 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmbert.compare.experiment import ComparisonResult
+    from mmbert.compare.experiment import run_comparison as compare
     from mmbert.data.datamodule import PairsDataModule
     from mmbert.data.labelled_datamodule import LabelledDataModule
     from mmbert.data.options import DataOptions
     from mmbert.data.processor import MMBertProcessor
     from mmbert.evaluation.options import EvaluationOptions
+    from mmbert.inference.evaluate import evaluate_foils, evaluate_retrieval
     from mmbert.inference.loaded import LoadedModel, load
     from mmbert.model.configuration import MMBertConfig
     from mmbert.model.fusion.base import Fusion
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ComparisonResult": "compare.experiment",
     "CheckpointOptions": "training.options",
     "DataOptions": "data.options",
     "OptimOptions": "training.options",
@@ -45,6 +49,9 @@ _MODULES = {
     "TrainingModule": "training.module",
     "allow_import": "runtime.allowed_imports",
     "build_model": "model.initialization",
+    "compare": "compare",
+    "evaluate_foils": "inference.evaluate",
+    "evaluate_retrieval": "inference.evaluate",
     "fit": "training.fit",
     "load": "inference.loaded",
 }
@@ -52,6 +59,7 @@ _MODULES = {
 transformers. `AutoModel` knows mmbert's classes once one of them was used, or after `mmbert.register()`."""
 
 __all__ = [
+    "ComparisonResult",
     "CheckpointOptions",
     "DataOptions",
     "EvaluationOptions",
@@ -72,6 +80,9 @@ __all__ = [
     "TrainingModule",
     "allow_import",
     "build_model",
+    "compare",
+    "evaluate_foils",
+    "evaluate_retrieval",
     "fit",
     "load",
     "register",
@@ -82,7 +93,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in _MODULES:
         raise AttributeError(f"module 'mmbert' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"mmbert.{_MODULES[name]}"), name)
+    module = importlib.import_module(f"mmbert.{_MODULES[name]}")
+    value = module if name == "compare" else getattr(module, name)  # a package that can be called
     globals()[name] = value
     return value
 

@@ -150,6 +150,18 @@ def default_scorers(model: MMBertForPreTraining) -> list[str]:
     return ["itc", "two_stage"] if best == "two_stage" else [best]
 
 
+def check_ranking_options(num_images: int, *, k: int, folds: int) -> None:
+    """Check the options of `rank_candidates`.
+
+    Raises:
+        UsageError: k or folds out of range.
+    """
+    if k < 1:
+        raise UsageError(f"k={k}: the shortlist needs 1 candidate or more.")
+    if not 1 <= folds <= num_images:
+        raise UsageError(f"folds={folds}: allowed are 1 to {num_images}, the number of images.")
+
+
 def rank_candidates(
     model: MMBertForPreTraining,
     encoded: EncodedCandidates,
@@ -181,10 +193,7 @@ def rank_candidates(
         UsageError: k or folds out of range.
     """
     num_images = len(candidates.images)
-    if k < 1:
-        raise UsageError(f"k={k}: the shortlist needs 1 candidate or more.")
-    if not 1 <= folds <= num_images:
-        raise UsageError(f"folds={folds}: allowed are 1 to {num_images}, the number of images.")
+    check_ranking_options(num_images, k=k, folds=folds)
     started = time.perf_counter()
     reset_peak_memory()
     owner = torch.tensor(candidates.image_of_text)

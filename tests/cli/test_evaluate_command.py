@@ -1,4 +1,4 @@
-"""`mmbert evaluate` on a saved model, from files to the printed table and the report."""
+"""`mmbert evaluate` and its Python functions on a saved model, from files to the printed tables and the report."""
 
 import json
 import os
@@ -11,9 +11,13 @@ import pytest
 from ranking import CAPTIONS, tiny_model
 from tiny import tiny_examples, tiny_processor
 
-from mmbert.cli.commands.evaluate import _retrieval_table
+import mmbert
 from mmbert.cli.main import main
-from mmbert.evaluation.retrieval import SCORERS
+from mmbert.data.readers.base import ImageFolder
+from mmbert.data.readers.foils import read_foils
+from mmbert.errors import UsageError
+from mmbert.evaluation.retrieval import SCORERS, Candidates
+from mmbert.inference.evaluate import RetrievalMetrics
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +50,9 @@ def arguments(folder: Path, *more: str, file: str = "karpathy.json", format: str
 def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
-    said = capsys.readouterr().err
-    assert stopped.value.code == code and "Traceback" not in said, said
-    return said
+    message = capsys.readouterr().err
+    assert stopped.value.code == code and "Traceback" not in message, message
+    return message
 
 
 def metrics(file: Path) -> list[dict[str, Any]]:
@@ -59,15 +63,94 @@ def metrics(file: Path) -> list[dict[str, Any]]:
 def test_three_scorers_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "report.json")
     main(arguments(folder, "--scorer", *SCORERS, "--k", "7", "--folds", "1", "2", "--out", out))
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
     reports = json.loads(Path(out).read_text())
-    assert printed == _retrieval_table(reports)
-    assert printed[0] == "7 images, 13 texts of test; ties rank last; equal texts are wrong"
-    assert printed[1].split() == ["scorer", *SCORERS, *SCORERS]
+    assert printed.splitlines()[0] == (
+        "7 images, 13 texts of split test, 1 to 3 captions per image; ties rank last; equal texts of other images are "
+        "wrong"
+    )
+    for report in reports:
+        assert f"\n\n{RetrievalMetrics(report)}\n" in printed
     assert [(r["scorer"], r["folds"]) for r in reports] == [(name, folds) for folds in (1, 2) for name in SCORERS]
     _, exhaustive, two_stage = reports[:3]
     assert (exhaustive["fusion_passes"], two_stage["k"]) == (77, 7)
     assert all(exhaustive[name] == two_stage[name] for name in exhaustive if "R@" in name or "rank" in name)
+
+
+def test_table_of_a_scorer_lists_recall_by_direction_and_then_the_cost(folder: Path) -> None:
+    report = mmbert.evaluate_retrieval(folder / "model", folder / "karpathy.json", folder / "images", scorer="itm")
+    metrics = report["itm"]
+    head, *directions, cost = str(metrics).splitlines()
+    assert head.split() == ["itm", "R@1", "R@5", "R@10", "median", "rank"]
+    for line, way in zip(directions, ("image_to_text", "text_to_image"), strict=True):
+        recalls = [f"{metrics[f'{way}/R@{n}']:.4f}" for n in (1, 5, 10)]
+        assert line.split() == [*way.split("_"), *recalls, f"{metrics[f'{way}/median_rank']:g}"]
+    assert cost.startswith(f"rsum {metrics['rsum']:.2f}; 7 image, 11 text and 77 fusion passes; ")
+    assert repr(report).endswith(str(metrics)) and repr(report).startswith("7 images, 13 texts")
+
+
+def test_auto_prints_itc_before_two_stage_starts(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who stops the expensive scorer has the result of the cheap one, on the screen and in the file."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SCORERS, "two_stage", stopped)
+    out = folder / "stopped.json"
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(folder, "--out", str(out)))
+    printed = capsys.readouterr().out
+    assert "itc" in printed and "rsum" in printed and "two_stage" not in printed
+    assert [report["scorer"] for report in json.loads(out.read_text())] == ["itc"]
+
+
+def test_python_functions_take_folder_loaded_model_or_model_with_processor(folder: Path, tmp_path: Path) -> None:
+    main(arguments(folder, "--scorer", "itc", "itm", "--folds", "1", "2", "--out", str(tmp_path / "a.json")))
+    expected = metrics(tmp_path / "a.json")
+    loaded = mmbert.load(folder / "model", "cpu")
+    examples = tiny_examples(tmp_path, CAPTIONS)
+    training = tiny_model().train()
+    options: dict[str, Any] = {"scorer": ["itc", "itm"], "folds": [1, 2]}
+    for report in (
+        mmbert.evaluate_retrieval(str(folder / "model"), folder / "karpathy.json", folder / "images", **options),
+        mmbert.evaluate_retrieval(loaded, folder / "karpathy.json", folder / "images", **options),
+        mmbert.evaluate_retrieval(
+            training, Candidates.from_examples(examples), processor=tiny_processor(), split="test", **options
+        ),
+    ):
+        assert list(report) == ["itc", "itm", "itc, 2 folds", "itm, 2 folds"]
+        (tmp_path / "b.json").write_text(json.dumps(list(report.values())))
+        assert metrics(tmp_path / "b.json") == expected
+    assert training.training, "the mode of the model is restored"
+    foils = mmbert.evaluate_foils(loaded, folder / "swap.json", folder / "images")
+    records = read_foils([folder / "swap.json"], ImageFolder(folder / "images"))
+    assert foils == mmbert.evaluate_foils(training, records, processor=tiny_processor()) and foils["swap"]["count"] == 1
+
+
+def test_python_functions_raise_for_missing_arguments(folder: Path) -> None:
+    with pytest.raises(UsageError, match="processor is missing"):
+        mmbert.evaluate_retrieval(tiny_model(), Candidates(["a"], ["b"], [0]))
+    with pytest.raises(UsageError, match="images is missing"):
+        mmbert.evaluate_retrieval(folder / "model", folder / "karpathy.json")
+    with pytest.raises(UsageError, match="model is a MMBertModel, which has no head to rank with"):
+        mmbert.evaluate_foils(tiny_model().mmbert, [])
+    with pytest.raises(UsageError, match="foils is empty"):
+        mmbert.evaluate_foils(folder / "model", [], folder / "images")
+
+
+def test_command_imports_no_torch_before_it_runs() -> None:
+    """Help and option errors of evaluate, ask and match are fast: they need no library."""
+    code = (
+        "import sys, mmbert.cli.main as cli\n"
+        "for line in ('evaluate retrieval --help', 'ask --help', 'match m i t --colour red'):\n"
+        "    try: cli.main(line.split())\n"
+        "    except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'lightning', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and "there is no option --colour" in done.stderr
 
 
 def test_json_lines_give_the_same(folder: Path, tmp_path: Path) -> None:
@@ -79,16 +162,15 @@ def test_json_lines_give_the_same(folder: Path, tmp_path: Path) -> None:
 
 
 def test_torchrun_with_two_processes_gives_the_same_and_prints_once(folder: Path, tmp_path: Path) -> None:
-    def run(*start: str, out: Path) -> str:
-        command = [*start, "-m", "mmbert", *arguments(folder, "--scorer", *SCORERS, "--k", "2", "--batch_size", "2")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, "--out", str(out)], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run(sys.executable, out=tmp_path / "one.json")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    assert run(*torchrun, out=tmp_path / "two.json").count("rsum") == 1
+    command = arguments(folder, "--scorer", *SCORERS, "--k", "2", "--batch_size", "2", "--device", "cpu")
+    main([*command, "--out", str(tmp_path / "one.json")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "mmbert"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *command, "--out", str(tmp_path / "two.json")], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rsum") == len(SCORERS)
     assert metrics(tmp_path / "one.json") == metrics(tmp_path / "two.json")
 
 
@@ -98,41 +180,41 @@ def test_foils_are_printed_by_category(folder: Path, tmp_path: Path, capsys: pyt
     main(["evaluate", "foils", str(folder / "model"), *options])
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[0] == ["category", "count", "accuracy", "blank", "shuffled"]
-    assert [row[0] for row in printed[1:]] == ["swap", "overall"] and printed[1][4] == "-", "there is one image"
+    assert [row[0] for row in printed[1:]] == ["overall", "swap"] and printed[1][4] == "-", "there is one image"
     assert json.loads(out.read_text())["swap"]["count"] == 1
 
 
-def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def said(code: int, *more: str, model: Path | None = None, **options: str) -> str:
+def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(code: int, *more: str, model: Path | None = None, **options: str) -> str:
         command = arguments(folder, *more, **options)
         command[2] = str(model or folder / "model")
         return fails(command, code, capsys)
 
-    assert "no readable config.json. A run has it below itself: RUN/model." in said(2, model=folder)
-    assert "no mmbert model folder" in said(2, model=tmp_path / "absent")
-    assert "no image in the split 'val'; expected one of the splits it has: test, train" in said(1, "--split", "val")
-    assert "split 'tset'; a karpathy file has train, val, test. Did you mean 'test'?" in said(2, "--split", "tset")
-    assert "there is no option --scorers. Did you mean 'scorer'?" in said(2, "--scorers", "itc")
-    assert "invalid choice: 'itx'" in said(2, "--scorer", "itx")
-    assert "--batch_size 0: must be 1 or more" in said(2, "--batch_size", "0")
-    assert "folds=8: from 1 to the 7 images" in said(2, "--folds", "8")
-    assert "absent.png" in said(1, "--split", "train")
-    assert "no key 'image'" in said(1, file="captions.jsonl", format="jsonl")
-    told = said(2, "--split", "val", file="captions.jsonl", format="jsonl")
-    assert "--split val: the whole file is ranked" in told and "--split_key names the field" in told
+    assert "no readable config.json. A run has it below itself: RUN/model." in error(2, model=folder)
+    assert "no mmbert model folder" in error(2, model=tmp_path / "absent")
+    assert "no image in the split 'val'; expected one of the splits it has: test, train" in error(1, "--split", "val")
+    assert "split 'tset'; a karpathy file has train, val, test. Did you mean 'test'?" in error(2, "--split", "tset")
+    assert "there is no option --scorers. Did you mean 'scorer'?" in error(2, "--scorers", "itc")
+    assert "invalid choice: 'itx'" in error(2, "--scorer", "itx")
+    assert "batch_size=0: must be 1 or more" in error(2, "--batch_size", "0")
+    assert "folds=8: allowed are 1 to 7, the number of images" in error(2, "--folds", "8")
+    assert "absent.png" in error(1, "--split", "train")
+    assert "no key 'image'" in error(1, file="captions.jsonl", format="jsonl")
+    message = error(2, "--split", "val", file="captions.jsonl", format="jsonl")
+    assert "split='val': a file of format jsonl is ranked as one split" in message and "split_key" in message
 
     other = tmp_path / "other"
     tiny_model().mmbert.save_pretrained(other)
     tiny_processor().save_pretrained(other)
-    assert "holds a MMBertModel, which has no head to rank with" in said(2, model=other)
+    assert "holds a MMBertModel, which has no head to rank with" in error(2, model=other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["MMBertForPreTraining"]}))
-    assert "missing keys" in said(1, model=other)
+    assert "missing keys" in error(1, model=other)
     weights = other / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "weights that can't be loaded" in said(1, model=other)
+    assert "weights that can't be loaded" in error(1, model=other)
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
-    assert "holds a BertModel; expected MMBertForPreTraining" in said(2, model=other)
+    assert "holds a BertModel; expected MMBertForPreTraining" in error(2, model=other)
 
 
 def test_broken_image_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,27 +1,28 @@
-"""`mmbert match MODEL IMAGE "text" "text" ...`: how well each text fits an image."""
+"""`mmbert match MODEL IMAGE "text" "text" ...`: score how well each text matches an image."""
 
 import argparse
 
 from mmbert.cli.command_line import add_model
 from mmbert.errors import printable
-from mmbert.inference.loaded import load
 from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Adds what may follow `mmbert match`."""
+    """Add the options of `mmbert match`."""
     command.description = (
-        "Prints how well each text fits the image, best first: the probability that they belong together, or for a "
-        "model with itc alone the cosine of their vectors; the first line says which."
+        "Prints how well each text matches the image, best first: the probability of a match, or for a model with itc "
+        "alone the cosine of the contrastive vectors; the first line names which."
     )
     command.set_defaults(run=_match)
     add_model(command)
     command.add_argument("image", metavar="IMAGE", help="An image file.")
     command.add_argument("texts", metavar="TEXT", nargs="+", help="One or more texts.")
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; without it the GPU if there is one.")
+    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
 
 
 def _match(*, model: str, image: str, texts: list[str], device: str | None) -> int:
+    from mmbert.inference.loaded import load
+
     scores, kind = load(model, device).match(image, texts)
     print_line(kind)
     for score, text in sorted(zip(scores, texts, strict=True), key=lambda row: -row[0]):

@@ -1,0 +1,307 @@
+"""Evaluate a saved model on retrieval and foils: the functions behind `mmbert evaluate`."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmbert.data.examples import read_examples
+from mmbert.data.processor import MMBertProcessor
+from mmbert.data.readers.base import ImageFolder
+from mmbert.data.readers.foils import Foil, read_foils
+from mmbert.errors import DataError, UsageError, printable
+from mmbert.evaluation.encoding import encode
+from mmbert.evaluation.foils import choose_foil_scorer, foil_metrics
+from mmbert.evaluation.retrieval import (
+    REQUIRED_OBJECTIVES,
+    Candidates,
+    check_ranking_options,
+    choose_scorer,
+    default_scorers,
+    rank_candidates,
+)
+from mmbert.inference.loaded import LoadedModel, load
+from mmbert.model.modeling import MMBertForPreTraining, MMBertPreTrainedModel
+
+ModelSource = str | Path | LoadedModel | MMBertPreTrainedModel
+"""A folder, a loaded model, or a model that is given with its processor."""
+DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+
+
+class RetrievalMetrics(dict[str, Any]):
+    """Metrics of one scorer by name, such as "text_to_image/R@1"; printed as a table.
+
+    Keys: those of `mmbert.evaluation.retrieval.rank_candidates`, and split, equal_texts, encoding_seconds.
+    """
+
+    def __repr__(self) -> str:
+        """Format a table: R@1, R@5, R@10 and median rank of each direction, then the cost."""
+        rows = [
+            [title, *[f"{self[f'{way}/R@{n}']:.4f}" for n in (1, 5, 10)], f"{self[f'{way}/median_rank']:g}"]
+            for way, title in DIRECTIONS.items()
+        ]
+        name = self["scorer"] + (f", k={self['k']}" if self["k"] else "")
+        name += f", mean over {self['folds']} folds" if self["folds"] > 1 else ""
+        return "\n".join(
+            [
+                *align_columns([[name, "R@1", "R@5", "R@10", "median rank"], *rows]),
+                f"rsum {self['rsum']:.2f}; {self['image_passes']:,} image, {self['text_passes']:,} text and "
+                f"{self['fusion_passes']:,} fusion passes; {self['encoding_seconds']:.2f} s encoding, "
+                f"{self['scoring_seconds']:.2f} s scoring; peak memory {self['peak_memory'] / 1e9:.2f} GB",
+            ]
+        )
+
+    def describe_data(self) -> str:
+        """Name what was ranked: number of images and texts, protocol, ties."""
+        equal = "correct" if self["equal_texts"] else "wrong"
+        return (
+            f"{self['num_images']:,} images, {self['num_texts']:,} texts of split {self['split']}, "
+            f"{self['captions_per_image']}; ties rank last; equal texts of other images are {equal}"
+        )
+
+
+class RetrievalReport(dict[str, RetrievalMetrics]):
+    """Retrieval metrics by scorer ("itc", "two_stage", or "itc, 5 folds"); printed as tables."""
+
+    def __repr__(self) -> str:
+        """Format the data and one table for each scorer."""
+        found = list(self.values())
+        return "\n\n".join([found[0].describe_data(), *map(repr, found)]) if found else "{}"
+
+
+class FoilReport(dict[str, dict[str, float | None]]):
+    """Metrics by category and "overall": count, accuracy, blank, shuffled (see `foil_metrics`); printed as a table."""
+
+    def __repr__(self) -> str:
+        """Format one row for each category, "overall" first."""
+        columns = ["count", "accuracy", "blank", "shuffled"]
+        table = [["category", *columns]]
+        for category, row in sorted(self.items(), key=lambda item: item[0] != "overall"):
+            fractions = ["-" if row[name] is None else f"{row[name]:.4f}" for name in columns[1:]]
+            table.append([printable(category), f"{row['count']:,}", *fractions])
+        return "\n".join(align_columns(table))
+
+
+def evaluate_retrieval(
+    model: ModelSource,
+    data: Candidates | str | Path,
+    images: str | Path | None = None,
+    *,
+    format: str = "karpathy",
+    split: str | None = None,
+    image_key: str | None = None,
+    caption_key: str | Sequence[str] | None = None,
+    split_key: str | None = None,
+    scorer: str | Sequence[str] = "auto",
+    k: int = 32,
+    folds: int | Sequence[int] = 1,
+    equal_texts: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+    processor: MMBertProcessor | None = None,
+    on_result: Callable[[RetrievalMetrics], None] | None = None,
+) -> RetrievalReport:
+    """Rank the images and captions of a split against each other, and compute recall at 1, 5 and 10.
+
+    Every image and every distinct text is encoded once. All captions of an image count ("5 captions per image" for
+    COCO); the number is in the result.
+
+    Args:
+        model: Folder of a saved model, result of `mmbert.load`, or an `MMBertForPreTraining` with its `processor`.
+        data: Annotation file, or `mmbert.evaluation.retrieval.Candidates`, which need none of the options up to
+            `split_key`.
+        images: Folder of the images.
+        format: Format of the file: karpathy, coco, jsonl or csv.
+        split: Split to rank (default "test") of a file that holds several, karpathy or with `split_key`.
+        image_key: Field with the path of the image (jsonl, csv).
+        caption_key: Field or fields with captions (jsonl, csv).
+        split_key: Field with the split (jsonl, csv).
+        scorer: One or several of itc (contrastive vectors, no fusion), itm (fuses every pair) and two_stage (fuses the
+            k nearest by itc); "auto": itc, then two_stage, as far as the model has the objectives.
+        k: Shortlist of two_stage, in texts per image and images per text.
+        folds: One or several numbers of consecutive parts of the images that are ranked separately; 5 is the 1k
+            protocol of COCO's 5,000.
+        equal_texts: Count a caption as correct for every image with an equal caption.
+        batch_size: Images or texts per encoder call.
+        num_workers: Processes that decode images.
+        device: "cpu", "cuda" ... for a folder; None: the GPU if there is one.
+        processor: For an `MMBertForPreTraining`; other models have their own.
+        on_result: Called with the metrics of each scorer as soon as they are computed.
+
+    Raises:
+        UsageError: An option that is not allowed, or the model has not the objectives that the scorer needs.
+        DataError: Something is wrong with the file, an image or the saved weights.
+    """
+    _check_sizes(batch_size, num_workers)
+    with _ready(model, processor, device) as (ready, own_processor):
+        names = [scorer] if isinstance(scorer, str) else [*scorer]
+        scorers: dict[str, None] = {}
+        for name in names:
+            scorers |= dict.fromkeys(default_scorers(ready) if name == "auto" else [choose_scorer(ready, name)])
+        if isinstance(data, Candidates):
+            candidates, split = data, split or "candidates"
+        else:
+            keys = {"image_key": image_key, "caption_key": caption_key, "split_key": split_key}
+            split = _split(split, has_splits=format == "karpathy" or split_key is not None, format=format)
+            candidates = read_candidates(data, images, format, split, {n: v for n, v in keys.items() if v is not None})
+        fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)
+        for number in fold_counts:
+            check_ranking_options(len(candidates.images), k=k, folds=number)
+        started = time.perf_counter()
+        encoded = encode(
+            ready,
+            own_processor,
+            candidates.images,
+            candidates.texts,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
+        )
+        common = {"split": split, "equal_texts": equal_texts, "encoding_seconds": time.perf_counter() - started}
+        report = RetrievalReport()
+        for number in fold_counts:
+            for name in scorers:
+                ranking = rank_candidates(ready, encoded, candidates, name, k=k, folds=number, equal_texts=equal_texts)
+                metrics = RetrievalMetrics(common | ranking.metrics)
+                report[name if number == 1 else f"{name}, {number} folds"] = metrics
+                if on_result is not None:
+                    on_result(metrics)
+        return report
+
+
+def evaluate_foils(
+    model: ModelSource,
+    foils: Sequence[Foil] | str | Path | Sequence[str | Path],
+    images: str | Path | None = None,
+    *,
+    scorer: str = "auto",
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+    processor: MMBertProcessor | None = None,
+) -> FoilReport:
+    """Compute how often a true caption scores above a false one, by category.
+
+    Args:
+        model: As in `evaluate_retrieval`.
+        foils: One or several files in SugarCrepe's format, or the records that `read_foils` returns.
+        images: Folder of the images, for files.
+        scorer: itm, itc, or "auto": itm if the model has it, else itc.
+        seed: Seed of the shuffled images.
+        batch_size: As in `evaluate_retrieval`, and so are `num_workers`, `device` and `processor`.
+        num_workers: Processes that decode images.
+        device: For a folder.
+        processor: For an `MMBertForPreTraining`.
+
+    Raises:
+        UsageError: An option that is not allowed, or the model has not the objective of the scorer.
+        DataError: Something is wrong with a file, an image or the saved weights.
+    """
+    _check_sizes(batch_size, num_workers)
+    with _ready(model, processor, device) as (ready, own_processor):
+        scorer = choose_foil_scorer(ready, scorer)
+        given = [foils] if isinstance(foils, str | Path) else [*foils]
+        records = [record for record in given if isinstance(record, Foil)]
+        files = [Path(file) for file in given if not isinstance(file, Foil)]
+        if files:
+            records += read_foils(files, ImageFolder(_require_images(images)))
+        if not records:
+            raise UsageError("foils is empty; give at least one file or record.")
+        return FoilReport(
+            foil_metrics(
+                ready,
+                own_processor,
+                records,
+                scorer=scorer,
+                seed=seed,
+                batch_size=batch_size,
+                num_workers=num_workers,
+            )
+        )
+
+
+def read_candidates(
+    file: str | Path, images: str | Path | None, format: str, split: str, keys: Mapping[str, Any]
+) -> Candidates:
+    """Read the images and captions of one split.
+
+    Args:
+        file: Annotation file.
+        images: Folder of the images.
+        format: A name in `mmbert.data.readers.FORMATS`.
+        split: Name of the split; for a file without splits the name that its examples get.
+        keys: Options of the reader.
+
+    Raises:
+        DataError: Something is wrong with the file, or the split has no image.
+        UsageError: An unknown format or option, or no folder of images.
+    """
+    folder = str(_require_images(images))
+    if format == "karpathy":
+        found = read_examples(format, file, folder, only=split, **keys)
+    elif "split_key" in keys:
+        found = read_examples(format, file, folder, **keys)
+    else:
+        found = read_examples(format, {split: file}, folder, **keys)
+    if not found.get(split):
+        raise DataError(str(file), f"no image in the split {split!r}", f"one of the splits it has: {', '.join(found)}")
+    return Candidates.from_examples(found[split])
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the columns of a text table: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+@contextmanager
+def _ready(
+    model: ModelSource, processor: MMBertProcessor | None, device: str | torch.device | None
+) -> Iterator[tuple[MMBertForPreTraining, MMBertProcessor]]:
+    """Load a folder, or take the model as it is; in evaluation mode inside the block."""
+    if isinstance(model, str | Path):
+        model = load(model, device)
+    place = "model is"
+    if isinstance(model, LoadedModel):
+        place, processor, model = f"'{model.name}' holds", model.processor, model.model
+    if not isinstance(model, MMBertForPreTraining):
+        raise UsageError(
+            f"{place} a {type(model).__name__}, which has no head to rank with; give the folder RUN/model of a run "
+            "that was pretrained with itm, itc or both."
+        )
+    if processor is None:
+        raise UsageError("processor is missing: give the MMBertProcessor of the model, or the folder of a saved model.")
+    was_training = model.training
+    model.eval()
+    try:
+        yield model, processor
+    finally:
+        model.train(was_training)
+
+
+def _split(split: str | None, *, has_splits: bool, format: str) -> str:
+    """Name of the split to rank: test by default."""
+    if split is not None and not has_splits:
+        how = ", or give split_key, the field with the split" if format in ("jsonl", "csv") else ""
+        raise UsageError(f"split='{split}': a file of format {format} is ranked as one split; leave split out{how}.")
+    return split or "test"
+
+
+def _check_sizes(batch_size: int, num_workers: int) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise UsageError(f"{name}={value}: must be {least} or more.")
+
+
+def _require_images(images: str | Path | None) -> str | Path:
+    if images is None:
+        raise UsageError("images is missing: give the folder of the images.")
+    return images
