@@ -1,4 +1,4 @@
-"""`MMBertConfig`: the architecture and nothing else (no paths, no learning rates)."""
+"""`MMBertConfig`: the architecture of a model for transformers, without paths or training options."""
 
 import dataclasses
 from dataclasses import field
@@ -15,26 +15,27 @@ from mmbert.model.options import KEYS, Architecture
 class MMBertConfig(Architecture, PreTrainedConfig):
     """Configuration of an `MMBertModel`; see `Architecture` for the keys.
 
-    Unlike other configurations of transformers it refuses keys that it does not know.
+    Unlike other configurations of transformers it raises on unknown keys.
 
     Raises:
-        UsageError: An unknown key, strategy or objective, or values that do not fit together.
+        UsageError: An unknown key, fusion, objective or task, or values that are out of range or contradict each other.
     """
 
     model_type = "mmbert"
 
     labels: list[str] = field(default_factory=list)
-    """What the task chooses from, in the order of the head's outputs; taken from the training data."""
+    """Classes of the task's head, in the order of its outputs; taken from the training data."""
     num_images: int = 1
-    """Images of each text of the task: two for NLVR2, 0 for text alone."""
-    num_hidden_layers: int = 0  # for tools that ask every config; filled from `fusion_layers`
+    """Images per text of the task: 2 for NLVR2, 0 for text only."""
+    num_hidden_layers: int = 0  # read by generic tools of transformers; set to `fusion_layers`
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fills what follows from other keys and checks the whole."""
+        """Fill the keys that follow from others, and check all values."""
         known = {f.name for f in dataclasses.fields(self)}
         for name in kwargs:
             if name not in known | INHERITED_KEYS and not name.startswith("_"):
                 raise UsageError(f"MMBertConfig has no key '{name}'.{did_you_mean(name, KEYS)}")
+        self.check()
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.text_hidden_size = self.text_hidden_size or self.hidden_size
         self.text_num_attention_heads = self.text_num_attention_heads or self.num_attention_heads
@@ -43,19 +44,38 @@ class MMBertConfig(Architecture, PreTrainedConfig):
         self.check()
         super().__post_init__(**kwargs)
 
+    def check(self) -> None:
+        """Check all values, the names of fusion, objectives and task included.
+
+        Raises:
+            UsageError: A value that is not allowed.
+        """
+        # Imported here because the modules of these tables import this one.
+        from mmbert.model.fusion import validate_fusion_name
+        from mmbert.model.objectives import validate_objective_options
+        from mmbert.model.tasks import task_class
+
+        super().check()
+        if self.num_images < 0:
+            raise UsageError(f"num_images={self.num_images}: must be 0 or more.")
+        validate_fusion_name(self.fusion)
+        validate_objective_options(self)
+        if self.task is not None:
+            task_class(self.task)
+
     def all_objective_options(self) -> dict[str, dict[str, Any]]:
-        """The objectives that are named, each with its options and its `weight`."""
+        """Return the options of each objective in `objectives`, including its loss weight as `weight`."""
         return {
             name: {"weight": 1.0, **value} if isinstance(value, dict) else {"weight": value}
             for name, value in self.objectives.items()
         }
 
     def objective_options(self) -> dict[str, dict[str, Any]]:
-        """The same of those in use; a weight of 0 leaves one out."""
-        return {name: own for name, own in self.all_objective_options().items() if own["weight"] != 0}
+        """Return the same for the enabled objectives, those whose weight is not 0."""
+        return {name: options for name, options in self.all_objective_options().items() if options["weight"] != 0}
 
 
-# What transformers itself passes around in configurations, on top of its declared fields.
+# Keys that transformers itself passes to configurations, besides its declared fields.
 INHERITED_KEYS = {
     "name_or_path",
     "attn_implementation",

@@ -1,5 +1,6 @@
-"""The unimodal encoders: raw inputs to `Tokens`, each in its own width."""
+"""Text and image encoder: model inputs to `Tokens`, each in its own width."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,28 +8,30 @@ import timm
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
+from transformers.activations import ACT2FN
 
-from mmbert.errors import UsageError
+from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.layers import fused_attention_is_faster
+from mmbert.model.options import TIMM_KEYS
 from mmbert.model.tokens import Tokens
 
 
 class Encoder(nn.Module):
-    """What both encoders share: freezing, and keeping frozen parts in evaluation mode."""
+    """Base class of the encoders: freezes parameters, and keeps frozen modules in evaluation mode."""
 
     width: int
-    """Features of a token."""
+    """Width of its tokens, in features."""
 
     def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
-        """The modules of the embedding stage, and the list of layers."""
+        """Return the modules of the embedding stage, and the list of layers."""
         raise NotImplementedError
 
     def freeze(self, what: str | int) -> None:
-        """Takes parameters out of training.
+        """Exclude parameters from training.
 
         Args:
-            what: "none"; "all"; or n, the embeddings and the first n layers.
+            what: "none"; "all"; or n for the embeddings and the first n layers.
 
         Raises:
             UsageError: Anything else, or more layers than there are.
@@ -44,15 +47,15 @@ class Encoder(nn.Module):
             parameter.requires_grad_(True)
         for module in self._frozen:
             module.requires_grad_(False)
-        self._freeze_loose_parameters(frozen=what != "none")
-        self.train(getattr(self, "_asked_to_train", self.training))
+        self._freeze_raw_parameters(frozen=what != "none")
+        self.train(getattr(self, "_requested_training", self.training))
 
-    def _freeze_loose_parameters(self, *, frozen: bool) -> None:
-        """Freezes parameters of the embedding stage that belong to no module of their own."""
+    def _freeze_raw_parameters(self, *, frozen: bool) -> None:
+        """Set `requires_grad` of parameters of the embedding stage that belong to no submodule."""
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Frozen parts stay in evaluation mode, so that dropout can't move them."""
-        self._asked_to_train = mode  # `training` says False of an encoder that is frozen as a whole
+        """Set the training mode; frozen modules stay in evaluation mode, without dropout."""
+        self._requested_training = mode  # `training` is False where the encoder is frozen completely
         super().train(mode)
         for module in getattr(self, "_frozen", []):
             if module is self:
@@ -63,11 +66,16 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(Encoder):
-    """A BERT (arXiv:1810.04805) of `text_layers` layers, without its pooler."""
+    """BERT (arXiv:1810.04805) of `text_layers` layers without its pooler."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__()
-        assert config.text_hidden_size is not None  # filled in by MMBertConfig
+        assert config.text_hidden_size is not None  # set by MMBertConfig
+        if config.text_hidden_act not in ACT2FN:
+            raise UsageError(
+                f"text_hidden_act='{config.text_hidden_act}' is no activation of transformers; allowed are "
+                f"{', '.join(sorted(ACT2FN))}.{did_you_mean(config.text_hidden_act, ACT2FN)}"
+            )
         self.width = config.text_hidden_size
         self.bert = BertModel(
             BertConfig(
@@ -82,33 +90,35 @@ class TextEncoder(Encoder):
                 layer_norm_eps=config.layer_norm_eps,
                 initializer_range=config.initializer_range,
                 pad_token_id=config.pad_token_id,
+                type_vocab_size=config.type_vocab_size,
+                hidden_act=config.text_hidden_act,
             ),
             add_pooling_layer=False,
         )
 
     def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
-        """The embeddings and the list of layers."""
+        """Return the embeddings and the list of layers."""
         return (self.bert.embeddings,), self.bert.encoder.layer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, layers: Sequence[int] = ()) -> Tokens:
-        """Encodes (B, T) token ids.
+        """Encode (B, T) token ids to (B, T, width) tokens.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T), 1 = real token; None = all real.
-            layers: Layers, from 1, whose outputs are wanted in `Tokens.intermediate`.
+            layers: Layers, counted from 1, whose outputs are returned in `Tokens.intermediate`.
 
         Raises:
             UsageError: More tokens than position embeddings.
         """
-        longest = self.bert.config.max_position_embeddings
-        if input_ids.shape[1] > longest:
+        max_length = self.bert.config.max_position_embeddings
+        if input_ids.shape[1] > max_length:
             raise UsageError(
-                f"input_ids has {input_ids.shape[1]} tokens, but max_position_embeddings={longest}; truncate the text."
+                f"input_ids has {input_ids.shape[1]} tokens, but max_position_embeddings={max_length}; truncate texts."
             )
-        wanted = "sdpa" if fused_attention_is_faster(input_ids.device) else "eager"
-        if self.bert.config._attn_implementation != wanted:
-            self.bert.set_attn_implementation(wanted)
+        implementation = "sdpa" if fused_attention_is_faster(input_ids.device) else "eager"
+        if self.bert.config._attn_implementation != implementation:
+            self.bert.set_attn_implementation(implementation)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         out = self.bert(input_ids=input_ids, attention_mask=mask, output_hidden_states=bool(layers))
         intermediate = tuple(out.hidden_states[i] for i in layers)  # hidden_states[0] are the embeddings
@@ -116,99 +126,167 @@ class TextEncoder(Encoder):
 
 
 class ImageEncoder(Encoder):
-    """Any ViT of timm with `image_layers` layers; its prefix tokens (class, registers) come first.
+    """A timm ViT (arXiv:2010.11929) of `image_layers` layers; its prefix tokens (class, registers) come first.
 
-    A ViT without class token gets the mean of its patches as first token, so that `Tokens.first` always stands for the
-    whole image.
+    A ViT without class token gets the mean of its patches as first token, so that `Tokens.first` always represents the
+    image.
     """
 
     def __init__(self, config: MMBertConfig):
         super().__init__()
-        overrides: dict[str, Any] = {
-            "depth": config.image_layers,
-            "img_size": config.image_size,
-            "patch_size": config.patch_size,
-            "embed_dim": config.image_hidden_size,
-            "num_heads": config.image_num_attention_heads,
-        }
-        self.vit: Any = create_vit(config.image_model, **{k: v for k, v in overrides.items() if v is not None})
+        self.vit: Any = build_vit(config)
         self.width = self.vit.num_features
         self.has_class_token = getattr(self.vit, "cls_token", None) is not None
+        arguments = inspect.signature(self.vit.forward_intermediates).parameters
+        self.has_layer_outputs = "return_prefix_tokens" in arguments
         use_fused_attention(self.vit, fused_attention_is_faster(torch.device("cpu")))
 
     def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
-        """The patch embedding with the norm that CLIP's ViTs have behind it, and the list of layers."""
+        """Return the patch embedding with the norm that CLIP's ViTs apply to it, and the list of layers."""
         norm = getattr(self.vit, "norm_pre", None)
         return (self.vit.patch_embed, *([] if norm is None else [norm])), self.vit.blocks
 
-    def _freeze_loose_parameters(self, *, frozen: bool) -> None:
-        for parameter in self.vit.parameters(recurse=False):  # position table, class and register tokens
+    def _freeze_raw_parameters(self, *, frozen: bool) -> None:
+        for parameter in self.vit.parameters(recurse=False):  # position embedding, class and register tokens
             parameter.requires_grad_(not frozen)
 
     def forward(self, pixel_values: Tensor, *, layers: Sequence[int] = ()) -> Tokens:
-        """Encodes (B, 3, S, S) normalised images to (B, P, width) tokens, all real.
+        """Encode (B, 3, S, S) normalised images to (B, P, width) tokens without padding.
 
         Args:
             pixel_values: (B, 3, S, S) float.
-            layers: Layers, from 1, whose outputs are wanted in `Tokens.intermediate`.
+            layers: Layers, counted from 1, whose outputs are returned in `Tokens.intermediate`.
 
         Raises:
-            UsageError: Images of another shape than (B, 3, `image_size`, `image_size`).
+            UsageError: Images of another shape than (B, 3, `image_size`, `image_size`), or layers that the ViT does not
+                return.
         """
-        side = self.vit.patch_embed.img_size
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, *side):
+        size = side(self.vit.patch_embed.img_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
             raise UsageError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes (B, 3, {side[0]}, {side[1]}): "
+                f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes (B, 3, {size}, {size}): "
                 "resize with MMBertProcessor or build the model with another image_size."
             )
         use_fused_attention(self.vit, fused_attention_is_faster(pixel_values.device))
         if layers:
+            if not self.has_layer_outputs:
+                raise UsageError(
+                    "this fusion reads single layers of the image encoder, which timm can't return with their prefix "
+                    f"tokens for a {type(self.vit).__name__}; choose another fusion or image_model."
+                )
+            has_prefix = self.vit.num_prefix_tokens > 0
             hidden_states, found = self.vit.forward_intermediates(
-                pixel_values, indices=[i - 1 for i in layers], output_fmt="NLC", return_prefix_tokens=True
+                pixel_values, indices=[i - 1 for i in layers], output_fmt="NLC", return_prefix_tokens=has_prefix
             )
-            if self.vit.num_prefix_tokens:  # timm hands out (patches, prefix)
+            if has_prefix:  # timm returns (patches, prefix)
                 found = [torch.cat([prefix, patches], dim=1) for patches, prefix in found]
             by_layer = dict(zip(sorted(set(layers)), found, strict=True))
-            intermediate = tuple(self._with_first(by_layer[i]) for i in layers)
+            intermediate = tuple(self._with_first_token(by_layer[i]) for i in layers)
         else:
             hidden_states, intermediate = self.vit.forward_features(pixel_values), ()
-        hidden_states = self._with_first(hidden_states)
+        expected = self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
+        if hidden_states.shape[1] != expected:
+            raise UsageError(
+                f"this {type(self.vit).__name__} returns {hidden_states.shape[1]} tokens, but has {expected}: with "
+                f"image_layers={len(self.vit.blocks)} it drops its class token. Choose another image_model or depth."
+            )
+        hidden_states = self._with_first_token(hidden_states)
         return Tokens(hidden_states, hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool), intermediate)
 
-    def _with_first(self, hidden_states: Tensor) -> Tensor:
+    def _with_first_token(self, hidden_states: Tensor) -> Tensor:
         if self.has_class_token:
             return hidden_states
         patches = hidden_states[:, self.vit.num_prefix_tokens :]
         return torch.cat([patches.mean(dim=1, keepdim=True), hidden_states], dim=1)
 
 
-def create_vit(name: str, *, pretrained: bool = False, **overrides: Any) -> Any:
-    """Builds a headless ViT of timm.
+def build_vit(config: MMBertConfig) -> Any:
+    """Build the ViT that a configuration describes, with random weights.
 
     Raises:
-        UsageError: timm does not know the name or can not fetch it, it is no ViT, or the overrides do not fit it.
+        UsageError: See `create_vit`; or the architecture does not take one of the sizes.
     """
+    sizes = {name: getattr(config, key) for name, key in TIMM_KEYS.items() if getattr(config, key) is not None}
+    vit = create_vit(config.image_model, **config.image_model_args, **sizes)
+    if "embed_dim" in sizes and vit.num_features != sizes["embed_dim"]:
+        # ConViT multiplies embed_dim by the number of heads; the width may still be that of the architecture.
+        vit = create_vit(config.image_model, **config.image_model_args, **{**sizes, "embed_dim": None})
+    for name, value in vit_sizes(vit).items():
+        if value is not None and sizes.get(name, value) != value:
+            raise UsageError(
+                f"{TIMM_KEYS[name]}={sizes[name]}, but image_model='{config.image_model}' builds {value}; leave it out "
+                "or choose another image_model."
+            )
+    return vit
+
+
+def vit_sizes(vit: Any) -> dict[str, int | None]:
+    """Return the sizes of a ViT by timm's argument names; None where it has no such number."""
+    attention = getattr(vit.blocks[0], "attn", None) if len(vit.blocks) else None
+    return {
+        "depth": len(vit.blocks),
+        "img_size": side(vit.patch_embed.img_size),
+        "patch_size": side(vit.patch_embed.patch_size),
+        "embed_dim": vit.num_features,
+        "num_heads": getattr(attention, "num_heads", None),
+    }
+
+
+def create_vit(name: str, **arguments: Any) -> Any:
+    """Build a ViT of timm without classification head and pooling.
+
+    Args:
+        name: Name that `timm.create_model` takes.
+        arguments: Further arguments of `timm.create_model`; None stands for the architecture's default.
+
+    Raises:
+        UsageError: timm does not know the name or can't fetch it, it is no ViT, or the arguments do not fit it.
+    """
+    arguments = {"global_pool": "", **arguments, "num_classes": 0}
     vit: Any
     try:
-        try:  # without pooling a ViT has no pooling weights, which nothing here would train
-            vit = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **overrides)
-        except AssertionError:  # distilled ViTs insist on their own pooling; it has no weights
-            vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **overrides)
-    except (OSError, RuntimeError, TypeError, AssertionError, ValueError) as error:  # OSError: no network
-        raise UsageError(f"timm can't build image_model='{name}' with {overrides}: {error}") from error
-    if not hasattr(vit, "blocks") or not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):
+        try:
+            vit = timm.create_model(name, **arguments)
+        except AssertionError:  # some families insist on their own pooling
+            if arguments["global_pool"] != "":
+                raise
+            vit = timm.create_model(name, **{**arguments, "global_pool": None})
+    except (OSError, RuntimeError, TypeError, AssertionError, ValueError, KeyError) as error:  # OSError: no network
+        shown = {key: value for key, value in arguments.items() if not key.startswith("pretrained")}
+        reason = " ".join(str(error).split())
+        raise UsageError(f"timm can't build image_model='{name}' with {shown}: {reason}") from error
+    if not all(hasattr(vit, part) for part in ("blocks", "patch_embed", "num_prefix_tokens")):
         raise UsageError(f"image_model='{name}' is no ViT of timm: it has no patch_embed, blocks and prefix tokens.")
-    size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
-    if size is not None and size[0] % patch[0]:
+    for part in POOLING_PARTS:  # used behind the tokens only: parameters without gradient
+        if isinstance(getattr(vit, part, None), nn.Module):
+            setattr(vit, part, nn.Identity())
+    size, patch = side(vit.patch_embed.img_size), side(vit.patch_embed.patch_size)
+    if size % patch:
         raise UsageError(
-            f"image_size={size[0]} is not a multiple of the patch size {patch[0]} of image_model='{name}'; "
-            f"next are {size[0] // patch[0] * patch[0]} and {(size[0] // patch[0] + 1) * patch[0]}."
+            f"image_size={size} is not a multiple of the patch size {patch} of image_model='{name}'; "
+            f"next are {size // patch * patch} and {(size // patch + 1) * patch}."
         )
     return vit
 
 
+def side(size: int | Sequence[int] | None) -> int:
+    """Return the side, in pixels, of a square given as timm does: one number or two.
+
+    Raises:
+        UsageError: It is no square, or of no fixed size.
+    """
+    sides = {size} if isinstance(size, int) else {*(size or ())}
+    if len(sides) != 1:
+        raise UsageError(f"the image model has images or patches of {size}; both must be squares of a fixed size.")
+    return sides.pop()
+
+
+POOLING_PARTS = ("fc_norm", "attn_pool", "head", "head_dist")
+"""Modules of timm's ViTs between tokens and class logits."""
+
+
 def use_fused_attention(vit: nn.Module, fused: bool) -> None:
-    """Sets the attention path of every block of a timm ViT."""
+    """Choose between fused and plain attention in every block of a timm ViT."""
     for module in vit.modules():
         if getattr(module, "fused_attn", fused) is not fused:
             setattr(module, "fused_attn", fused)  # noqa: B010 - pyright takes attributes of modules for tensors

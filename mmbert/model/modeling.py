@@ -1,6 +1,5 @@
-"""The models: encoders, fusion and heads in transformers' clothes (save, load, Auto classes)."""
+"""Models with encoders, fusion and heads, as `PreTrainedModel`s of transformers (save, load, Auto classes)."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
+from transformers.integrations.accelerate import get_device
 from transformers.utils.generic import ModelOutput
 
-from mmbert.errors import DataError, UsageError, quote
+from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.encoders import ImageEncoder, TextEncoder
 from mmbert.model.fusion import build_fusion
@@ -20,10 +20,11 @@ from mmbert.model.layers import FusionLayer
 from mmbert.model.objectives import EncodedBatch, ObjectiveOutput, build_objectives
 from mmbert.model.tasks import Task, build_task
 from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.weights import INDEX_FILE, shard_names
 
 
 class MMBertPreTrainedModel(PreTrainedModel):
-    """What the models share: configuration class, weight initialisation, activation checkpointing."""
+    """Base class of the models: loading, weight initialisation, activation checkpointing."""
 
     config_class = MMBertConfig
     config: MMBertConfig
@@ -35,32 +36,58 @@ class MMBertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
-        """Loads a saved model from a folder or the hub, from safetensors only: the other format is code.
+        """Load a saved model from a folder or the hub, from safetensors only: other formats can hold code.
+
+        Parameters that the file lacks keep the values that the constructor draws, and are reported as newly
+        initialized; `mmbert.load` raises on them instead.
 
         Raises:
             DataError: The folder's index names a file outside of the folder.
+            UsageError: The file has no tensor of the model at all.
             OSError: Nothing to load there.
         """
-        index = Path(str(pretrained_model_name_or_path)) / "model.safetensors.index.json"
+        index = Path(str(pretrained_model_name_or_path)) / INDEX_FILE
         if index.is_file():
-            for shard in set(json.loads(index.read_text())["weight_map"].values()):
-                if Path(shard).name != shard or (index.parent / shard).is_symlink():
-                    raise DataError(f"{index}:weight_map", quote(shard), "a file in the same folder")
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **{**options, "use_safetensors": True})
+            shard_names(index)  # checks them
+        with_report = options.pop("output_loading_info", False)
+        generator_state = torch.get_rng_state()
+        options |= {"use_safetensors": True, "output_loading_info": True}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        model, report = loaded
+        missing = report["missing_keys"]
+        if not missing and not report["mismatched_keys"]:
+            torch.set_rng_state(generator_state)  # nothing that was drawn is left
+        if len(missing) >= len(model.state_dict()):
+            raise UsageError(
+                f"'{pretrained_model_name_or_path}': none of the weights in the file belongs to a {cls.__name__}; the "
+                f"first it lacks is '{min(missing)}'."
+            )
+        return (model, report) if with_report else model
+
+    @classmethod
+    def get_init_context(cls, *args: Any, **options: Any) -> list[Any]:
+        """Return the contexts in which `from_pretrained` calls the constructor: on a real device.
+
+        On transformers' meta device the values that a constructor computes are lost, and what no file holds
+        (non-persistent buffers, parameters of new heads) would be uninitialised memory.
+        """
+        contexts = super().get_init_context(*args, **options)
+        return [context for context in contexts if not isinstance(context, torch.device)]
+
+    def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, device_map: Any, *args: Any) -> None:
+        """Move what no file holds to its device with the value of the constructor; transformers would empty it."""
+        for name in {*missing_keys, *(name for name, _ in self.named_non_persistent_buffers())}:
+            tensor = self.get_parameter_or_buffer(name)
+            tensor.data = tensor.data.to(get_device(device_map, name, valid_torch_device=True))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draws the weights of the fusion part and the heads.
+        """Draw the weights of Linear, LayerNorm and Embedding modules of the fusion and the heads.
 
-        transformers would redraw the ViT as well and so destroy what timm initialised or loaded; on its meta device
-        nothing of timm survives, though, so the buffers that no checkpoint holds are computed again.
+        Raw parameters keep what their constructor draws, and modules of timm what timm draws.
         """
-        if getattr(module, "_belongs_to_timm", False):
-            recompute = getattr(module, "init_non_persistent_buffers", None)
-            if recompute is not None:
-                recompute()
-            return
-        super()._init_weights(module)
+        if not getattr(module, "_belongs_to_timm", False):
+            super()._init_weights(module)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
@@ -74,10 +101,10 @@ class MMBertPreTrainedModel(PreTrainedModel):
 
 
 class MMBertModel(MMBertPreTrainedModel):
-    """Text encoder, image encoder and the fusion that `config.fusion` names.
+    """Text encoder, image encoder, and the fusion that `config.fusion` names.
 
-    `MMBertModel(config)` builds with random weights and needs no network; `mmbert.build_model` loads pretrained
-    encoders, `MMBertModel.from_pretrained` a saved model.
+    `MMBertModel(config)` has random weights and needs no network; `mmbert.build_model` loads pretrained encoders, and
+    `MMBertModel.from_pretrained` a saved model.
     """
 
     def __init__(self, config: MMBertConfig):
@@ -88,35 +115,35 @@ class MMBertModel(MMBertPreTrainedModel):
             module._belongs_to_timm = True
         self.text_projection = _projection(self.text_encoder.width, config.hidden_size)
         self.image_projection = _projection(self.image_encoder.width, config.hidden_size)
-        config.image_hidden_size = self.image_encoder.width  # a strategy that reads its layers must know
+        config.image_hidden_size = self.image_encoder.width  # read by fusions that use layers of the encoder
         self.fusion = build_fusion(config)
         self.post_init()
 
     @property
     def word_embeddings(self) -> Tensor:
-        """The (V, text width) matrix of word embeddings."""
+        """Word embedding matrix, (V, text width)."""
         return self.text_encoder.bert.embeddings.word_embeddings.weight
 
     def get_input_embeddings(self) -> nn.Module:
-        """The word embedding layer."""
+        """Return the word embedding layer."""
         return self.text_encoder.bert.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the word embedding layer."""
+        """Replace the word embedding layer."""
         self.text_encoder.bert.embeddings.word_embeddings = value
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
-        """(B, T) token ids to (B, T, D) tokens, in the width of the fusion part."""
+        """Encode (B, T) token ids to (B, T, D) tokens, projected to the width of the fusion."""
         tokens = self.text_encoder(input_ids, attention_mask, layers=self.fusion.reads_text_layers)
         return tokens._replace(hidden_states=self.text_projection(tokens.hidden_states))
 
     def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """(B, 3, S, S) normalised images to (B, P, D) tokens, in the width of the fusion part."""
+        """Encode (B, 3, S, S) normalised images to (B, P, D) tokens, projected to the width of the fusion."""
         tokens = self.image_encoder(pixel_values, layers=self.fusion.reads_image_layers)
         return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
 
     def fuse(self, text: Tokens, image: Tokens) -> Fused:
-        """Fuses encoded text (B, T, D) with encoded images (B, P, D); pairs may be made anew, see `Tokens.rows`."""
+        """Fuse encoded texts (B, T, D) with encoded images (B, P, D); for other pairs of a batch see `Tokens.rows`."""
         return self.fusion(text, image)
 
     def forward(
@@ -125,7 +152,7 @@ class MMBertModel(MMBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
     ) -> Fused:
-        """Encodes and fuses; either modality may be absent.
+        """Encode and fuse a batch; one modality may be absent.
 
         Args:
             input_ids: (B, T) int64, or None for images only.
@@ -152,35 +179,35 @@ class MMBertModel(MMBertPreTrainedModel):
 
 @dataclass
 class PreTrainingOutput(ModelOutput):
-    """The weighted sum of the objectives' losses, and each objective's own output."""
+    """Weighted sum of the losses, and the output of each objective or task."""
 
     loss: Tensor | None = None  # ()
     objectives: dict[str, ObjectiveOutput] | None = None
 
 
 class MMBertForPreTraining(MMBertPreTrainedModel):
-    """An `MMBertModel` with the heads and losses that `config.objectives` names."""
+    """`MMBertModel` with the heads and losses that `config.objectives` names."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
-        _check_fusion_reaches_both(self.mmbert)
+        _check_fusion_layers(self.mmbert)
         self.objectives = nn.ModuleDict(build_objectives(config))
         self.weights = {name: float(options["weight"]) for name, options in config.objective_options().items()}
         self.post_init()
 
     @property
     def heads(self) -> nn.Module:
-        """What stands on the fused tokens."""
+        """Modules on top of the fused tokens."""
         return self.objectives
 
     @property
     def scorer(self) -> str:
-        """The cheapest objective that can rank images and captions: itc, else itm."""
+        """Fastest objective that can rank images and captions: itc, else itm."""
         return "itc" if "itc" in self.objectives else "itm"
 
     def encode(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> EncodedBatch:
-        """Wraps a batch so that its encodings are computed once, on first use."""
+        """Wrap a batch so that each encoding is computed once, on first use."""
         contrast: Any = self.objectives["itc"] if "itc" in self.objectives else None
         similarity = None if contrast is None else contrast.similarity
         return EncodedBatch(self.mmbert, batch, generator=generator, similarity=similarity)
@@ -191,11 +218,11 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             objective.after_step()  # pyright: ignore[reportCallIssue]
 
     def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
-        """Computes every objective on one batch.
+        """Compute the loss of every objective on one batch.
 
         Args:
-            batch: See `mmbert.data.collate` for its keys.
-            generator: Draws ITM's negatives; None draws from torch's global state.
+            batch: Tensors as `mmbert.data.pairs.Collate` builds them.
+            generator: Draws ITM negatives. None: torch's global generator.
         """
         encoded = self.encode(batch, generator=generator)
         outputs = {name: objective(encoded) for name, objective in self.objectives.items()}
@@ -204,49 +231,51 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
 
 
 class MMBertForTask(MMBertPreTrainedModel):
-    """An `MMBertModel` with the head of the task that `config.task` names; `config.labels` are what it chooses from."""
+    """`MMBertModel` with the head of the task that `config.task` names, for the classes `config.labels`."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.mmbert = MMBertModel(config)
-        _check_fusion_reaches_both(self.mmbert)
+        _check_fusion_layers(self.mmbert)
         self.task: Task = build_task(config)
         self.post_init()
 
     @property
     def heads(self) -> nn.Module:
-        """What stands on the fused tokens."""
+        """Modules on top of the fused tokens."""
         return self.task
 
     def after_step(self) -> None:
-        """Constrain parameters after an optimizer step; a task has none."""
+        """Constrain parameters after an optimizer step; training calls it."""
+        self.task.after_step()
 
     def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
-        """Computes the loss of one batch.
+        """Compute the loss of one batch.
 
         Args:
-            batch: See `mmbert.data.labelled_samples.CollateLabelled` for its keys.
-            generator: Not used; a task draws nothing.
+            batch: Tensors as `mmbert.data.labelled_samples.CollateLabelled` builds them.
+            generator: Not used: tasks draw nothing.
         """
         output = self.task(EncodedBatch(self.mmbert, batch))
         return PreTrainingOutput(loss=output.loss, objectives={str(self.config.task): output})
 
 
 HeadedModel = MMBertForPreTraining | MMBertForTask
-"""What can be trained."""
+"""Models with a loss."""
 
 
-def _check_fusion_reaches_both(model: MMBertModel) -> None:
-    least, given = model.fusion.least_layers, model.config.fusion_layers
-    if given < least:
+def _check_fusion_layers(model: MMBertModel) -> None:
+    """Raise where the joint vector would depend on the text only."""
+    minimum, given = model.fusion.min_layers, model.config.fusion_layers
+    if given < minimum:
         raise UsageError(
-            f"fusion_layers={given}: the joint vector of fusion='{model.config.fusion}' would know the text only; it "
-            f"takes {least} or more."
+            f"fusion_layers={given}: the joint vector of fusion='{model.config.fusion}' would not depend on the image; "
+            f"it takes {minimum} or more layers."
         )
 
 
 def _projection(width: int, hidden_size: int) -> nn.Module:
-    """Brings an encoder's width to that of the fusion part; encoders that have it already stay untouched."""
+    """Build the projection of an encoder's tokens to the width of the fusion; the identity where they are equal."""
     return nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
 
 

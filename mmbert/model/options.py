@@ -1,6 +1,7 @@
-"""Options of the section `model`: the architecture, and where the first weights come from."""
+"""Options of the section `model`: the architecture, and the sources of the initial weights."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +10,11 @@ from mmbert.errors import UsageError
 
 @dataclass(kw_only=True)
 class Architecture:
-    """The keys that describe a model. The CLI shows them as `--model.*`; `MMBertConfig` serves them to transformers."""
+    """Architecture of a model: `--model.*` on the command line, and the fields of `MMBertConfig`."""
 
     fusion: str = "hybrid"
     """Fusion strategy: a name in `mmbert.model.fusion.FUSIONS` (early, late, late_bilinear, hybrid, hybrid_cross,
-    hybrid_bottleneck, hybrid_bridge), or a class of yours, my_fusion.GatedFusion (see --allow-import)."""
+    hybrid_bottleneck, hybrid_bridge), or a custom class such as my_fusion.GatedFusion (see --allow-import)."""
     text_layers: int = 6
     """Transformer layers of the text encoder, before fusion. 0: word embeddings go straight into the fusion."""
     image_layers: int = 6
@@ -40,17 +41,24 @@ class Architecture:
     """Longest text, in tokens incl. [CLS] and [SEP]."""
     pad_token_id: int | None = 0
     """Id of the padding token."""
+    type_vocab_size: int = 2
+    """Entries of the token type embedding of the text encoder; every token has type 0."""
+    text_hidden_act: str = "gelu"
+    """Activation in the feed-forward blocks of the text encoder: a name of transformers, such as gelu, relu, silu."""
 
     image_model: str = "vit_small_patch16_224"
-    """Any ViT of timm, by its timm name; the keys below override its defaults."""
+    """Architecture of the image encoder: the timm name of a ViT; the keys below override its defaults."""
     image_size: int = 224
     """Side of the square image, in pixels; the patch size divides it."""
     patch_size: int | None = None
-    """Side of a patch, in pixels. None: what `image_model` says."""
+    """Side of a patch, in pixels. None: that of `image_model`."""
     image_hidden_size: int | None = None
-    """Width of the image encoder. None: what `image_model` says."""
+    """Width of the image encoder, in features. None: that of `image_model`."""
     image_num_attention_heads: int | None = None
-    """Attention heads of the image encoder. None: what `image_model` says."""
+    """Attention heads of the image encoder. None: those of `image_model`."""
+    image_model_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the timm architecture, such as `{"act_layer": "quick_gelu", "init_values": 1e-5}`. A
+    pretrained ViT brings its own."""
 
     hidden_dropout_prob: float = 0.1
     """Dropout on hidden states of text and fusion layers, fraction of features."""
@@ -62,39 +70,46 @@ class Architecture:
     """Standard deviation of freshly drawn weights."""
 
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "itm": 1.0, "itc": 1.0})
-    """Pretraining objectives with their weights, `{"mlm": 1.0}`, or with options, `{"itm": {"weight": 1.0,
-    "negatives": "hard"}}`; names in `mmbert.model.objectives.OBJECTIVES`. 0 leaves the objective out. A YAML
-    file replaces those of the files it builds on; `--model.objectives.itm.negatives=hard` changes that alone."""
+    """Pretraining objectives with their loss weights, `{"mlm": 1.0}`, or with options, `{"itm": {"weight": 1.0,
+    "negatives": "hard"}}`; names in `mmbert.model.objectives.OBJECTIVES`. A weight of 0 disables the objective. A YAML
+    file replaces those of the files it builds on; `--model.objectives.itm.negatives=hard` changes that option only."""
     task: str | None = None
-    """Fine-tunes for a task, with its head in place of the objectives': a name in `mmbert.model.tasks.TASKS` (vqa,
+    """Task to fine-tune for, whose head replaces those of the objectives: a name in `mmbert.model.tasks.TASKS` (vqa,
     decision). None: pretraining."""
 
     def check(self) -> None:
-        """Refuses what can't be built.
+        """Check the values that can be checked without building the model.
 
         Raises:
-            UsageError: A value out of range, or heads that do not divide their width.
+            UsageError: A value out of range, or attention heads that do not divide their width.
         """
         for name in ("text_layers", "image_layers", "fusion_layers"):
             if getattr(self, name) < 0:
-                raise UsageError(f"{name}={getattr(self, name)}: a number of layers is 0 or more.")
-        for name in (
-            "hidden_size",
-            "num_attention_heads",
-            "vocab_size",
-            "image_size",
-            "max_position_embeddings",
-        ):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: must be 1 or more.")
+                raise UsageError(f"{name}={getattr(self, name)}: the number of layers must be 0 or more.")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}: must be 1 or more.")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: a fraction from 0 to below 1.")
-        for prefix in ("", "text_", "image_"):
-            width, heads = (
-                getattr(self, f"{prefix}hidden_size"),
-                getattr(self, f"{prefix}num_attention_heads"),
+                raise UsageError(f"{name}={getattr(self, name)}: must be a fraction from 0 to below 1.")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name)}: must be a number above 0.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise UsageError(f"pad_token_id={self.pad_token_id}: must be from 0 to below vocab_size={self.vocab_size}.")
+        if ":" in self.image_model or "/" in self.image_model:
+            raise UsageError(
+                f"image_model='{self.image_model}' names weights; expected the name of a timm architecture, such as "
+                "vit_small_patch16_224. Weights are loaded by model.image_pretrained."
             )
+        for name in self.image_model_args:
+            if name in TIMM_KEYS:
+                raise UsageError(f"image_model_args.{name}: use the key {TIMM_KEYS[name]} instead.")
+            if name in TIMM_FACTORY_ARGUMENTS:
+                raise UsageError(f"image_model_args.{name}: not an argument of the architecture; leave it out.")
+        for prefix in ("", "text_", "image_"):
+            width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if width is not None and heads is not None and width % heads:
                 raise UsageError(
                     f"{prefix}num_attention_heads={heads} does not divide {prefix}hidden_size={width}; "
@@ -102,19 +117,45 @@ class Architecture:
                 )
 
 
+TIMM_KEYS = {
+    "depth": "image_layers",
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "embed_dim": "image_hidden_size",
+    "num_heads": "image_num_attention_heads",
+}
+"""Arguments of timm's ViTs that are keys of `Architecture`."""
+
+TIMM_FACTORY_ARGUMENTS = frozenset(
+    "pretrained pretrained_cfg pretrained_cfg_overlay pretrained_model_args checkpoint_path cache_dir scriptable "
+    "exportable no_jit features_only feature_cfg out_indices pruned num_classes in_chans device dtype".split()
+)
+"""Arguments of `timm.create_model` about weights, files and heads, which a configuration must not set."""
+
+POSITIVE = (
+    *("hidden_size", "num_attention_heads", "intermediate_size"),
+    *("text_hidden_size", "text_num_attention_heads", "text_intermediate_size"),
+    *("vocab_size", "max_position_embeddings", "type_vocab_size"),
+    *("image_size", "patch_size", "image_hidden_size", "image_num_attention_heads"),
+)
+"""Keys that are None or at least 1."""
+
+
 @dataclass(kw_only=True)
 class ModelOptions(Architecture):
-    """What a model is, and where its first weights come from."""
+    """Options of the section `model`: the architecture and the sources of its initial weights."""
 
     pretrained: str | None = None
-    """Folder of a saved mmbert (RUN/model) to start from: it gives the architecture, the tokenizer, how images are
-    prepared, and every weight that has the same name here; other heads start fresh. None: see the two keys below."""
+    """Folder of a saved mmbert model (RUN/model) to start from: it gives the architecture, the tokenizer, the image
+    preprocessing, and the weights of the encoders, the fusion and the heads of the same name; other heads are newly
+    initialized. None: see the two keys below."""
     text_pretrained: str | None = None
     """Pretrained BERT: a name on the hub ("bert-base-uncased") or a local folder. None: from scratch."""
     image_pretrained: str | None = None
-    """Pretrained ViT: a timm name on the hub ("vit_base_patch16_224.augreg_in21k") or a local folder with config.json
-    and model.safetensors. None: from scratch."""
+    """Pretrained ViT: a timm name with a weights tag ("vit_base_patch16_224.augreg_in21k"), a model on the hub
+    ("hf-hub:OWNER/NAME"), or a local folder with config.json and model.safetensors. None: from scratch."""
 
 
 KEYS = tuple(f.name for f in dataclasses.fields(Architecture))
-"""The keys of the architecture: those of `MMBertConfig`, and of the section `model` but for the sources of weights."""
+"""Names of the fields of `Architecture`: the keys of `MMBertConfig`, and those of the section `model` that name no
+weights."""

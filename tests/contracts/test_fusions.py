@@ -117,7 +117,7 @@ def test_fusion_keeps_shapes_and_masks(fusion: str, layers: int) -> None:
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
     settings = {**TWO_LAYERS, "fusion_layers": layers, "text_hidden_size": 16}
-    if layers < build_fusion(tiny_config(fusion=fusion)).least_layers:
+    if layers < build_fusion(tiny_config(fusion=fusion)).min_layers:
         with pytest.raises(UsageError, match=f"fusion_layers={layers}: the joint vector of fusion='{fusion}'"):
             MMBertForPreTraining(tiny_config(fusion=fusion, **settings))
         return

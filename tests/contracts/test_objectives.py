@@ -137,7 +137,7 @@ def test_weight_zero_leaves_an_objective_out() -> None:
         ({"itm": {"text": "dirty"}}, r"text='dirty'; allowed are clean, masked"),
         (
             {"itm": {"negatives": "hard"}},
-            r"negatives='hard' draws by contrastive similarity: add the objective itc",
+            r"negatives='hard' draws negatives by contrastive similarity: add the objective itc",
         ),
         ({"itm": {"negatives": "hard"}, "itc": 0}, r"add the objective itc"),
         ({"mlm": 0}, r"at least one needs a weight above 0"),
@@ -151,7 +151,7 @@ def test_objectives_refuse_what_they_do_not_know(objectives: dict, message: str)
 
 @pytest.mark.parametrize("lacking", ["text_layers", "image_layers"])
 def test_itc_refuses_encoders_without_layers(lacking: str) -> None:
-    with pytest.raises(UsageError, match=f"{lacking}=0.*says nothing alone.*leave itc out"):
+    with pytest.raises(UsageError, match=f"{lacking}=0.*has no contextual output.*disable itc"):
         model_with({"mlm": 1.0, "itc": 1.0}, fusion="early", **{lacking: 0})
 
 
@@ -391,12 +391,29 @@ def test_itc_without_duplicates_is_symmetric_cross_entropy() -> None:
     assert difference(output.logits, logits) < 1e-5 and torch.equal(output.targets, target)
 
 
-def test_itc_keeps_its_temperature_in_bounds() -> None:
+@pytest.mark.parametrize(("start", "bound"), [(9.0, 100.0), (-9.0, 2.0)])
+def test_itc_temperature_returns_from_beyond_its_bounds(start: float, bound: float) -> None:
+    """CLIP clamps the parameter after the step; clamped in the loss, its gradient beyond a bound would be zero."""
     itc = plain_itc(10.0)
     assert math.isclose(itc.scale.item(), 10.0, rel_tol=1e-6)
-    for value, scale in ((50.0, 100.0), (-50.0, 2.0)):
-        itc.log_scale.data.fill_(value)
-        assert math.isclose(itc.scale.item(), scale, rel_tol=1e-6)
+    with torch.no_grad():
+        itc.log_scale.fill_(start)
+    itc.scale.sum().backward()
+    assert itc.log_scale.grad is not None and itc.log_scale.grad.item() > 0
+    itc.after_step()
+    assert math.isclose(itc.scale.item(), bound, rel_tol=1e-5)
+    inside = plain_itc(10.0)
+    before = inside.log_scale.clone()
+    inside.after_step()
+    assert torch.equal(inside.log_scale, before)
+
+
+def test_model_constrains_the_parameters_of_its_objectives() -> None:
+    model = model_with({"mlm": 1.0, "itc": 1.0})
+    with torch.no_grad():
+        model.objectives["itc"].log_scale.fill_(9.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    model.after_step()
+    assert math.isclose(model.objectives["itc"].scale.item(), 100.0, rel_tol=1e-5)  # pyright: ignore
 
 
 # --- MLM -----------------------------------------------------------------------------------------------------------

@@ -47,10 +47,10 @@ def test_config_refuses_wrong_types(overrides: dict) -> None:
             {"image_hidden_size": 20, "image_num_attention_heads": 6},
             "image_num_attention_heads=6 does not divide image_hidden_size=20",
         ),
-        ({"text_layers": -1}, "text_layers=-1: a number of layers is 0 or more"),
+        ({"text_layers": -1}, "text_layers=-1: the number of layers must be 0 or more"),
         ({"hidden_size": 0}, "hidden_size=0: must be 1 or more"),
-        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0: a fraction from 0 to below 1"),
-        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob=-0.1: a fraction"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob=1.0: must be a fraction"),
+        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob=-0.1: must be a fraction"),
     ],
 )
 def test_config_refuses_values_that_can_not_be_built(overrides: dict, message: str) -> None:
@@ -95,12 +95,14 @@ def test_config_copies_do_not_share_objectives() -> None:
 
 def test_objective_options_spell_out_weights() -> None:
     given = {"mlm": 2, "itm": {"negatives": "hard"}, "itc": {"weight": 0.5}}
-    config = tiny_config(objectives={**given, "a": 0, "b": {"weight": 0.0}})
+    config = tiny_config(objectives=given)
     assert config.objective_options() == {
         "mlm": {"weight": 2},
         "itm": {"weight": 1.0, "negatives": "hard"},
         "itc": {"weight": 0.5},
     }
+    disabled = tiny_config(objectives={"mlm": 1, "itm": 0, "itc": {"weight": 0.0}})
+    assert disabled.objective_options() == {"mlm": {"weight": 1}}
     config.objective_options()["itm"].pop("weight")
     assert config.objectives["itm"] == given["itm"] == {"negatives": "hard"}  # what callers pop is a copy
 

@@ -167,7 +167,9 @@ def test_from_scratch_draws_new_weights() -> None:
             "text_pretrained='/no/such/folder' is no BERT on the hub and no folder",
         ),
         ({"image_pretrained": "/no/such/folder"}, "image_pretrained='/no/such/folder' is no folder"),
-        ({"image_pretrained": "vit_tiny_patch16_225"}, "can't build image_model='vit_tiny_patch16_225'"),
+        ({"image_pretrained": "vit_tiny_patch16_225"}, "timm has no pretrained weights of that name"),
+        ({"image_pretrained": "vit_tiny_patch16_224.nothing"}, "image_pretrained=.*Invalid pretrained tag"),
+        ({"image_model_args": {"init_values": 1e-5}}, r"image_model_args=.*, but image_pretrained='.*' has {}"),
     ],
 )
 def test_what_does_not_fit_the_pretrained_encoder_is_refused(
@@ -179,7 +181,7 @@ def test_what_does_not_fit_the_pretrained_encoder_is_refused(
 
 
 def test_folders_with_something_else_are_refused(tmp_path: Path, vit_folder: Path) -> None:
-    with pytest.raises(UsageError, match="does not name a timm 'architecture'"):
+    with pytest.raises(UsageError, match="and weights of a timm model found"):
         build_model(options(image_pretrained=str(tmp_path)))
     with pytest.raises(UsageError, match="is no BERT on the hub and no folder with one"):
         build_model(options(text_pretrained=str(tmp_path)))
@@ -187,7 +189,9 @@ def test_folders_with_something_else_are_refused(tmp_path: Path, vit_folder: Pat
     with pytest.raises(UsageError, match="is a roberta; mmbert takes a BERT"):
         build_model(options(text_pretrained=str(tmp_path)))
     (tmp_path / "config.json").write_text((vit_folder / "config.json").read_text())
-    with pytest.raises(UsageError, match="can't build image_model"):  # a config without weights
+    with pytest.raises(
+        UsageError, match="and weights of a timm model found"
+    ):  # a config without weights
         build_model(options(image_pretrained=str(tmp_path)))
 
 

@@ -139,7 +139,7 @@ def test_allowed_module_is_imported(saved: Path, monkeypatch: pytest.MonkeyPatch
 )  # fmt: skip
 def test_what_is_no_fusion_is_told(name: str, message: str, folder: Path) -> None:
     mmbert.allow_import("stranger_fusion", "nowhere")
-    assert message in said(build_fusion, tiny_config(fusion=name))
+    assert message in said(lambda: build_fusion(tiny_config(fusion=name)))
 
 
 def test_error_inside_the_module_is_not_hidden(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""The fusion strategies. A new one is one file beside this, one line in the table, one YAML in `configs/fusion/`.
+"""Fusion strategies. To add one: a file in this folder, a line in `FUSIONS`, and a YAML in `configs/fusion/`.
 
-A strategy of a user's own needs none of them: it is named by its class, "my_fusion.GatedFusion".
+A custom fusion outside of mmbert needs none of these: `config.fusion` names its class, "my_fusion.GatedFusion".
 """
 
 from mmbert.errors import UsageError, did_you_mean
@@ -26,17 +26,26 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def build_fusion(config: MMBertConfig) -> Fusion:
-    """Builds the strategy that `config.fusion` names.
+def validate_fusion_name(name: str) -> None:
+    """Check that `name` is in `FUSIONS` or has the form "module.Class"; nothing is imported.
 
     Raises:
-        UsageError: An unknown strategy, or a class that is not allowed, not there, or no `Fusion`.
+        UsageError: It is neither.
     """
-    if config.fusion not in FUSIONS and "." in config.fusion and DOTTED_NAME.fullmatch(config.fusion):
-        return import_user_class(config.fusion, Fusion, key="fusion")(config)
-    if config.fusion not in FUSIONS:
+    if name not in FUSIONS and not ("." in name and DOTTED_NAME.fullmatch(name)):
         raise UsageError(
-            f"fusion='{config.fusion}' is no fusion strategy; allowed are {', '.join(FUSIONS)}."
-            f"{did_you_mean(config.fusion, FUSIONS)}"
+            f"fusion='{name}' is no fusion strategy; allowed are {', '.join(FUSIONS)}, or a class such as "
+            f"my_fusion.GatedFusion.{did_you_mean(name, FUSIONS)}"
         )
-    return FUSIONS[config.fusion](config)
+
+
+def build_fusion(config: MMBertConfig) -> Fusion:
+    """Build the fusion strategy that `config.fusion` names.
+
+    Raises:
+        UsageError: An unknown strategy; a custom class that is not allowed, not found, or not a `Fusion`.
+    """
+    validate_fusion_name(config.fusion)
+    if config.fusion in FUSIONS:
+        return FUSIONS[config.fusion](config)
+    return import_user_class(config.fusion, Fusion, key="fusion")(config)

@@ -17,7 +17,7 @@ class Fusion(nn.Module):
     """Unimodal text layers wanted in `text.intermediate`, in this order; layer i is the output of layer i, from 1."""
     reads_image_layers: tuple[int, ...] = ()
     """The same for the image encoder."""
-    least_layers: int = 0
+    min_layers: int = 0
     """Fewest `fusion_layers` with which the joint vector knows both modalities."""
 
     def __init__(self, config: MMBertConfig):

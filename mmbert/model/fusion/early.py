@@ -17,7 +17,7 @@ class EarlyFusion(Fusion):
     "merged attention" of METER (arXiv:2111.02387).
     """
 
-    least_layers = 1
+    min_layers = 1
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)

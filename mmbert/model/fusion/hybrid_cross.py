@@ -16,7 +16,7 @@ class HybridCrossFusion(Fusion):
     of `hybrid` at the same depth; only what the words ask for gets into the joint vector.
     """
 
-    least_layers = 1
+    min_layers = 1
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The pretraining objectives. A new one is one file beside this and one line in the table."""
+"""Pretraining objectives. To add one: a file in this folder and a line in `OBJECTIVES`."""
 
 import inspect
 import math
@@ -10,7 +10,14 @@ from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
 
-__all__ = ["OBJECTIVES", "EncodedBatch", "Objective", "ObjectiveOutput", "build_objectives"]
+__all__ = [
+    "OBJECTIVES",
+    "EncodedBatch",
+    "Objective",
+    "ObjectiveOutput",
+    "build_objectives",
+    "validate_objective_options",
+]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModeling,
@@ -19,14 +26,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
-    """Builds the objectives that `config.objectives` names, with their options.
+def validate_objective_options(config: MMBertConfig) -> None:
+    """Check the names, loss weights and options in `config.objectives`, including objectives of weight 0.
 
     Raises:
-        UsageError: An unknown objective or option, a weight that is no number, or no objective at all.
+        UsageError: An unknown objective or option, a weight that is not a number of 0 or more, or an option value that
+            is not allowed.
     """
-    built, used = {}, config.objective_options()
-    for name, options in config.all_objective_options().items():  # a mistake is one where the weight is 0, too
+    for name, options in config.all_objective_options().items():
         if name not in OBJECTIVES:
             raise UsageError(
                 f"objectives: '{name}' is no objective; allowed are {', '.join(OBJECTIVES)}."
@@ -42,9 +49,22 @@ def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
                     f"objectives.{name}: no option '{option}'; allowed are {', '.join(['weight', *allowed])}."
                     f"{did_you_mean(option, ['weight', *allowed])}"
                 )
-        if name in used:
-            built[name] = OBJECTIVES[name](config, **options)
-    if not built:
+        OBJECTIVES[name].check_options(**options)
+
+
+def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
+    """Build the objectives that `config.objectives` names with a weight above 0.
+
+    Raises:
+        UsageError: See `validate_objective_options`; no objective at all; or one that does not fit the architecture.
+    """
+    validate_objective_options(config)
+    enabled = config.objective_options()
+    if not enabled:
         raise UsageError(f"objectives={config.objectives}: at least one needs a weight above 0.")
-    # In the table's order: a saved configuration has its own, and sums in another order differ in their last bit.
-    return {name: built[name] for name in OBJECTIVES if name in built}
+    # In the order of the table: a saved configuration has another one, and float sums depend on it.
+    return {
+        name: OBJECTIVES[name](config, **{key: value for key, value in enabled[name].items() if key != "weight"})
+        for name in OBJECTIVES
+        if name in enabled
+    }

@@ -1,4 +1,4 @@
-"""What an objective gets and gives."""
+"""The interface of an objective: the encoded batch it reads, and the output it returns."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -13,43 +13,43 @@ Batch = dict[str, Tensor]
 
 
 class TextImageModel(Protocol):
-    """What objectives need of a model; `mmbert.model.modeling.MMBertModel` is one."""
+    """Protocol of the model that objectives and tasks call; `mmbert.model.modeling.MMBertModel` implements it."""
 
     @property
     def word_embeddings(self) -> Tensor:
-        """The (V, text width) matrix of word embeddings."""
+        """Word embedding matrix, (V, text width)."""
         ...
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
-        """(B, T) token ids to (B, T, D) tokens."""
+        """Encode (B, T) token ids to (B, T, D) tokens."""
         ...
 
     def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """(B, 3, S, S) images to (B, P, D) tokens."""
+        """Encode (B, 3, S, S) images to (B, P, D) tokens."""
         ...
 
     def fuse(self, text: Tokens, image: Tokens) -> Fused:
-        """Fuses encoded texts with encoded images, row by row."""
+        """Fuse encoded texts with encoded images, row by row."""
         ...
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective computes from one batch."""
+    """Loss, logits and targets of one objective on one batch."""
 
-    loss: Tensor  # () mean over the items that count, over all processes
+    loss: Tensor  # () mean over the predictions of all processes
     logits: Tensor  # (K, classes) fp32
     targets: Tensor  # (K,) int64
-    left_out: Tensor  # () int64, rows that could not take part
+    left_out: Tensor  # () int64, rows of the batch without a prediction
 
 
 class EncodedBatch:
-    """One batch whose views are computed on first use and shared by every objective of the step.
+    """Lazily encoded batch: each encoding is computed on first use and shared by all objectives.
 
     Args:
         model: Encodes and fuses.
-        batch: See `mmbert.data.collate` for its keys.
-        generator: Draws negatives; the same on every process.
-        similarity: (B text vectors, B image vectors) to logits, from the contrastive objective if there is one.
+        batch: Tensors as `mmbert.data.pairs.Collate` builds them.
+        generator: Draws ITM negatives; the same on every process. None: torch's global generator.
+        similarity: Computes contrastive logits from the encoded batch; None without the objective itc.
     """
 
     def __init__(
@@ -64,51 +64,62 @@ class EncodedBatch:
 
     @cached_property
     def image(self) -> Tokens:
-        """Image after its encoder."""
+        """Encoded images, (B, P, D)."""
         return self.model.encode_image(self.batch["pixel_values"])
 
     @cached_property
     def text(self) -> Tokens:
-        """Clean text after its encoder."""
+        """Encoded texts, (B, T, D)."""
         return self.model.encode_text(self.batch["input_ids"], self.batch["attention_mask"])
 
     @cached_property
     def masked_text(self) -> Tokens:
-        """Text with masked tokens after its encoder."""
+        """Encoded texts with masked tokens, (B, T, D)."""
         return self.model.encode_text(self.batch["mlm_input_ids"], self.batch["attention_mask"])
 
     @cached_property
     def fused(self) -> Fused:
-        """Clean text with its own image."""
+        """Texts fused with their images."""
         return self.model.fuse(self.text, self.image)
 
     @cached_property
     def masked_fused(self) -> Fused:
-        """Masked text with its own image."""
+        """Texts with masked tokens fused with their images."""
         return self.model.fuse(self.masked_text, self.image)
 
     @cached_property
     def similarities(self) -> Tensor | None:
-        """(B, B of all processes) contrastive logits of own texts with all images; None without that objective."""
+        """Contrastive logits of local texts and all images, (B, B * world size); None without the objective itc."""
         return None if self._similarity is None else self._similarity(self).detach()
 
 
 class Objective(nn.Module):
-    """A head and its loss, in one file, listed in `mmbert.model.objectives.OBJECTIVES`.
+    """Base class of pretraining objectives: a head and its loss, listed in `mmbert.model.objectives.OBJECTIVES`.
 
-    The constructor takes the model's configuration and the options that `config.objectives` gives, by name.
+    The constructor takes the model's configuration and the options of `config.objectives` as keyword arguments.
     """
 
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Check the values of the constructor's options.
+
+        Raises:
+            UsageError: A value that is not allowed.
+        """
+
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
-        """Computes the loss of one batch."""
+        """Compute the loss of one batch."""
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Constrain parameters after an optimizer step; called by the models' `after_step`."""
 
 
 def no_autocast(reference: Tensor) -> Any:
-    """Context in which losses, similarities and matching logits are computed in fp32 (fp64 stays)."""
+    """Return a context without autocast, for losses, similarities and matching logits."""
     return torch.autocast(device_type=reference.device.type, enabled=False)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Half precision to fp32; fp32 and fp64 stay."""
+    """Cast half precision to fp32; fp32 and fp64 are unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -10,10 +10,10 @@ from mmbert.runtime.distributed import global_mean
 
 
 class MaskedLanguageModeling(Objective):
-    """Predicts masked words from the rest of the text and the image (BERT, arXiv:1810.04805, Sec. 3.1).
+    """Masked language modelling (MLM): predict masked tokens from text and image (BERT, arXiv:1810.04805, Sec. 3.1).
 
-    Only masked positions meet the vocabulary. The output matrix is the word embedding itself, so it is handed in
-    rather than owned.
+    Logits are computed at masked positions only. The output matrix is tied to the word embeddings, so it is an argument
+    of `logits` rather than a parameter of this module.
     """
 
     def __init__(self, config: MMBertConfig):
@@ -24,12 +24,20 @@ class MaskedLanguageModeling(Objective):
         self.bias = nn.Parameter(Tensor(config.vocab_size).zero_())
 
     def logits(self, hidden_states: Tensor, word_embeddings: Tensor) -> Tensor:
-        """(K, D) states at masked positions and the (V, text width) embedding matrix to (K, V) fp32 logits."""
+        """Compute logits over the vocabulary.
+
+        Args:
+            hidden_states: (K, D) fused states at masked positions.
+            word_embeddings: (V, text width).
+
+        Returns:
+            (K, V) fp32.
+        """
         hidden_states = self.norm(F.gelu(self.transform(hidden_states)))
         return full_precision(F.linear(hidden_states, word_embeddings)) + self.bias
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
-        """Reads `mlm_input_ids` and `mlm_labels` (B, T); labels are `IGNORE_INDEX` where nothing is masked."""
+        """Compute the loss; reads `mlm_input_ids` and `mlm_labels` (B, T), `IGNORE_INDEX` at unmasked positions."""
         labels = encoded.batch["mlm_labels"]
         masked = labels != IGNORE_INDEX
         states = encoded.masked_fused.text.hidden_states[masked]  # (K, D)
@@ -37,5 +45,5 @@ class MaskedLanguageModeling(Objective):
         targets = labels[masked]
         with no_autocast(logits):
             total = F.cross_entropy(logits, targets, reduction="sum")
-        left_out = (~masked.any(dim=1)).sum()  # rows without a word that could be masked
+        left_out = (~masked.any(dim=1)).sum()  # rows without a masked token
         return ObjectiveOutput(global_mean(total, masked.sum()), logits.detach(), targets, left_out)

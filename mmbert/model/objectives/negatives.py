@@ -1,4 +1,4 @@
-"""Which image may serve as a wrong one for a text, and the draw among those."""
+"""Negative sampling for ITM: which pairs are positives, and the draw of a negative image for each text."""
 
 import torch
 from torch import Tensor
@@ -9,35 +9,35 @@ from mmbert.runtime.distributed import all_gather, all_gather_ragged, rank
 
 
 def same_pair(batch: Batch) -> Tensor:
-    """True where an own text (row) describes an image (column): same image, or the image carries an equal caption.
+    """Mark the positive pairs of a batch: same image, or an image that has an equal caption.
 
     Args:
         batch: With `image_key` (B,), `text_key` (B,) and `image_text_keys` (B, C), all int64 hashes; the last lists
             every caption of the row's image and is padded with `NO_TEXT`.
 
     Returns:
-        (B, B of all processes) bool.
+        (B, B * world size) bool, True where a local text (row) describes an image (column).
     """
     image_key = all_gather(batch["image_key"])
-    carried = all_gather_ragged(batch["image_text_keys"], pad=NO_TEXT)  # (B of all, C)
+    captions = all_gather_ragged(batch["image_text_keys"], pad=NO_TEXT)  # (B * world size, C)
     same_image = batch["image_key"][:, None] == image_key[None, :]
-    equal_text = (batch["text_key"][:, None, None] == carried[None, :, :]).any(dim=-1)
+    equal_text = (batch["text_key"][:, None, None] == captions[None, :, :]).any(dim=-1)
     return same_image | equal_text
 
 
 def sample_negatives(
     allowed: Tensor, *, generator: torch.Generator | None = None, similarities: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws one wrong image for each text.
+    """Draw one negative image for each text.
 
-    The draw is a Gumbel-max over the batch of all processes, so it depends on the generator's seed and the batch but
-    not on how rows are spread over processes.
+    Gumbel-max sampling over the global batch: the draw depends on the seed and the batch, not on how rows are sharded
+    over processes.
 
     Args:
-        allowed: (B, B of all processes) bool, True where the image (column) is a valid negative of the text (row).
-        generator: CPU generator, the same on every process; None draws from torch's global state.
-        similarities: (B, B of all processes) logits; given, likelier images are drawn more often (hard negatives as
-            in ALBEF, arXiv:2107.07651, Sec. 3.2, which draws texts for an image too).
+        allowed: (B, B * world size) bool, True where the image (column) is a valid negative of the text (row).
+        generator: CPU generator with the same state on every process. None: torch's global generator.
+        similarities: (B, B * world size) logits; images are drawn in proportion to their softmax (hard negatives of
+            ALBEF, arXiv:2107.07651, Sec. 3.2, which also draws texts for an image). None: uniform.
 
     Returns:
         (B,) int64 columns, and (B,) bool that is False where a row has no valid negative.
