@@ -32,6 +32,11 @@ def set_up_logging() -> None:
     logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
     first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
     logging.getLogger("mmbert").setLevel(logging.INFO if first else logging.WARNING)
+    quiet_lightning()
+
+
+def quiet_lightning() -> None:
+    """Hide Lightning's info lines and the warnings in `NOISE`; call it again after importing it, which sets levels."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in NOISE:

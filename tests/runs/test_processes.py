@@ -21,7 +21,9 @@ def test_two_processes_train_and_evaluate_as_one(torchrun: bool, tiny: list[str]
     more = ["--name=run", "--data.val_size=15", "--data.eval_batch_size=4", "--evaluation.test_scorer=itm"]
     main([*CONFIG, *tiny, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
     errors = finish(start(tiny, tmp_path / "two", *more, torchrun=torchrun))
-    assert "Warning" not in errors, errors
+    # torch reports where nothing was unused, on stderr and not as a Python warning; a batch may leave something unused.
+    unexpected = [line for line in errors.splitlines() if "Warning" in line and "find_unused_parameters" not in line]
+    assert not unexpected, errors
     one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
     assert [line[:3] for line in one] == [line[:3] for line in two], "the same samples in every step"
     for a, b in zip(one, two, strict=True):

@@ -31,9 +31,11 @@ def run_training(command: str, arguments: list[str]) -> None:
     # Heavy imports only now: an option error is reported without them.
     from mmbert.runtime.distributed import exit_together
     from mmbert.runtime.signals import StopSignals
+    from mmbert.runtime.terminal import quiet_lightning
     from mmbert.training.fit import TrainingRun
     from mmbert.training.run_folder import process_start
 
+    quiet_lightning()
     with StopSignals() as stop:
         run = TrainingRun(options, command=command, stop=stop, started=process_start())
         getattr(run, command)()
