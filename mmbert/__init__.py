@@ -59,8 +59,8 @@ _MODULES = {
 transformers. `AutoModel` knows mmbert's classes once one of them was used, or after `mmbert.register()`."""
 
 __all__ = [
-    "ComparisonResult",
     "CheckpointOptions",
+    "ComparisonResult",
     "DataOptions",
     "EvaluationOptions",
     "Fused",

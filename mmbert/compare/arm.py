@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from filelock import FileLock
 from lightning.fabric.utilities import move_data_to_device
 
 from mmbert.compare.cost import milliseconds_per_pair
-from mmbert.compare.locks import file_lock
 from mmbert.compare.plan import PRETRAIN
 from mmbert.compare.rows import QUERIES, Row, json_safe
 from mmbert.data.processor import MMBertProcessor
@@ -281,7 +281,7 @@ def main(file: str, parent: int) -> None:
     spec = json.loads(Path(file).read_text(encoding="utf-8"))
     folder = Path(spec["folder"])
     set_up_logging()
-    with report_user_errors(), file_lock(folder / "lock", wait=True):
+    with report_user_errors(), FileLock(folder / "lock"):
         timer = ArmTimer(folder / "seconds.txt")
         if not (folder / "row.json").is_file():
             with StopSignals():

@@ -29,7 +29,7 @@ log = logging.getLogger("mmbert")
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """Result of `mmbert.run_comparison`.
+    """Result of `mmbert.compare`.
 
     `repr` is a table of the primary results; notebooks show it as HTML.
     """

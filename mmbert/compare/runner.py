@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -23,17 +24,19 @@ from mmbert.compare.folder import (
     stored_budgets,
     valid_rows,
 )
-from mmbert.compare.locks import file_lock
 from mmbert.compare.plan import Comparison, list_arms
 from mmbert.compare.rows import Row, last_losses, write_rows
 from mmbert.compare.specs import Settings, budget_inputs, describe_changes, overridden_options
+from mmbert.data.prepare import prepare_missing
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError, did_you_mean
 from mmbert.evaluation.foils import OVERALL
 from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.signals import EXIT_CODES
+from mmbert.training.config_files import explicit_options
 from mmbert.training.run_folder import versions
+from mmbert.training.run_options import parse_run, to_arguments
 
 log = logging.getLogger("mmbert")
 
@@ -78,17 +81,24 @@ def run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
         settings.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--out {settings.out}: expected a folder; this path, or a part of it, is a file.") from None
+    lock = FileLock(settings.out / ".lock", timeout=0)
     try:
-        with file_lock(settings.out / ".lock", wait=False):
-            return _run_arms(comparison, settings)
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         raise UsageError(f"--out {settings.out}: another process runs a comparison in this folder.") from None
+    try:
+        return _run_arms(comparison, settings)
+    finally:
+        lock.release()
 
 
 def _run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     out = settings.out
-    _check_foil_categories(comparison)
+    arms = list_arms(comparison)
     rows = valid_rows(settings)
+    if any(arm.name not in rows for arm in arms):  # a finished comparison needs no data
+        _prepare_data(comparison)
+        _check_foil_categories(comparison)
     check_same_comparison(comparison, settings, rows)  # before anything is written
     for stage, options in overridden_options(comparison).items():
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
@@ -102,7 +112,6 @@ def _run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     for name in comparison.names:
         log.info("%s: %s", name, budgets[name]["summary"])
     specs = check_same_comparison(comparison, settings, rows)
-    arms = list_arms(comparison)
     missing = [spec for name, spec in specs.items() if name not in rows]
     if settings.rows_from is not None and missing:
         imported = import_rows(settings.rows_from, missing)
@@ -114,7 +123,7 @@ def _run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
         log.info("%d of %d arms are finished already", len(arms) - len(remaining), len(arms))
     failed = [name for name in specs if rows.get(name, {}).get("status") == "failed"]
     if failed:
-        log.warning("%d arms failed before; --retry_failed runs them again: %s", len(failed), ", ".join(failed))
+        log.warning("failed before, use --retry_failed to run again: %s", ", ".join(failed))
     order = [arm.name for arm in arms]
     weights = {name: budgets[specs[name]["strategy"]]["weights"] for name in specs}
     for row in _finished_rows(remaining, rows, settings, weights):
@@ -122,6 +131,14 @@ def _run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
         write_rows(out, [rows[name] for name in [*order, *(n for n in rows if n not in order)] if name in rows])
     write_report_inputs(comparison, settings, rows)
     return {name: rows[name] for name in order}
+
+
+def _prepare_data(comparison: Comparison) -> None:
+    """Generate missing data sets that the configurations name by `data.prepare`, before parallel arms need them."""
+    for stage in comparison.stages.values():
+        arguments = to_arguments(stage.run, stage.options)
+        if explicit_options(arguments).get("data.prepare") is not None:
+            prepare_missing(parse_run(arguments).sections.data)
 
 
 def _check_foil_categories(comparison: Comparison) -> None:
