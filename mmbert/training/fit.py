@@ -202,6 +202,7 @@ class TrainingRun:
             self.trainer.fit(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path)
         if not self.trainer.fast_dev_run:  # pyright: ignore
             self._warn_if_cut_short()
+            self._log_time_saving()
             self._load_best()
             self._save_model()  # before the test, which a signal may end
             self._evaluate()
@@ -324,6 +325,12 @@ class TrainingRun:
             within,
             step,
         )
+
+    def _log_time_saving(self) -> None:
+        """Log the time that training waited for checkpoints, where it is more than `checkpoint.max_time_fraction`."""
+        saving, training = self.checkpoints.seconds_saving, self.module.training_seconds
+        if saving > self.options.sections.checkpoint.max_time_fraction * training:
+            log.info("saving checkpoints took %.1f s of %.1f s of training", saving, training)
 
     def _load_best(self) -> None:
         """Load the weights that are tested and saved: the best checkpoint's, or averaged ones."""
