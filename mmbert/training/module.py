@@ -311,7 +311,8 @@ class TrainingModule(L.LightningModule):
             assert isinstance(samples, LabelledSamples) and isinstance(self._data, LabelledDataModule)
             return TaskEvaluation(self.model, samples, self._data.priors)
         assert isinstance(samples, Pairs)
-        return PairEvaluation(self.model, samples.image_sample(images), scorer=scorer)
+        indices = samples.image_sample(images)
+        return PairEvaluation(self.model, indices, scorer=scorer, num_samples=len(samples))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the evaluation."""

@@ -147,7 +147,8 @@ def flatten_sections(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     """Sections as Python gives them, as flat options and the trainer's objects.
 
     Args:
-        sections: Name -> mapping or dataclass of options, or None.
+        sections: Name -> mapping of options, or dataclass of which the fields count that differ from their default, or
+            None.
 
     Returns:
         Dotted option -> plain value, and option of the trainer -> object that no file could name.
@@ -158,7 +159,8 @@ def flatten_sections(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         if options is None:
             continue
         if is_dataclass(options) and not isinstance(options, type):
-            options = asdict(options)
+            default = asdict(type(options)())
+            options = {key: value for key, value in asdict(options).items() if value != default[key]}
         if not isinstance(options, Mapping):
             raise UsageError(f"{name}={options!r}: expected a mapping of options, {{option: value}}.")
         for key, value in options.items():

@@ -19,7 +19,7 @@ import mmbert
 from mmbert.errors import UsageError
 from mmbert.training.checkpoints import latest_complete_checkpoint
 from mmbert.training.fit import TrainingRun
-from mmbert.training.run_options import parse_run
+from mmbert.training.run_options import flatten_sections, parse_run
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,14 @@ def test_runs_leave_the_process_as_it_was(sections: dict[str, dict[str, Any]], t
     second = trained(sections, tmp_path, threads=2)
     assert second.folder.name == f"{first.folder.name}-2"
     assert (first.folder / "trace.csv").read_text() == (second.folder / "trace.csv").read_text()
+
+
+def test_dataclasses_and_mappings_are_the_same_options() -> None:
+    options = mmbert.OptimOptions(lr=0.5, betas=(0.8, 0.9))
+    assert flatten_sections({"optim": options, "data": None}) == ({"optim.lr": 0.5, "optim.betas": (0.8, 0.9)}, {})
+    stopping = EarlyStopping("val/mlm_loss")
+    flat, objects = flatten_sections({"trainer": {"max_steps": 3, "callbacks": [stopping]}})
+    assert flat == {"trainer.max_steps": 3} and objects == {"callbacks": [stopping]}
 
 
 def test_errors_are_exceptions(sections: dict[str, dict[str, Any]], tmp_path: Path) -> None:
