@@ -10,7 +10,7 @@ from typing import Any
 
 from mmbert.data.readers.base import ImageFolder, NoImageError, Problems, json_type
 from mmbert.data.readers.strict import iter_json_lines, load_json, read_text
-from mmbert.data.readers.table import DELIMITERS, csv_header, parse_delimiter
+from mmbert.data.readers.table import DELIMITERS, csv_header
 from mmbert.errors import DataError, quote
 
 log = logging.getLogger("mmbert")
@@ -19,7 +19,7 @@ IMAGE_KEYS = (
     "image", "image_path", "image_file", "filename", "file_name", "filepath", "file", "img", "img_path", "path",
     "image_name", "picture", "photo",
 )  # fmt: skip
-"""Usual names of the field with the image's path; the first that a file has is taken, in any case of letters."""
+"""Usual names of the field with the image's path; the first one in a file is taken, ignoring case."""
 CAPTION_KEYS = (
     "caption",
     "captions",
@@ -34,39 +34,50 @@ CAPTION_KEYS = (
 )
 """Usual names of the field with the caption, as above."""
 
+NLVR_KEYS = ("identifier", "sentence", "label")
+"""Keys that all rows of nlvr and nlvr2 have."""
+
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 SNIFFED_RECORDS = 100
-"""Records that the keys are looked for in."""
+"""Records whose keys are looked at."""
 EXPECTED_FORMATS = (
     "an object with 'images' and 'annotations' (coco) or with 'images' that have 'sentences' (karpathy), one object "
-    "with image and caption per line (jsonl), or a name in .csv or .tsv; --format says which it is"
+    "with image and caption per line (jsonl), a table with a header (csv), questions or annotations of vqav2, rows of "
+    "nlvr or nlvr2, or foils; set --format"
 )
 
 
 def detect_format(path: Path) -> str:
-    """Tell the format from the suffix, or else from the content.
+    """Detect the format of an annotation file by its suffix, or else by its content.
 
     Returns:
-        A name in `mmbert.data.readers.FORMATS`.
+        A name in `mmbert.data.readers.FORMATS`, or vqav2, nlvr, nlvr2 or foils.
 
     Raises:
-        DataError: the file cannot be read, is broken JSON, or is nothing known.
+        DataError: the file cannot be read, is broken JSON, or has no known format.
     """
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
-        return SUFFIXES[suffix]
+        return _detect_row_format(path) if SUFFIXES[suffix] == "jsonl" else SUFFIXES[suffix]
     text = read_text(path)
     if suffix != ".json" and text.lstrip()[0] not in "{[":
+        if _has_row_keys(dict.fromkeys(csv_header(path, None)[1])):
+            return "csv"
         raise DataError(str(path), f"a name in {suffix!r} and content that is no JSON", EXPECTED_FORMATS)
     try:
         top = load_json(path)
     except DataError:
         if any(_is_row(line) for line in text[: 1 << 20].splitlines()[:10]):
-            return "jsonl"
+            return _detect_row_format(path)
         raise
     if isinstance(top, dict):
-        if _has_row_keys(top):  # one line is a whole JSON text too
-            return "jsonl"
+        if _has_row_keys(top):  # a file of one line is a JSON text too
+            return _detect_row_format(path)
+        records = top.get("annotations")
+        if "questions" in top or (isinstance(records, list) and any("answers" in r for r in _dicts(records))):
+            return "vqav2"
+        if any("negative_caption" in record for record in _dicts(top.values())):
+            return "foils"
         images = top.get("images")
         keys = {key for record in _dicts(images if isinstance(images, list) else ()) for key in record}
         if "sentences" in keys:
@@ -78,6 +89,24 @@ def detect_format(path: Path) -> str:
     raise DataError(str(path), f"the file is {json_type(top)}", EXPECTED_FORMATS)
 
 
+def has_labels(path: Path) -> bool:
+    """Return whether the rows of a JSON-lines file are labelled examples of a task with the usual keys."""
+    rows = [record for _, record in islice(iter_json_lines(path, Problems()), SNIFFED_RECORDS)]
+    return bool(rows) and any("label" in row for row in rows) and all({"text"} <= {*row} for row in rows)
+
+
+def _detect_row_format(path: Path) -> str:
+    """Distinguish nlvr and nlvr2 from other JSON lines."""
+    try:
+        _, record = next(iter_json_lines(path, Problems()), ("", {}))
+    except DataError:  # the reader reports it
+        return "jsonl"
+    identifier = record.get("identifier")
+    if not isinstance(identifier, str) or not {*NLVR_KEYS} <= {*record}:
+        return "jsonl"
+    return "nlvr2" if identifier.count("-") == 3 else "nlvr"
+
+
 def _is_row(line: str) -> bool:
     try:
         record = json.loads(line)
@@ -87,7 +116,7 @@ def _is_row(line: str) -> bool:
 
 
 def _has_row_keys(record: dict[str, Any]) -> bool:
-    return all(_first(known, record) for known in (IMAGE_KEYS, CAPTION_KEYS))
+    return {*NLVR_KEYS} <= {*record} or all(_first(known, record) for known in (IMAGE_KEYS, CAPTION_KEYS))
 
 
 def _dicts(records: Iterable[Any]) -> list[dict[str, Any]]:
@@ -115,8 +144,7 @@ def detect_keys(path: Path, format: str, given: dict[str, Any], *, text: str = "
     if not missing:
         return given
     if format == "csv":
-        delimiter = given.get("delimiter")
-        place, names = csv_header(path, None if delimiter is None else parse_delimiter(delimiter))
+        place, names = csv_header(path, given.get("delimiter"))
         if len(names) == 1 and any(mark in names[0] for mark in DELIMITERS):
             return given  # another delimiter: the reader reports which
     else:
@@ -146,9 +174,9 @@ def _first(known: Iterable[str], names: Iterable[str]) -> str | None:
 
 
 class DetectedFolder(ImageFolder):
-    """The folder of the images where none is given, settled by the first image that is found.
+    """Image folder that is detected by the first image that is found.
 
-    Looked into, in this order: the folder of the annotation file, `images` in it, `images` beside it.
+    Searched in this order: the folder of the annotation file, `images` in it, `images` beside it.
 
     Args:
         path: the annotation file.
@@ -185,12 +213,12 @@ class DetectedFolder(ImageFolder):
         if self._missed == 1:
             self._first = name, place
         for error in missing:
-            if "There is" in error.expected:  # a file of other case or suffix
+            if error.has_hint:  # a similar name
                 raise error
         raise NoImageError(place, f"no image file {quote(name)}", f"it in {self._where()}; or give --images DIR")
 
     def raise_if_unsettled(self) -> None:
-        """Say once that no folder has the images, rather than for each of them.
+        """Report once that no folder has the images, rather than for each of them.
 
         Raises:
             NoImageError: at least two images were looked for, and none was found.

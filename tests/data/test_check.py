@@ -19,6 +19,7 @@ from PIL import Image
 from mmbert.cli.main import main
 from mmbert.data import check
 from mmbert.data.check import check_file
+from mmbert.data.examples import read_examples
 
 ROOT = Path(__file__).parents[2]
 ROW = {"image": "a.jpg", "caption": "An ant."}
@@ -117,7 +118,6 @@ MALFORMED: dict[str, tuple[Any, str, str] | tuple[Any, str, str, str]] = {
     "caption null": (changed(COCO, "annotations.1.caption", None), "annotations[1]", "the caption is null"),
     "caption list": (changed(COCO, "annotations.1.caption", ["x"]), "annotations[1]", "the caption is a list of 1"),
     "caption number": (changed(COCO, "annotations.1.caption", 3), "annotations[1]", "the caption is the number 3"),
-    "caption empty": (changed(COCO, "annotations.1.caption", " "), "annotations[1]", "an empty caption; expected text"),
     "image_id unknown": (
         changed(COCO, "annotations.3", {**TWO_OF_9, "image_id": 8}),
         "annotations[3]",
@@ -164,11 +164,6 @@ MALFORMED: dict[str, tuple[Any, str, str] | tuple[Any, str, str, str]] = {
         "the split 'tset'; expected train, restval, val",
     ),
     "no sentences": (changed(KARPATHY, "images.2.sentences", changed), "images[2]", "no key 'sentences'"),
-    "sentence empty": (
-        changed(KARPATHY, "images.2.sentences.0.raw", ""),
-        "images[2].sentences[0]",
-        "an empty caption; expected text, or no caption",
-    ),
     "jsonl: bad line": (lines_of([ROW]) + "{\n", "2:2", "broken JSON", JSONL),
     "jsonl: only a bad line": ("{", "1:2", "broken JSON", JSONL),
     "jsonl: first line bad": ("{\n" + lines_of([ROW]), "1:2", "broken JSON"),
@@ -187,7 +182,6 @@ MALFORMED: dict[str, tuple[Any, str, str] | tuple[Any, str, str, str]] = {
     "csv: open quote": ('image,caption\na.jpg,"An ant.\nc.jpg,A cat.\n', "2", "broken CSV", CSV),
     "csv: open quote in the header": ('"image,caption\na.jpg,x\n', "1", "broken CSV", CSV),
     "csv: ragged": ("image,caption\na.jpg,x\nc.jpg,A cat, black.\n", "3", "3 columns; expected 2", CSV),
-    "csv: separator": ("image;caption\na.jpg;x\n", "1", "one column 'image;caption'; expected columns parted by", CSV),
     "csv: no caption": (
         "image,x\na.jpg,x\n",
         "1",
@@ -249,20 +243,125 @@ def test_problems_of_images_and_captions_are_listed_in_the_order_of_the_file(
     assert lines.pop(7).startswith(f"{file}:6: 'cut.jpg': truncated or damaged JPEG (OSError: ")
     once = "expected each caption of an image once"
     assert lines == [
-        f"{file}:1: caption 2 of 'a.jpg' is caption 1 again, 'an  ANT.'; {once}",
-        f"{file}:1: caption 4 of 'a.jpg' is caption 1 again, 'An ant.'; {once}",
+        f"{file}:1: remark: caption 2 of 'a.jpg' is caption 1 again, 'an  ANT.'; {once}",
+        f"{file}:1: remark: caption 4 of 'a.jpg' is caption 1 again, 'An ant.'; {once}",
         f"{file}:2: 'html.jpg': not an image (looks like HTML, perhaps an error page saved by a download); "
         f"expected {accepted}",
-        f"{file}:3: an empty caption; expected text, or no caption",
-        f"{file}:3: caption 2 of 'c.jpg' is caption 1 again, 'X'; {once}",
+        f"{file}:3: remark: an empty caption; expected text, or no caption",
+        f"{file}:3: remark: caption 2 of 'c.jpg' is caption 1 again, 'X'; {once}",
         f"{file}:4: no image file 'none.jpg'; expected it inside {images}.",
-        f"{file}:5: 'same.jpg' has the same bytes as 'a.jpg' of {file}:1, which is in train, and this one in val; "
-        "expected each image in one split",
-        f"{file}:6: caption 2 of 'cut.jpg' is caption 1 again, 'X'; {once}",
-        f"{file}:7: 'again.jpg' has the same bytes as 'a.jpg' of {file}:1; expected each image once",
+        f"{file}:5: remark: 'same.jpg' has the same bytes as 'a.jpg' of {file}:1, which is in train, and this one in "
+        "val; expected each image in one split",
+        f"{file}:6: remark: caption 2 of 'cut.jpg' is caption 1 again, 'X'; {once}",
+        f"{file}:7: remark: 'again.jpg' has the same bytes as 'a.jpg' of {file}:1; expected each image once",
     ]
     assert code == 1
-    assert "jsonl | 6 images | 11 captions | 4 train, 2 val | " in err.splitlines()[-1]
+    assert "jsonl | 6 images | 11 captions | 4 train, 2 val | 3 errors, 7 remarks | " in err.splitlines()[-1]
+
+
+def test_remarks_are_errors_when_strict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`fit` accepts each of these files, and so does the check."""
+    (folder / "images/same.jpg").write_bytes((folder / "images/a.jpg").read_bytes())
+    for rows in (
+        [{**ROW, "caption": ["An ant.", "an ANT."]}],
+        [ROW, {"image": "same.jpg", "caption": "x"}],
+        [ROW, {"image": "c.jpg", "caption": ["x", ""]}],
+    ):
+        file = written(folder / JSONL, lines_of(rows))
+        code, lines, err = run(capsys, file)
+        assert code == 0 and len(lines) == 1 and ": remark: " in lines[0] and "| 0 errors, 1 remarks |" in err
+        assert read_examples("jsonl", file, folder / "images")["train"]
+        assert run(capsys, file, "--strict")[0] == 1
+    assert run(capsys, written(folder / JSONL, lines_of([ROW])), "--strict")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("c.json", changed(COCO, "annotations.1.caption", " ")), ("k.json", changed(KARPATHY, "images.2.sentences", []))],
+)
+def test_image_without_a_caption_is_an_error_or_dropped(
+    name: str, content: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(folder / name, content)
+    code, lines, _ = run(capsys, file)
+    assert code == 1 and "data.drop_uncaptioned=true drops images without one" in lines[0]
+    code, lines, err = run(capsys, file, "--drop_uncaptioned")
+    assert code == 0 and "remark: no caption; expected at least one" in lines[0] and " 0 errors, " in err
+
+
+def test_csv_with_any_delimiter_is_accepted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, mark in (("a.csv", ";"), ("b.tsv", "\t"), ("c.csv", "|"), ("captions.txt", ",")):
+        file = written(folder / name, f"image_name{mark} comment\na.jpg{mark}An ant.\n")
+        for options in ([], ["--delimiter", "tab" if mark == "\t" else mark]):
+            assert run(capsys, file, *options)[:2] == (0, [])
+    broken = written(folder / "d.csv", "image|comment\na.jpg|An ant.\nc.jpg An ant.\n")
+    code, lines, _ = run(capsys, broken, "--delimiter", "|")
+    assert code == 1 and lines == [f"{broken}:3: 1 columns; expected 2, as in the header"]
+
+
+def vqa(folder: Path) -> tuple[Path, Path]:
+    questions = [{"question_id": i, "image_id": i % 2, "question": "What?"} for i in range(3)]
+    rest = {"question_type": "what", "answer_type": "other"}
+    annotations = [{"question_id": i, "answers": [{"answer": "red"}], **rest} for i in range(3)]
+    for number, name in enumerate(("a.jpg", "c.jpg")):
+        (folder / "images" / f"{number:03d}.jpg").write_bytes((folder / "images" / name).read_bytes())
+    return (
+        written(folder / "q.json", {"questions": questions}),
+        written(folder / "a.json", {"annotations": annotations}),
+    )
+
+
+def test_task_files_are_accepted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, annotations = vqa(folder)
+    names = ("--image_names", "{:03d}.jpg")
+    code, lines, err = run(capsys, annotations, "--questions", questions, *names)
+    assert (code, lines) == (0, []) and "vqav2 | 2 images | 3 examples | 2 train | 0 errors, 0 remarks |" in err
+    code, lines, err = run(capsys, questions, *names)
+    assert code == 0 and "remark: 3 of 3 examples have no label or answer" in lines[0]
+
+    row = {"img": "a.jpg", "text": "An ant.", "label": 1}
+    code, lines, err = run(capsys, written(folder / "d.jsonl", lines_of([row, row, {**row, "label": None}])))
+    assert code == 0 and lines[0].startswith(f"{folder / 'd.jsonl'}:3: remark: 1 of 3 examples have no label")
+    assert "jsonl | 1 images | 3 examples | 1 train |" in err
+    row = {"img": "a", "premise": "An ant.", "gold": "yes", "pair": "x"}
+    keys = ("--text_key", "premise", "--label_key", "gold", "--id_key", "pair", "--image_names", "{}.jpg")
+    file = written(folder / "e.jsonl", lines_of([row, row]))
+    code, lines, err = run(capsys, file, *keys)
+    assert code == 1 and lines == [f"{file}:2: pair 'x' again, as in {file}:1; expected each row once"]
+
+    nlvr = {"identifier": "1-0", "image": "a.jpg", "sentence": "An ant.", "label": "true"}
+    assert (
+        " nlvr | 1 images |"
+        in run(capsys, written(folder / "n.json", lines_of([nlvr, {**nlvr, "identifier": "2-0"}])))[2]
+    )
+    for i in range(2):
+        (folder / "images" / f"dev-1-0-img{i}.png").write_bytes((folder / "images" / "a.jpg").read_bytes() + bytes(i))
+    nlvr2 = {"identifier": "dev-1-0-0", "sentence": "Two ants.", "label": "True"}
+    assert " nlvr2 | 2 images | 1 examples |" in run(capsys, written(folder / "n2.json", lines_of([nlvr2])))[2]
+    foil = {"filename": "a.jpg", "caption": "An ant.", "negative_caption": "A bee."}
+    file = written(folder / "f.json", {"1": foil, "2": {**foil, "negative_caption": "An ant."}, "3": {"caption": "x"}})
+    code, lines, err = run(capsys, file)
+    assert code == 1 and " foils | 1 images | 2 foils | 1 test |" in err
+    assert [line.split(": ")[0].rpartition(":")[2] for line in lines] == ["2", "3"] and "remark" in lines[0]
+
+
+def test_errors_of_task_files_have_their_places(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, annotations = vqa(folder)
+    names = ("--image_names", "{:03d}.jpg")
+    content = json.loads(questions.read_text())
+    content["questions"][0]["image_id"] = content["questions"][2]["image_id"] = 9
+    written(questions, content)
+    code, lines, _ = run(capsys, annotations, "--questions", questions, "--images", folder / "images", *names)
+    assert code == 1 and [line.split(": ")[0] for line in lines] == [f"{questions}:questions[{i}]" for i in (0, 2)]
+    for options, message in (
+        ((annotations, *names), "--questions is missing"),
+        ((annotations, "--questions", questions), "--image_names is missing"),
+        ((written(folder / JSONL, lines_of([ROW])), "--questions", questions), "--questions and --image_names are for"),
+        ((folder / JSONL, "--label_key", "y", "--split_keys", "z"), "there is no option --split_keys"),
+        ((folder / JSONL, "--label_key", "y", "--delimiter", ";"), "format jsonl of a task has no option 'delimiter'"),
+    ):
+        code, _, err = run(capsys, *options)
+        assert code == 2 and message in err, err
 
 
 def test_coco_lists_images_before_annotations(folder: Path) -> None:
@@ -280,7 +379,8 @@ def test_list_is_cut_after_20_problems(
     rows = [ROW] + [{"image": f"{i}.jpg", "caption": "x"} for i in range(number - 1)] + [{**ROW, "caption": "an ANT."}]
     file = written(folder / JSONL, lines_of(rows))
     code, lines, _ = run(capsys, file)
-    assert code == 1 and "caption 2 of 'a.jpg'" in lines[0] and lines[19].startswith(f"{file}:20: ")
+    assert code == 1 and lines[0].startswith(f"{file}:{1 if number == 20 else 2}: "), "errors come before remarks"
+    assert lines[19].startswith(f"{file}:{min(number, 21)}: ") and ("remark: caption 2" in lines[0]) == (number == 20)
     assert lines[20:] == ([] if last is None else [f"... and {last:,} more problems"])
 
 
@@ -306,7 +406,7 @@ def test_several_keys_are_taken_as_given(folder: Path, capsys: pytest.CaptureFix
     rows = [{"pic": "a.jpg", "one": "x", "two": ["y"], "caption": 3}, {"pic": "c.jpg", "one": "", "two": "z"}]
     file = written(folder / JSONL, lines_of(rows))
     code, lines, err = run(capsys, file, "--image_key", "pic", "--caption_key", "one", "two")
-    assert (code, lines) == (1, [f"{file}:2: an empty caption; expected text, or no caption"])
+    assert (code, lines) == (0, [f"{file}:2: remark: an empty caption; expected text, or no caption"])
     assert "| 2 images | 3 captions |" in err
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from mmbert.data.prepare import DATA_FOLDER, GENERATORS, generate, list_files
 from mmbert.data.readers import FORMATS
@@ -18,32 +19,48 @@ def add_options(command: argparse.ArgumentParser) -> None:
     ))  # fmt: skip
     check = subcommands.add_parser(
         "check",
-        help="list every problem of an annotation file and its images",
-        description="Lists every problem of an annotation file and its images, one line each, and exits with 1 if "
-        "there is one: whatever stops training, images that cannot be decoded, empty captions, captions and images "
-        "that come twice.",
+        help="list every error of an annotation file and its images",
+        description="Lists every error and remark of an annotation file and its images, one line each. Errors stop "
+        "training: broken records, missing images, images that cannot be decoded; the exit code is 1 then. Remarks do "
+        "not: empty captions that are dropped, captions and images that come twice, missing labels. Give a file of "
+        "captions, of labelled examples (jsonl, nlvr, nlvr2), questions or annotations of vqav2, or foils.",
     )
     check.set_defaults(run=_check)
     check.add_argument("file", metavar="FILE", help="The annotation file.")
     check.add_argument("--images", metavar="DIR", help="Folder of the images. Without it: FILE's folder, images/ "
                        "in it, or images/ beside it, whichever has the first image.")  # fmt: skip
-    check.add_argument("--format", metavar="F", help=f"{', '.join(FORMATS)}. Without it: told from FILE.")
+    check.add_argument("--format", metavar="F", help=f"{', '.join(FORMATS)}, vqav2, nlvr, nlvr2, foils. Without it: "
+                       "detected.")  # fmt: skip
     check.add_argument("--image_key", metavar="K", help="Field with the image's path (jsonl, csv). Without it: a "
                        "usual name, such as image, filename, img.")  # fmt: skip
     check.add_argument("--caption_key", metavar="K", nargs="+", help="Fields with captions (jsonl, csv). Without it: "
                        "a usual name, such as caption, text, sentence.")  # fmt: skip
-    check.add_argument("--split_key", metavar="K", help="Field that tells the split (jsonl, csv). Without it: one.")
+    check.add_argument("--split_key", metavar="K", help="Field with the split (jsonl, csv). Without it: one.")
+    check.add_argument("--delimiter", metavar="C", help="Character between columns (csv), a tab also as tab. Without "
+                       "it: detected among , ; tab and |.")  # fmt: skip
+    check.add_argument("--drop_uncaptioned", action="store_const", const=True, help="Images without a caption are "
+                       "remarks, as data.drop_uncaptioned=true drops them.")  # fmt: skip
+    check.add_argument("--text_key", metavar="K", help="Field with the text of a task (jsonl).")
+    check.add_argument("--label_key", metavar="K", help="Field with the label of a task (jsonl). This option, "
+                       "--text_key or --id_key says that FILE is of a task.")  # fmt: skip
+    check.add_argument("--id_key", metavar="K", help="Field with the row's id (jsonl of a task).")
+    check.add_argument("--questions", metavar="Q.json", help="Question file of vqav2, if FILE holds its annotations.")
+    check.add_argument("--image_names", metavar="NAMES", help="How an image_id becomes a file name: a template such "
+                       "as COCO_val2014_{:012d}.jpg, or COCO's JSON file (vqav2, jsonl of a task).")  # fmt: skip
+    check.add_argument("--strict", action="store_true", help="Exit with 1 if there are remarks, too.")
 
 
-def _check(file: str, *, images: str | None, format: str | None, **keys: str | list[str] | None) -> int:
+def _check(
+    file: str, *, images: str | None, format: str | None, strict: bool, **keys: str | list[str] | bool | None
+) -> int:
     from mmbert.data.check import check_file  # imports torch, which `data prepare` doesn't need
 
-    given = {key: value for key, value in keys.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in keys.items() if value is not None}
     report = check_file(file, images=images, format=format, **given)
     for line in report.lines():
         print_line(line)
     print(f"mmbert: {report.summary}", file=sys.stderr)
-    return 1 if report.total else 0
+    return 1 if report.num_errors or (strict and report.num_remarks) else 0
 
 
 SHAPES_OPTIONS = {

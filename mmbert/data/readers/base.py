@@ -84,6 +84,8 @@ class Problems:
     ) -> bool:
         if isinstance(error, DataError):
             self.add(error.place, error.found, error.expected)
+            for line in error.others:
+                self.add(line, "", "")
             return True
         return False
 

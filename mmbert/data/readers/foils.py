@@ -26,11 +26,12 @@ def read_foils(files: Sequence[Path], images: ImageFolder, problems: Problems | 
     Args:
         files: One file or more, read in their order; a file's name is the category of records without one.
         images: Folder of the images.
-        problems: Receives errors; a new one that lists 10 if not given.
+        problems: Receives errors instead of raising them.
 
     Raises:
         DataError: Something is wrong with a file; lists the first problems.
     """
+    raises = problems is None
     problems = Problems() if problems is None else problems
     foils = []
     for path in files:
@@ -41,8 +42,9 @@ def read_foils(files: Sequence[Path], images: ImageFolder, problems: Problems | 
             for key, record in records.items():
                 with problems:
                     foils.append(_foil(path, f"{path}:{key}", record, images, problems))
-    problems.raise_if_any()
-    problems.log_notes()
+    if raises:
+        problems.raise_if_any()
+        problems.log_notes()
     return foils
 
 

@@ -100,7 +100,7 @@ def read_csv(
     """
     splits = Splits(path, split, split_key, split_values)
     needed = [image_key, *_key_list(caption_key), *([split_key] if split_key else [])]
-    rows = _csv_rows(path, problems, needed, None if delimiter is None else parse_delimiter(delimiter))
+    rows = _csv_rows(path, problems, needed, delimiter)
     return _read_rows(rows, path, images, problems, image_key, caption_key, splits, drop_uncaptioned)
 
 
@@ -229,6 +229,12 @@ def parse_delimiter(value: str) -> str:
     return delimiter
 
 
+def _delimiter(path: Path, text: str, needed: Sequence[str], given: str | None) -> str:
+    if given is not None:
+        return parse_delimiter(given)
+    return "\t" if path.suffix.lower() == ".tsv" else detect_delimiter(text, needed)
+
+
 def detect_delimiter(text: str, needed: Sequence[str] = ()) -> str:
     """Choose the delimiter of a CSV file by its header: one that gives all needed columns, else the most columns."""
     headers = {delimiter: _first_cells(text, delimiter)[1] for delimiter in DELIMITERS}
@@ -238,7 +244,7 @@ def detect_delimiter(text: str, needed: Sequence[str] = ()) -> str:
 
 def _csv_rows(path: Path, problems: Problems, needed: list[str], delimiter: str | None) -> Iterator[Row]:
     text = read_text(path)
-    delimiter = delimiter or detect_delimiter(text, needed)
+    delimiter = _delimiter(path, text, needed, delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     start = 1
@@ -266,7 +272,7 @@ def csv_header(path: Path, delimiter: str | None) -> tuple[str, list[str]]:
         DataError: no readable text file.
     """
     text = read_text(path)
-    line, cells = _first_cells(text, delimiter or detect_delimiter(text))
+    line, cells = _first_cells(text, _delimiter(path, text, (), delimiter))
     return (f"{path}:{line}", cells) if cells else ("", [])
 
 
