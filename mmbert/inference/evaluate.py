@@ -95,6 +95,8 @@ def evaluate_retrieval(
     image_key: str | None = None,
     caption_key: str | Sequence[str] | None = None,
     split_key: str | None = None,
+    delimiter: str | None = None,
+    drop_uncaptioned: bool = False,
     scorer: str | Sequence[str] = "auto",
     k: int = 32,
     folds: int | Sequence[int] = 1,
@@ -113,13 +115,15 @@ def evaluate_retrieval(
     Args:
         model: Folder of a saved model, result of `mmbert.load`, or an `MMBertForPreTraining` with its `processor`.
         data: Annotation file, or `mmbert.evaluation.retrieval.Candidates`, which need none of the options up to
-            `split_key`.
+            `drop_uncaptioned`.
         images: Folder of the images.
         format: Format of the file: karpathy, coco, jsonl or csv.
         split: Split to rank (default "test") of a file that holds several, karpathy or with `split_key`.
         image_key: Field with the path of the image (jsonl, csv).
         caption_key: Field or fields with captions (jsonl, csv).
         split_key: Field with the split (jsonl, csv).
+        delimiter: Character between columns (csv).
+        drop_uncaptioned: Drop images without a caption instead of raising an error (coco, karpathy).
         scorer: One or several of itc (contrastive vectors, no fusion), itm (fuses every pair) and two_stage (fuses the
             k nearest by itc); "auto": itc, then two_stage, as far as the model has the objectives.
         k: Shortlist of two_stage, in texts per image and images per text.
@@ -145,7 +149,13 @@ def evaluate_retrieval(
         if isinstance(data, Candidates):
             candidates, split = data, split or "candidates"
         else:
-            keys = {"image_key": image_key, "caption_key": caption_key, "split_key": split_key}
+            keys: dict[str, Any] = {
+                "image_key": image_key,
+                "caption_key": caption_key,
+                "split_key": split_key,
+                "delimiter": delimiter,
+                "drop_uncaptioned": drop_uncaptioned or None,
+            }
             split = _split(split, has_splits=format == "karpathy" or split_key is not None, format=format)
             candidates = read_candidates(data, images, format, split, {n: v for n, v in keys.items() if v is not None})
         fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)

@@ -1,10 +1,8 @@
-"""Which classes a configuration may name: a few of Lightning's, and what the user allows on the command line."""
+"""Import policy of configurations: they may name classes of Lightning, and modules after `--allow-import`."""
 
 import importlib
 import inspect
 import sys
-
-from jsonargparse import set_parsing_settings
 
 from mmbert.runtime.allowed_imports import allow_import, allowed_imports
 
@@ -27,8 +25,10 @@ def restrict_imports(arguments: list[str], *, lightning: bool = True) -> list[st
         The command line without `--allow-import MODULE`.
 
     Raises:
-        UsageError: The option without a module, or with something that is no dotted name.
+        UsageError: The option without a module, or with a value that is not a dotted name.
     """
+    from jsonargparse import set_parsing_settings  # slow to import, and commands without a configuration need none
+
     rest = []
     remaining = iter(arguments)
     for argument in remaining:
@@ -49,7 +49,7 @@ def allow_import_from_cwd(module: str) -> None:
     """Allow a module in the working directory, or anywhere on the Python path.
 
     Raises:
-        UsageError: Something that is no dotted name.
+        UsageError: A value that is not a dotted name.
     """
     allow_import(module)
     if "" not in sys.path:
@@ -57,7 +57,7 @@ def allow_import_from_cwd(module: str) -> None:
 
 
 def lightning_classes() -> list[str]:
-    """Dotted names of the classes that a configuration may name."""
+    """List the dotted names of the Lightning classes that a configuration may name."""
     found = []
     for family in FAMILIES:
         package = importlib.import_module(f"lightning.pytorch.{family}")

@@ -15,7 +15,7 @@ import mmbert
 from mmbert.cli.main import main
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
-from mmbert.errors import UsageError
+from mmbert.errors import DataError, UsageError
 from mmbert.evaluation.retrieval import SCORERS, Candidates
 from mmbert.inference.evaluate import RetrievalMetrics
 
@@ -159,6 +159,24 @@ def test_json_lines_give_the_same(folder: Path, tmp_path: Path) -> None:
     jsonl = arguments(folder, *keys, file="captions.jsonl", format="jsonl")
     main([*jsonl, "--out", str(tmp_path / "b.json")])
     assert metrics(tmp_path / "a.json") == metrics(tmp_path / "b.json")
+
+
+def test_delimiter_and_dropped_images_are_options(folder: Path, tmp_path: Path) -> None:
+    lines = ["image|caption", *(f"{i}.png|{captions[0]}" for i, captions in enumerate(CAPTIONS))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    karpathy = json.loads((folder / "karpathy.json").read_text())
+    karpathy["images"][0]["sentences"] = []
+    (tmp_path / "a.json").write_text(json.dumps(karpathy))
+    options: dict[str, Any] = {"images": folder / "images", "scorer": "itc"}
+    table = mmbert.evaluate_retrieval(
+        folder / "model", tmp_path / "a.csv", format="csv", image_key="image", caption_key="caption", delimiter="|",
+        **options,
+    )  # fmt: skip
+    assert (table["itc"]["num_images"], table["itc"]["captions_per_image"]) == (7, "1 caption per image")
+    with pytest.raises(DataError, match="drop_uncaptioned"):
+        mmbert.evaluate_retrieval(folder / "model", tmp_path / "a.json", **options)
+    dropped = mmbert.evaluate_retrieval(folder / "model", tmp_path / "a.json", drop_uncaptioned=True, **options)
+    assert dropped["itc"]["num_images"] == 6
 
 
 def test_torchrun_with_two_processes_gives_the_same_and_prints_once(folder: Path, tmp_path: Path) -> None:

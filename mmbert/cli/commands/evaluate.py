@@ -44,6 +44,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     retrieval.add_argument("--image_key", metavar="K", help="Field with the path of the image (jsonl, csv).")
     retrieval.add_argument("--caption_key", metavar="K", nargs="+", help="Fields with captions (jsonl, csv).")
     retrieval.add_argument("--split_key", metavar="K", help="Field with the split (jsonl, csv).")
+    retrieval.add_argument("--delimiter", metavar="C", help="Character between columns (csv), a tab also as tab.")
+    retrieval.add_argument("--drop_uncaptioned", action="store_true",
+                           help="Drop images without a caption (coco, karpathy).")  # fmt: skip
 
     foils = tasks.add_parser(
         "foils",
