@@ -80,15 +80,15 @@ def explain_parser_error(message: str, options: Sequence[str], subcommands: Sequ
     message = " ".join(line.strip() for line in message.strip().splitlines())
     unknown = re.search(r"unrecognized arguments: (--?([\w.]+))", message)
     if unknown:
-        return f"there is no option {unknown.group(1)}.{did_you_mean(unknown.group(2), options)}"
+        return f"there is no option {unknown.group(1)}.{_closest(unknown.group(2), options)}"
     choice = re.search(r"invalid choice: '([\w.-]+)'", message)
     if choice and subcommands:
         near = did_you_mean(choice.group(1), subcommands)
         return f"there is no subcommand '{choice.group(1)}'; allowed are {', '.join(subcommands)}.{near}"
-    nested = re.search(r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message)
+    nested = re.search(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'(?: is not accepted)?", message)
     if nested:
-        name = nested.group(1) or nested.group(2)
-        return f"there is no option {name}.{did_you_mean(name, options)}"
+        name = ".".join(filter(None, nested.groups()))
+        return f"there is no option {name}.{_closest(name, options)}"
     denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
     if denied:
         name = denied.group(1)
@@ -103,3 +103,12 @@ def explain_parser_error(message: str, options: Sequence[str], subcommands: Sequ
         said = re.sub(r"<class '([\w.]+)'>", r"\1", typed.group(2))
         return f"{typed.group(1)}: {said[:1].lower()}{said[1:]}"
     return message
+
+
+def _closest(name: str, options: Sequence[str]) -> str:
+    """Suggestion for a misspelt option; if none is close, for its section, as of Lightning's options not yet known."""
+    near = did_you_mean(name, options)
+    section, dot, option = name.partition(".")
+    if not near and dot:
+        near = did_you_mean(section, options).replace("'?", f".{option}'?")
+    return near

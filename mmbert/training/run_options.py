@@ -123,13 +123,18 @@ def parse_run(
     """
     arguments = restrict_imports(arguments, lightning=False)
     expanded = merge_objective_options(expand_bases(arguments))
-    run_parser(lightning=False).parse_args(expanded)  # an error in one of our sections need not wait for Lightning
+    explicit = explicit_options(arguments)
+    for name in (*SECTIONS, "trainer"):
+        if explicit.get(name, {}) != {}:
+            raise UsageError(f"{name}: expected a mapping of options. Got value: {explicit[name]!r}")
+    if not any(argument.startswith("--print_config") for argument in expanded):
+        run_parser(lightning=False).parse_args(expanded)  # an error in one of our sections need not wait for Lightning
     restrict_imports([])
     parser = run_parser(prog)
     config = parser.parse_args(expanded)
     sections = parser.instantiate_classes(config)
     assert isinstance(sections, Namespace)
-    return RunOptions(parser, config, sections, explicit_options(arguments), trainer_objects or {})
+    return RunOptions(parser, config, sections, explicit, trainer_objects or {})
 
 
 def to_arguments(config: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> list[str]:

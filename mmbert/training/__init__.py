@@ -1,0 +1,1 @@
+"""A training run: options, LightningModule, trainer, checkpoints, trace, results; `fit.py` puts them together."""
