@@ -84,8 +84,8 @@ def fit(
 
     Args:
         config: A YAML file or the name of a preset (`mmbert configs` lists them); None: defaults.
-        model: Options on top of the configuration, as in its section `model`: a mapping, or `ModelOptions`, of which the
-            fields count that differ from their default.
+        model: Options on top of the configuration, as in its section `model`: a mapping, or `ModelOptions`, whose
+            fields count where they differ from their default.
         data: The same for `data`.
         optim: The same for `optim`.
         evaluation: The same for `evaluation`.
