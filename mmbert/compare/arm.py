@@ -1,4 +1,4 @@
-"""Train and evaluate one arm in a process of its own: `python -m mmbert.compare.arm ARM.json PARENT_PID`.
+"""Train and evaluate one arm in a separate process: `python -m mmbert.compare.arm ARM.json PARENT_PID`.
 
 Each stage is a run of `fit` that resumes after a kill; a stage with metrics.json is finished.
 """

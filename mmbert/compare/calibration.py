@@ -1,6 +1,6 @@
 """Compute the budgets of all strategies from the cost of a training step: `python -m mmbert.compare.calibration OUT`.
 
-It runs in a process of its own, so that the models of all strategies don't count for the memory of an arm. Every
+It runs in a separate process, so that the models of all strategies don't count for the memory of an arm. Every
 strategy is built as in its arms, and its cost is counted on the first training batches; weights have no effect on it.
 """
 

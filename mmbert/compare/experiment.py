@@ -98,7 +98,7 @@ def run_comparison(
 ) -> ComparisonResult:
     """Compare fusion strategies with equal budgets and several seeds, and write the report.
 
-    Each arm (strategy x seed) is trained in a process of its own. Called again, finished arms are kept and others are
+    Each arm (strategy x seed) is trained in a separate process. Called again, finished arms are kept and others are
     resumed. Works in notebooks and outside the main thread.
 
     Args:

@@ -1,4 +1,4 @@
-"""Run the arms of a comparison, each in a process of its own, and resume after a crash."""
+"""Run the arms of a comparison, each in a separate process, and resume after a crash."""
 
 import json
 import logging
@@ -72,8 +72,8 @@ def run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
     comparison.check()
     if comparison.min_seeds < 2 and not settings.exploratory:
         raise UsageError(
-            f"seeds={comparison.seeds}: with one seed a difference between strategies can't be told from one between "
-            "seeds; use three or more seeds, or --exploratory, which marks every table."
+            f"seeds={comparison.seeds}: with one seed a difference between strategies can't be distinguished from one "
+            "between seeds; use three or more seeds, or --exploratory, which marks every table."
         )
     if settings.jobs < 1:
         raise UsageError(f"--jobs {settings.jobs}: expected 1 or more.")
@@ -181,7 +181,7 @@ def write_report_inputs(comparison: Comparison, settings: Settings, rows: Mappin
 
 
 def _compute_budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> Budgets:
-    """Compute the budgets of new strategies in a process of its own, and store them in OUT/budgets.json.
+    """Compute the budgets of new strategies in a separate process, and store them in OUT/budgets.json.
 
     Raises:
         DataError: Something is wrong with the data.

@@ -142,10 +142,10 @@ def interval_over_seeds(scores: Sequence[float], *, level: float = 0.95) -> Inte
         raise ValueError("no scores; expected one for at least one seed")
     mean = fsum(scores) / len(scores)
     spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else nan
-    reach = nan
+    half_width = nan
     if spread**2 > ROUNDING:  # NaN is not
-        reach = float(stdtrit(len(scores) - 1, 0.5 + level / 2)) * spread / sqrt(len(scores))
-    return Interval(mean, mean - reach, mean + reach, spread, len(scores), over_items=False)
+        half_width = float(stdtrit(len(scores) - 1, 0.5 + level / 2)) * spread / sqrt(len(scores))
+    return Interval(mean, mean - half_width, mean + half_width, spread, len(scores), over_items=False)
 
 
 def difference_between_items(
@@ -412,13 +412,13 @@ def _bounds(
     """Confidence interval around `mean`, clipped to `lowest` to 1."""
     if not variances:
         return lowest, 1.0
-    reaches = [stdtrit(part.freedom, 0.5 + level / 2) * sqrt(part.variance) for part in variances]
-    reach = float(max(reaches))
-    if reach**2 <= ROUNDING:
+    half_widths = [stdtrit(part.freedom, 0.5 + level / 2) * sqrt(part.variance) for part in variances]
+    half_width = float(max(half_widths))
+    if half_width**2 <= ROUNDING:
         # No image differs from the rest; up to this share of all images might still differ, by the maximum.
         share = 1 - (0.5 - level / 2) ** (1 / images)
         return (1 - share) * mean + share * lowest, (1 - share) * mean + share
-    return max(mean - reach, lowest), min(mean + reach, 1.0)
+    return max(mean - half_width, lowest), min(mean + half_width, 1.0)
 
 
 def _p_value(gap: float, variances: Sequence[_Variance], first: _Images, second: _Images) -> float:

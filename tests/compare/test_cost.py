@@ -1,4 +1,4 @@
-"""What models cost: FLOPs against products counted by hand, alike on both attention paths; counting leaves no trace."""
+"""Cost of models: FLOPs against hand-counted products, equal on both attention paths; counting has no side effects."""
 
 import copy
 import itertools
@@ -84,12 +84,12 @@ ITM_HEAD = linear(B, D, 2)
 
 
 @pytest.mark.parametrize("fusion", FUSION)
-def test_pair_costs_what_its_products_cost(fusion: str) -> None:
+def test_flops_per_pair_are_those_of_its_matrix_products(fusion: str) -> None:
     expected = TEXT + PATCHES + VIT_LAYER + PROJECTION + FUSION[fusion] + ITM_HEAD
     assert flops_per_pair(model(fusion), tiny_batch()) == expected / B
 
 
-def test_convolution_is_the_product_it_is() -> None:
+def test_flops_of_a_convolution_are_those_of_a_matrix_product() -> None:
     pixels, patches = torch.zeros(B, 3, 16, 16), nn.Conv2d(3, VIT, kernel_size=8, stride=8)
     assert count_flops(lambda: patches(pixels)) == PATCHES
 
@@ -107,8 +107,8 @@ def step_of_late(**overrides: object) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("part", ["none", "text", "image", "half of text"])
-def test_step_costs_what_its_products_cost_and_frozen_parts_no_backward(part: str) -> None:
-    """Backward, a product costs two: one for each factor; one where what comes in needs no gradient."""
+def test_flops_per_step_are_those_of_its_products_without_backward_of_frozen_parts(part: str) -> None:
+    """Backward, a product costs two, one per factor; one if its input requires no gradient."""
     options = {"objectives": {"itm": 1.0}, "text_layers": 2}
     built, forward = model("late", **options), step_of_late(**options)
     backward = {name: 2 * flops for name, flops in forward.items()}
@@ -127,7 +127,7 @@ def test_step_costs_what_its_products_cost_and_frozen_parts_no_backward(part: st
     assert flops_per_step(built, [tiny_batch()]) == sum(forward.values()) + sum(backward.values())
 
 
-def test_masked_words_meet_the_vocabulary() -> None:
+def test_flops_of_masked_tokens_include_the_vocabulary() -> None:
     built = model("late", objectives={"mlm": 1.0})
     batch = tiny_batch()
     one = flops_per_step(built, [batch])
@@ -167,7 +167,7 @@ def kernels(work: Callable[[], object]) -> set[str]:
 @pytest.mark.parametrize("mode", ["train", "infer"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])  # with dropout torch's CPU takes no fused kernel
 @every_fusion
-def test_both_attention_paths_count_alike(
+def test_both_attention_paths_have_equal_flops(
     fusion: str, dropout: float, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = model(fusion, fusion_layers=2, attention_probs_dropout_prob=dropout)
@@ -182,7 +182,7 @@ def test_both_attention_paths_count_alike(
 
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("part", ["text", "image", "attend"])
-def test_each_part_counts_alike_on_both_paths(part: str, gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_part_has_equal_flops_on_both_paths(part: str, gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     built, batch = model(attention_probs_dropout_prob=0.0, text_layers=2, image_layers=2), tiny_batch()
     query, key, value = (torch.randn(B, 4, n, D // 4, requires_grad=True) for n in (T, P, P))
     mask = torch.ones(B, P, dtype=torch.bool)
@@ -213,7 +213,7 @@ def test_each_part_counts_alike_on_both_paths(part: str, gradient: bool, monkeyp
 
 @every_fusion
 @pytest.mark.parametrize("fused", [False, True])
-def test_bf16_counts_as_fp32(fusion: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_has_the_flops_of_fp32(fusion: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     set_attention(monkeypatch, fused=fused)
     built = model(fusion)
     expected = flops_per_step(built, [tiny_batch()]), flops_per_pair(built, tiny_batch())
@@ -223,7 +223,7 @@ def test_bf16_counts_as_fp32(fusion: str, fused: bool, monkeypatch: pytest.Monke
 
 
 @every_fusion
-def test_activation_checkpointing_costs_nothing_and_stays_on(fusion: str) -> None:
+def test_activation_checkpointing_adds_no_flops_and_stays_on(fusion: str) -> None:
     built = model(fusion, text_layers=2, image_layers=2, fusion_layers=2)
     expected = flops_per_step(built, [tiny_batch()])
     built.gradient_checkpointing_enable()
@@ -237,7 +237,7 @@ def test_activation_checkpointing_costs_nothing_and_stays_on(fusion: str) -> Non
     assert count_flops(trained) == recomputed
 
 
-def test_compiled_model_is_counted_as_it_is_written() -> None:
+def test_compiled_model_has_the_flops_of_its_eager_code() -> None:
     built = model()
     expected = flops_per_step(built, [tiny_batch()])
     built._compiled_call_impl = refuse  # what `compile` sets and a call of the module then runs
@@ -245,7 +245,7 @@ def test_compiled_model_is_counted_as_it_is_written() -> None:
 
 
 def refuse(*_: object, **__: object) -> None:
-    """What must not be called."""
+    """Fail if it is called."""
     raise AssertionError
 
 
@@ -310,7 +310,7 @@ def test_parameters_are_counted_without_building(fusion: str) -> None:
     assert (config.fusion, config.fusion_layers, config.intermediate_size) == ("late", 1, 48)
 
 
-def test_parameters_are_counted_without_a_trace_of_a_strategy_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_parameters_keeps_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     class Drawing(FUSIONS["late"]):
         def __init__(self, config: MMBertConfig):
             super().__init__(config)
@@ -338,7 +338,7 @@ def test_parameters_of_a_task_and_of_an_unknown_strategy() -> None:
 @pytest.mark.parametrize("what", [flops_per_step, flops_per_pair, milliseconds_per_pair])
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_counting_leaves_no_trace(what: Callable, gradients: bool, training: bool) -> None:
+def test_counting_has_no_side_effects(what: Callable, gradients: bool, training: bool) -> None:
     built = model(hidden_dropout_prob=0.5).train(training)
     built.mmbert.text_encoder.freeze("all")
     built.objectives["itm"].train(not training)  # one that stands apart
@@ -366,7 +366,7 @@ def test_counting_leaves_no_trace(what: Callable, gradients: bool, training: boo
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, msg=name)
 
 
-def test_training_goes_on_as_if_nothing_had_been_counted() -> None:
+def test_counting_does_not_change_the_training() -> None:
     """Three steps with dropout, with and without counting between them: equal to the bit."""
     weights = []
     for counts in (False, True):
@@ -393,7 +393,7 @@ def test_flops_are_counted_where_gradients_are_off() -> None:
 # --- milliseconds, batches -----------------------------------------------------------------------------------------
 
 
-def test_milliseconds_are_a_median_a_pair_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_milliseconds_are_the_median_without_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock on which the batches take 50, 4, 100, 2, 8, 3 seconds."""
     ticks = iter(itertools.accumulate(x for seconds in (50, 4, 100, 2, 8, 3) for x in (1, seconds)))
     monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))
@@ -440,7 +440,7 @@ def test_first_batches_are_those_of_training(data: PairsDataModule) -> None:
     assert len({batch["input_ids"].shape[1] for batch in first}) > 1
 
 
-def test_first_batches_cost_what_the_batches_of_the_run_cost(data: PairsDataModule) -> None:
+def test_first_batches_have_the_flops_of_the_batches_of_a_run(data: PairsDataModule) -> None:
     built = model()
     one_by_one = [flops_per_step(built, [batch]) for batch in first_batches(data, 4)]
     assert flops_per_step(built, first_batches(data, 4)) == pytest.approx(sum(one_by_one) / 4, rel=1e-12)

@@ -384,6 +384,12 @@ def test_names_are_escaped() -> None:
     assert "\n````bash\n```\n" in text and text.endswith("````\n")
 
 
+def test_long_names_may_break_at_underscores() -> None:
+    web = Page(page := render.render_html(without_plots(document({"late_bilinear": 0.6, "a<b_c": 0.5}))))
+    assert "<span>late_<wbr>bilinear</span>" in page and "<span>a&lt;b_<wbr>c</span>" in page
+    assert not any("<wbr>" in text for text in web.text)
+
+
 @pytest.mark.parametrize(
     "title", ["one seed", "NaN", "nothing measured", "all failed", "one strategy", "no rows", "bare"]
 )

@@ -325,12 +325,12 @@ def test_one_strategy_has_no_pairs() -> None:
         ({"late": [np.ones(0)]}, np.ones(0, int), "at least one"),
     ],
 )
-def test_wrong_input_is_refused(items: Mapping[str, list[np.ndarray]], clusters: np.ndarray, reason: str) -> None:
+def test_invalid_input_raises(items: Mapping[str, list[np.ndarray]], clusters: np.ndarray, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         compare_pairs(items, clusters, measure="m")
 
 
-def test_wrong_level_and_missing_clusters_are_refused() -> None:
+def test_invalid_level_and_missing_clusters_raise() -> None:
     with pytest.raises(ValueError, match="level is 95; expected"):
         interval([np.ones(3)], np.arange(3), level=95)
     with pytest.raises(ValueError, match="'m' has items but no clusters"):

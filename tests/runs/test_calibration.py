@@ -25,7 +25,7 @@ def comparison(tiny: list[str], match: str) -> Comparison:
 
 
 @pytest.mark.parametrize("match", RULES)
-def test_budgets_are_equal_by_the_rule_and_found_again(tiny: list[str], match: str) -> None:
+def test_budgets_are_equal_by_the_rule_and_reproducible(tiny: list[str], match: str) -> None:
     found = calibrate(comparison(tiny, match), [], {})
     budgets: dict[str, dict[str, Any]] = {name: entry["budget"] for name, entry in found.items()}
     spent = {
@@ -40,6 +40,6 @@ def test_budgets_are_equal_by_the_rule_and_found_again(tiny: list[str], match: s
     for name, entry in found.items():
         assert entry["stages"]["pretrain"] == budgets[name]["steps"]
         assert bool(entry["options"]) == (match == "parameters")
-    if match in ("time", "parameters"):  # what was measured or solved stays, in other words for JSON
+    if match in ("time", "parameters"):  # measured and matched values are kept
         again = calibrate(comparison(tiny, match), [], json.loads(json.dumps(found)))
         assert json.dumps(again) == json.dumps(found)

@@ -232,8 +232,8 @@ def low_data(outcomes: Outcomes) -> Figure:
                 color, _, dashes = line_style(number_)
                 found = {f: outcomes.interval(strategy, measure, f) for f in outcomes.fractions}
                 known = {f: interval for f, interval in found.items() if interval is not None}
-                beside = shift ** (number_ - (len(outcomes.strategies) - 1) / 2)
-                xs = [f * beside for f in known]
+                shifted = shift ** (number_ - (len(outcomes.strategies) - 1) / 2)
+                xs = [f * shifted for f in known]
                 axes.plot(xs, [i.mean for i in known.values()], color=color, linewidth=1.6, linestyle=dashes)
                 for x, interval in zip(xs, known.values(), strict=True):
                     axes.plot([x, x], _bounds(interval), color=color, alpha=0.6, **_stroke(interval, 1.6))

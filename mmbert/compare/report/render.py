@@ -73,7 +73,7 @@ def _environment(*, html: bool) -> Environment:
         "escape_markdown": escape_markdown,
         "outcome_text": outcome_text,
         "split_interval": _split_interval,
-        "word_breaks": lambda name: Markup(re.sub(r"([_./])(?=\w)", r"\1<wbr>", escape(single_line(name)))),
+        "word_breaks": lambda name: Markup(re.sub(r"([_./])(?=\w)", r"\1<wbr>", str(escape(single_line(name))))),
         "code_lines": lambda text: Markup("\n").join(map(single_line, text.splitlines())),
     }
     environment.globals |= {
