@@ -1,6 +1,8 @@
 """Models with encoders, fusion and heads, as `PreTrainedModel`s of transformers (save, load, Auto classes)."""
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
-from transformers.integrations.accelerate import get_device
 from transformers.utils.generic import ModelOutput
 
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.encoders import ImageEncoder, TextEncoder
-from mmbert.model.fusion import build_fusion
+from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.layers import FusionLayer
 from mmbert.model.objectives import EncodedBatch, ObjectiveOutput, build_objectives
 from mmbert.model.tasks import Task, build_task
@@ -64,30 +65,40 @@ class MMBertPreTrainedModel(PreTrainedModel):
             )
         return (model, report) if with_report else model
 
-    @classmethod
-    def get_init_context(cls, *args: Any, **options: Any) -> list[Any]:
-        """Return the contexts in which `from_pretrained` calls the constructor: on a real device.
+    @torch.no_grad()
+    def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, *args: Any) -> None:
+        """Give what the file lacks, and non-persistent buffers, the values that the constructor computes.
 
-        On transformers' meta device the values that a constructor computes are lost, and what no file holds
-        (non-persistent buffers, parameters of new heads) would be uninitialised memory.
+        transformers loads into a model on the meta device and leaves the rest to `_init_weights`, which can't know raw
+        parameters and buffers: these would be uninitialised memory.
         """
-        contexts = super().get_init_context(*args, **options)
-        return [context for context in contexts if not isinstance(context, torch.device)]
-
-    def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, device_map: Any, *args: Any) -> None:
-        """Move what no file holds to its device with the value of the constructor; transformers would empty it."""
-        for name in {*missing_keys, *(name for name, _ in self.named_non_persistent_buffers())}:
+        buffers = {name for name, _ in self.named_non_persistent_buffers()}
+        lacking = {*missing_keys, *buffers}
+        values = {name: x for name in lacking if not (x := self.get_parameter_or_buffer(name)).is_meta}
+        super()._move_missing_keys_from_meta_to_device(missing_keys, *args)
+        # BERT and timm compute the buffers of their own in `_init_weights`.
+        remaining = lacking - values.keys() - {name for name in buffers if {"bert", "vit"} & {*name.split(".")}}
+        if remaining:
+            fresh = type(self)(copy.deepcopy(self.config))
+            values |= {name: fresh.get_parameter_or_buffer(name) for name in remaining}
+        for name, value in values.items():
             tensor = self.get_parameter_or_buffer(name)
-            tensor.data = tensor.data.to(get_device(device_map, name, valid_torch_device=True))
+            tensor.copy_(value)
+            tensor._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue] - read by transformers
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights of Linear, LayerNorm and Embedding modules of the fusion and the heads.
 
-        Raw parameters keep what their constructor draws, and modules of timm what timm draws.
+        Raw parameters keep what their constructor draws, and modules of timm what timm draws; buffers of timm that no
+        file holds are computed again, because they do not survive transformers' meta device.
         """
-        if not getattr(module, "_belongs_to_timm", False):
-            super()._init_weights(module)
+        if getattr(module, "_belongs_to_timm", False):
+            recompute = getattr(module, "init_non_persistent_buffers", None)
+            if recompute is not None:
+                recompute()
+            return
+        super()._init_weights(module)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
@@ -116,7 +127,8 @@ class MMBertModel(MMBertPreTrainedModel):
         self.text_projection = _projection(self.text_encoder.width, config.hidden_size)
         self.image_projection = _projection(self.image_encoder.width, config.hidden_size)
         config.image_hidden_size = self.image_encoder.width  # read by fusions that use layers of the encoder
-        self.fusion = build_fusion(config)
+        with real_device() if config.fusion not in FUSIONS else nullcontext():
+            self.fusion = build_fusion(config)
         self.post_init()
 
     @property
@@ -262,6 +274,14 @@ class MMBertForTask(MMBertPreTrainedModel):
 
 HeadedModel = MMBertForPreTraining | MMBertForTask
 """Models with a loss."""
+
+
+def real_device() -> Any:
+    """Return a context in which new tensors are real: on the CPU instead of the meta device.
+
+    A custom fusion may compute with tensors in its constructor, which the meta device of `from_pretrained` can't.
+    """
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 
 def _check_fusion_layers(model: MMBertModel) -> None:
