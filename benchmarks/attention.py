@@ -1,9 +1,9 @@
-"""Measures the two attention paths that `mmbert.model.layers.fused_attention_is_faster` chooses between.
+"""Measure the two attention paths that `mmbert.model.layers.fused_attention_is_faster` chooses between.
 
     python benchmarks/attention.py [--threads N] [--repeats N]
 
-Prints milliseconds of one forward and backward pass for torch's fused kernel and for plain `softmax(q k^T) v`, in turn
-in one run, and the ratio of their medians.
+Prints milliseconds of one forward and backward pass for torch's fused kernel and for plain `softmax(q k^T) v`,
+alternately in one run, and the ratio of their medians.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SHAPES = [  # (batch, heads, tokens, features of a head): data/shapes, UCM at 11
 def seconds(
     fused: bool, qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor], mask: torch.Tensor, *, backward: bool
 ) -> float:
-    """Time of one call of `layers.attend` on the chosen path."""
+    """Seconds of one call of `layers.attend` on the chosen path."""
     layers.fused_attention_is_faster = lambda device: fused
     started = time.perf_counter()
     with torch.set_grad_enabled(backward):
@@ -36,10 +36,10 @@ def seconds(
 
 
 def main() -> None:
-    """Prints one line a shape, type and direction."""
+    """Print one line per shape, dtype and direction."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each path, in turn")
+    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each path, alternately")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats, medians in ms")

@@ -1,8 +1,7 @@
-"""What exact resume costs: training steps with and without the black box, the signals and the checks, in turns.
+"""Measure the overhead of exact resume: training steps with and without trace, signal checks and reseeding.
 
-Within one quickstart run, blocks of steps with everything alternate with blocks in which nothing of it happens: no
-trace, no sample account, no question whether to save or to stop, no reseeding, no check for finite losses. Saves are
-left out.
+Within one quickstart run, blocks of steps with all of it alternate with blocks without: no trace, no sample counts, no
+check for signals or due checkpoints, no reseeding, no check for finite losses. Saves are left out.
 
     python benchmarks/overhead.py --pairs 10 --steps 15
 """
@@ -30,7 +29,7 @@ TOGGLED = (
 
 
 class Blocks:
-    """Turns what is measured on and off, and notes the seconds of each step.
+    """Blocks of steps in which the measured methods are alternately on and off, with the seconds of each step.
 
     Args:
         steps: Optimizer steps of a block.
@@ -62,22 +61,22 @@ class Blocks:
 
     @property
     def on(self) -> bool:
-        """Whether this block has everything."""
+        """Whether the measured methods are enabled in this block."""
         return (self.count // self.steps) % 2 == 0
 
     def tick(self) -> None:
-        """A step begins."""
+        """Record that a step begins."""
         now = time.perf_counter()
         if self.count % self.steps == 0:
             self.seconds.append([])
-        elif self.started:  # the first step of a block pays for the one before
+        elif self.started:  # the first step of a block includes work of the one before
             self.seconds[-1].append(now - self.started)
         self.started = now
         self.count += 1
 
 
 def measure(pairs: int, steps: int) -> list[float]:
-    """Ratios of the median step with everything to that without, one a pair of blocks."""
+    """Ratios of the median step time with the methods to that without, one per pair of blocks."""
     blocks = Blocks(steps)
     with tempfile.TemporaryDirectory() as folder:
         main(
@@ -89,7 +88,7 @@ def measure(pairs: int, steps: int) -> list[float]:
             ]
         )  # fmt: skip
     medians = [statistics.median(block) for block in blocks.seconds[: 2 * (pairs + 1)]]
-    print(f"median step with everything {statistics.median(medians[2::2]) * 1000:.1f} ms")
+    print(f"median step with tracing and checks {statistics.median(medians[2::2]) * 1000:.1f} ms")
     return [on / off for on, off in zip(medians[2::2], medians[3::2], strict=True)]  # the first pair warms up
 
 

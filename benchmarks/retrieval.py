@@ -1,12 +1,12 @@
-"""Measures what exhaustive cross-encoding and the two-stage search cost, side by side in one run.
+"""Measure the cost of exhaustive cross-encoding and of two-stage retrieval in one run.
 
     python benchmarks/retrieval.py [--model RUN/model --annotations F --images DIR] [--k 32] [--plot FILE.png]
 
 With `--model` it ranks the test split of a Karpathy file (UCM: 210 images, 1,050 texts) with both, and prints seconds
 and R@1. Without it a random hybrid (6 + 6 + 2 layers, 384 wide) runs on as many random images and as many random
 texts as UCM has distinct ones, which gives times only. Then come the passes that 1,000 images with 5,000 texts need:
-of two_stage its shortlist is made, of itm they follow from the definition. `--plot` draws passes and seconds against
-the number of images, the seconds with a small random hybrid.
+those of two_stage are counted on a shortlist, those of itm follow from the definition. `--plot` draws passes and
+seconds against the number of images, the seconds with a small random hybrid.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHAPES = {"hidden_size": 128, "num_attention_heads": 4, "image_size": 64, "patch
 
 
 def random_hybrid(layers: int, **sizes: Any) -> MMBertForPreTraining:
-    """With `layers` in each encoder, 2 fusion layers, and random weights."""
+    """Build a hybrid model with `layers` in each encoder, 2 fusion layers, and random weights."""
     torch.manual_seed(0)
     config = MMBertConfig(
         fusion="hybrid",
@@ -53,7 +53,7 @@ def random_hybrid(layers: int, **sizes: Any) -> MMBertForPreTraining:
 def random_encoded(
     model: MMBertForPreTraining, num_images: int, num_texts: int
 ) -> tuple[EncodedCandidates, Candidates, float]:
-    """Random images and texts of 8 to 19 tokens through the encoders, and the CPU seconds that took."""
+    """Encode random images and texts of 8 to 19 tokens, and measure the CPU seconds."""
     generator = torch.Generator().manual_seed(0)
     side, contrast = model.config.image_size or 112, model.objectives["itc"]
     started = time.process_time()
@@ -80,7 +80,7 @@ def random_encoded(
 def compare(
     model: MMBertForPreTraining, encoded: EncodedCandidates, candidates: Candidates, seconds: float, k: int
 ) -> None:
-    """Prints both scorers on the same encoder outputs."""
+    """Print the cost and recall of both scorers on the same encoder outputs."""
     names = ["scorer", "fusion passes", "seconds", "with encoding", "I->T R@1", "T->I R@1", "rsum", "peak memory"]
     print("".join(f"{name:>16}" for name in names))
     reports: list[dict[str, Any]] = []
@@ -102,7 +102,7 @@ def compare(
 
 
 def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k: int) -> int:
-    """Fusions of two_stage for these vectors, none of which is done."""
+    """Count the fusion passes of two_stage for these vectors without computing them."""
     done = retrieval._fuse_selected
     retrieval._fuse_selected = lambda model, encoded, selected, name: ScoreMatrix(
         torch.zeros(selected.shape), int(selected.sum())
@@ -116,7 +116,7 @@ def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k:
 
 
 def random_passes(num_images: int, k: int) -> int:
-    """The same for vectors of a common space of 256 in which a text is near its image, as after training."""
+    """Count the same for random vectors of width 256 in which a text is near its image, as after training."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, 256, generator=generator)
     texts = images.repeat_interleave(TEXTS_EACH, dim=0) + torch.randn(num_images * TEXTS_EACH, 256, generator=generator)
@@ -125,7 +125,7 @@ def random_passes(num_images: int, k: int) -> int:
 
 
 def passes(num_images: int, k: int) -> None:
-    """Prints what both need, encoders included."""
+    """Print the passes of both scorers, encoders included."""
     texts = num_images * TEXTS_EACH
     encoders = num_images + texts
     exhaustive, two_stage = num_images * texts, random_passes(num_images, k)
@@ -138,7 +138,7 @@ def passes(num_images: int, k: int) -> None:
 
 
 def plot(file: str, k: int, measured: Sequence[int]) -> None:
-    """Draws passes (counted) and CPU seconds (measured for small N, a busy machine aside) against N."""
+    """Draw passes (counted) and CPU seconds (measured for small N) against N."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -176,7 +176,7 @@ def plot(file: str, k: int, measured: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Prints both tables; see the top of the file."""
+    """Print both tables; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
     parser.add_argument("--model", help="folder of a saved model with itm and itc; random without it")
     parser.add_argument("--annotations", help="Karpathy file whose split test is ranked with --model")
@@ -205,7 +205,7 @@ def main() -> None:
             encoded, candidates, seconds = random_encoded(model, options.num_images, options.num_texts)
         print(
             f"{encoded.image_passes:,} images x {len(candidates.texts):,} texts ({encoded.text_passes:,} distinct), "
-            f"k = {options.k}, encoded in {seconds:.1f} s; equal texts are right"
+            f"k = {options.k}, encoded in {seconds:.1f} s; equal texts count as correct"
         )
         compare(model, encoded, candidates, seconds, options.k)
     passes(1000, options.k)
