@@ -96,6 +96,9 @@ def check_file(
     Raises:
         UsageError: the format or a key is unknown, or vqav2 lacks an option.
     """
+    if format is not None and format not in CHECKED_FORMATS:
+        known, near = ", ".join(CHECKED_FORMATS), did_you_mean(format, CHECKED_FORMATS)
+        raise UsageError(f"format is {format!r}; expected {known}.{near}")
     started = time.perf_counter()
     path = Path(file)
     remarks = Problems(MAX_LISTED)

@@ -1,4 +1,4 @@
-"""Read annotation files of any known format into examples: the one entrance to `mmbert.data.readers`."""
+"""Read annotation files of any known caption format."""
 
 import inspect
 import logging
@@ -33,8 +33,7 @@ def read_examples(
         format: a name in `mmbert.data.readers.FORMATS`.
         annotations: one file, or {split: file}.
         images: folder of the images, or {split: folder} to go with {split: file}.
-        problems: collects what is wrong; give one to set how many problems are listed (10 otherwise) or to
-            look at the notes.
+        problems: collects errors; pass one to set how many are listed (10 otherwise) or to read its notes.
         **keys: options of the format's reader, such as `caption_key`.
 
     Returns:
@@ -61,15 +60,15 @@ def gather_examples(
     problems: Problems,
     **keys: Any,
 ) -> list[Example]:
-    """Do what `read_examples` does, but leave what is wrong in `problems` and give the examples that are right.
+    """Read examples as `read_examples` does, but collect errors in `problems` instead of raising them.
 
     Args:
         format: as in `read_examples`, and so are `annotations` and `keys`.
-        images: as in `read_examples`, or a folder that is looked into already.
-        problems: receives what is wrong.
+        images: as in `read_examples`, or an `ImageFolder`.
+        problems: receives errors.
 
     Returns:
-        The examples in the order of the files.
+        The valid examples in the order of the files.
 
     Raises:
         DataError: the folder of the images does not exist.
@@ -94,7 +93,7 @@ def gather_examples(
                 problems.add(str(file), "no examples", "at least one image with a caption")
             for example in examples:
                 first = owner.setdefault(example.image, example)
-                # A test set may be cut in parts that are reported apart; training or choosing on it is another thing.
+                # Test splits may share images; train and val may share none with any other split.
                 if first.split != example.split and {first.split, example.split} & {"train", "val"}:
                     kind = f"images in {example.split} and another split"
                     found = f"the image of {first.place} again, now in {example.split}"

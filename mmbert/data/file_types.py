@@ -1,4 +1,4 @@
-"""Look at the first bytes of a file: what is it, if not an image? For error messages only."""
+"""File types by the first bytes, for messages about files that are no images."""
 
 from collections.abc import Sequence
 
@@ -22,10 +22,10 @@ IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*",
 
 
 def sniff_file_type(content: bytes, formats: Sequence[str]) -> str:
-    """Say why `content` is no image, as the reason of a `BadImageError`.
+    """Explain why a file is no image, as the reason of a `BadImageError`.
 
     Args:
-        content: the whole file; only its start is looked at.
+        content: the file's bytes, of which the start is used.
         formats: what is accepted, for the message.
     """
     accepted = f"expected {', '.join(formats)}"
@@ -64,7 +64,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def gif_metadata_bytes(content: bytes) -> int:
-    """Bytes of the extension blocks before the first frame of a GIF; 0 if its structure is broken."""
+    """Count the bytes of the extension blocks before a GIF's first frame; 0 if its structure is broken."""
     position = 13 + (3 << (content[10] & 7) + 1 if len(content) > 10 and content[10] & 0x80 else 0)
     start = position
     while content[position : position + 1] == b"!":

@@ -84,7 +84,7 @@ def detect_format(path: Path) -> str:
             return "karpathy"
         if "annotations" in top:
             return "coco"
-        if "images" in top and keys & {"file_name", "filename"}:  # the other half is missing: the reader says so
+        if "images" in top and keys & {"file_name", "filename"}:  # a key is missing: the reader reports it
             return "coco" if "file_name" in keys else "karpathy"
     raise DataError(str(path), f"the file is {json_type(top)}", EXPECTED_FORMATS)
 
@@ -164,7 +164,7 @@ def detect_keys(path: Path, format: str, given: dict[str, Any], *, text: str = "
                 f"one of {', '.join(wanted[key])}; --{key} gives another",
             )
         found[key] = name
-    log.info("taken by its name: %s", ", ".join(f"{key} {name}" for key, name in found.items()))
+    log.info("detected keys: %s", ", ".join(f"{key} {name}" for key, name in found.items()))
     return {**given, **found}
 
 

@@ -157,7 +157,7 @@ def _from_bytes(content: bytes, max_pixels: int, background: tuple[int, int, int
         # Pillow joins comment blocks in quadratic time: ten megabytes of them take minutes.
         raise _Unusable(f"more than {MAX_GIF_METADATA:,} bytes before the first frame of a GIF")
     try:
-        with warnings.catch_warnings():  # our own bound is lower and says more
+        with warnings.catch_warnings():  # our own bound is lower, with a better message
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError:

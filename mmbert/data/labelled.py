@@ -82,8 +82,8 @@ def _read_vqav2(annotations: Files, images: Files, questions: Files, image_names
         raise UsageError(f"data.questions has {sorted(questions)}, data.annotations {sorted(annotations)}.")
     examples = []
     for split in annotations:
-        folder = ImageFolder(_of(images, split, "images"))
-        names = _of(image_names, split, "image_names")
+        folder = ImageFolder(_for_split(images, split, "images"))
+        names = _for_split(image_names, split, "image_names")
         examples += read_vqav2(Path(questions[split]), Path(annotations[split]), folder, split=split, image_names=names)
     return examples
 
@@ -94,9 +94,9 @@ def _read_tables(
     reader = TABLES[format]
     problems, examples = Problems(), []
     for split, file in annotations.items() if isinstance(annotations, Mapping) else [(None, annotations)]:
-        folder = ImageFolder(_of(images, split, "images")) if images else None
+        folder = ImageFolder(_for_split(images, split, "images")) if images else None
         if image_names:
-            keys["image_names"] = _of(image_names, split, "image_names")
+            keys["image_names"] = _for_split(image_names, split, "image_names")
         with problems:
             found = reader(Path(file), folder, problems, split=split, **keys)
             if not found and not problems.total:
@@ -106,7 +106,8 @@ def _read_tables(
     return examples
 
 
-def _of(value: Files, split: str | None, name: str) -> str:
+def _for_split(value: Files, split: str | None, name: str) -> str:
+    """Return the value of an option for one split."""
     if not isinstance(value, Mapping):
         return value
     if split is None or split not in value:

@@ -7,7 +7,7 @@ from functools import cached_property
 from mmbert.data.datamodule import SplitsDataModule
 from mmbert.data.labelled import LabelledExample, read_labelled
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
-from mmbert.data.options import DataOptions, check_options, reader_options
+from mmbert.data.options import DataOptions, check_options, is_used, reader_options
 from mmbert.data.processor import MMBertProcessor
 from mmbert.data.samples import Augmentation
 from mmbert.errors import DataError, UsageError, did_you_mean, quote
@@ -52,7 +52,7 @@ class LabelledDataModule(SplitsDataModule):
             log.info("%d of %d training examples have no answer in the vocabulary of %d and are left out",
                      len(examples["train"]) - len(usable), len(examples["train"]), len(labels))  # fmt: skip
         for split, split_examples in examples.items():
-            if split != "train":
+            if split != "train" and is_used(split):
                 self._check_labels(split, split_examples)
         super().__init__(options, {**examples, "train": usable}, processor, seed=seed)
 
@@ -124,4 +124,4 @@ def read_task_data(options: DataOptions, task: str) -> tuple[dict[str, list[Labe
                 )
             if len(example.images) != images:
                 raise DataError(example.place, f"{len(example.images)} images", f"{images}, as the first example")
-    return examples, task_class(task).labels_of(examples["train"], min_count=options.min_answer_count)
+    return examples, task_class(task).collect_labels(examples["train"], min_count=options.min_answer_count)

@@ -28,7 +28,7 @@ class ImageSettings:
     """Resizing and normalization of images, as timm states them for the encoder."""
 
     image_size: int
-    """Side of the square that the whole image is resized to, in pixels."""
+    """Side of the square that images are resized to, in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"

@@ -144,7 +144,7 @@ def test_broken_image_is_named_with_its_record(
     assert said.endswith("; expected one that can be read")
 
 
-def test_mistakes_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(folder / "pretrained", tiny_model())
     saved(folder / "decision", task_model("decision"))
     said = fails(folder, 2, capsys, model="pretrained")
@@ -161,7 +161,7 @@ def test_mistakes_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[s
     assert f"{folder / 'q.json'}:1:" in fails(folder, 1, capsys)
 
 
-def test_file_that_lost_an_answer_is_never_put_in_place(
+def test_incomplete_file_never_replaces_the_old_one(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmbert.inference.prediction.os.fsync", lambda number: os.truncate(number, 100))

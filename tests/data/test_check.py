@@ -1,4 +1,4 @@
-"""`mmbert data check`: every problem with its place, one line each, whatever the file holds."""
+"""`mmbert data check`: every problem with its place, one line each, for any content of the file."""
 
 import json
 import logging
@@ -384,7 +384,7 @@ def test_list_is_cut_after_20_problems(
     assert lines[20:] == ([] if last is None else [f"... and {last:,} more problems"])
 
 
-def test_folder_of_the_images_is_found_and_told(folder: Path, caplog: Any) -> None:
+def test_folder_of_the_images_is_found_and_logged(folder: Path, caplog: Any) -> None:
     (folder / "annotations").mkdir()
     (folder / "empty").mkdir()
     with caplog.at_level(logging.INFO, logger="mmbert"):
@@ -419,12 +419,12 @@ def test_several_keys_are_taken_as_given(folder: Path, capsys: pytest.CaptureFix
         (["data", "check", "FILE", "--image", "y"], "there is no option --image. Did you mean"),
         (["data", "check"], "the following arguments are required: FILE"),
         (["data"], "the following arguments are required: check"),
-        (["data", "check", "FILE", "--format", "jsnl"], "expected coco, karpathy, jsonl, csv. Did you mean 'jsonl'?"),
+        (["data", "check", "FILE", "--format", "jsnl"], "csv, vqav2, nlvr, nlvr2, foils. Did you mean 'jsonl'?"),
         (["data", "check", "FILE", "--format", "coco", "--split_key", "x"], "format coco has no option 'split_key'"),
         (["data", "check", "FILE", "--caption_key"], "--caption_key: expected at least one argument"),
     ],
 )
-def test_wrong_options_are_told_in_one_sentence(
+def test_wrong_options_are_one_sentence(
     arguments: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = written(folder / JSONL, lines_of([ROW]))
@@ -465,7 +465,7 @@ def test_train_py_runs_the_check_without_lightning(folder: Path) -> None:
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"{folder}/\\xe9.jsonl:2:2: broken JSON: ")
     said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert said[:2] == ["mmbert: taken by its name: image_key image, caption_key caption",
+    assert said[:2] == ["mmbert: detected keys: image_key image, caption_key caption",
                         f"mmbert: images in {folder / 'images'}"]  # fmt: skip
     assert len(said) == 3 and said[2].startswith("mmbert: jsonl | 1 images | 1 captions | 1 train | ")
     assert re.search(r"\| +torch\n", done.stderr) and not re.search(r"\| +lightning", done.stderr)

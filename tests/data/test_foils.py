@@ -77,7 +77,7 @@ def test_all_problems_of_all_files_are_listed_at_once(root: Path, tmp_path: Path
     assert [line.split(": ")[0].rsplit(":")[-1] for line in str(error.value).splitlines()] == ["1", "3", "4"]
 
 
-def test_foil_equal_to_its_caption_is_kept_and_told(
+def test_foil_equal_to_its_caption_is_kept_and_counted(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

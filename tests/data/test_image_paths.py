@@ -52,7 +52,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.lists(NAMES, min_size=1, max_size=6))
-def test_any_name_is_a_image_inside_the_root_or_a_data_error(tree: Path, names: list[str]) -> None:
+def test_any_name_is_an_image_inside_the_root_or_a_data_error(tree: Path, names: list[str]) -> None:
     folder = ImageFolder(tree)  # several names: what one lookup remembers must not open a way for the next
     for name in names:
         try:

@@ -80,7 +80,7 @@ def test_float_tiff_is_scaled_only_from_zero_to_one() -> None:
             load_image(saved(Image.fromarray(bad), "TIFF"))
 
 
-def test_32_bit_whole_numbers_are_refused_by_name() -> None:
+def test_32_bit_whole_numbers_are_errors() -> None:
     with pytest.raises(BadImageError, match="32-bit whole-number"):
         load_image(saved(Image.fromarray(np.array([[70_000]], np.int32)), "TIFF"))
 

@@ -128,13 +128,13 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("row", "message"), BROKEN)
-def test_broken_row_is_told_with_file_and_record(row: Any, message: str, tmp_path: Path) -> None:
+def test_broken_row_names_file_and_record(row: Any, message: str, tmp_path: Path) -> None:
     images = image(tmp_path, "a.png")
     with pytest.raises(DataError, match=message):
         read_labelled("jsonl", {"train": lines(tmp_path, row)}, str(images))
 
 
-def test_row_that_comes_twice_is_told(tmp_path: Path) -> None:
+def test_row_that_comes_twice_is_an_error(tmp_path: Path) -> None:
     images = image(tmp_path, "a.png")
     file = lines(tmp_path, {**ROW, "id": 1}, {**ROW, "id": 1})
     with pytest.raises(DataError, match=r"rows.jsonl:2: id 1 again, as in .*rows.jsonl:1"):
@@ -149,7 +149,7 @@ def test_row_that_comes_twice_is_told(tmp_path: Path) -> None:
         ([{"identifier": "dev-1-0-0", "sentence": "a", "label": "True"}] * 2, "again, as in"),
     ],
 )
-def test_broken_nlvr2_is_told(rows: list[Any], message: str, tmp_path: Path) -> None:
+def test_broken_nlvr2_is_an_error(rows: list[Any], message: str, tmp_path: Path) -> None:
     images = image(tmp_path, "dev-1-0-img0.png", "dev-1-0-img1.png")
     with pytest.raises(DataError, match=message):
         read_labelled("nlvr2", {"val": lines(tmp_path, *rows)}, str(images))
@@ -164,7 +164,7 @@ def test_broken_nlvr2_is_told(rows: list[Any], message: str, tmp_path: Path) -> 
         ({"question_id": 71}, "COCO_train2014_{:012d}.jpg", "question_id 70"),
     ],
 )
-def test_broken_vqav2_is_told(changes: dict[str, Any], image_names: str, message: str, tmp_path: Path) -> None:
+def test_broken_vqav2_is_an_error(changes: dict[str, Any], image_names: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read_labelled("vqav2", **vqa_files(tmp_path, **changes), image_names=image_names)
 
@@ -182,7 +182,7 @@ def test_options_that_can_not_be_meant(options: dict[str, Any], message: str, tm
         read_labelled(**{"annotations": {"train": "x"}, "images": "", **options})
 
 
-def test_image_in_two_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_image_in_two_splits_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = image(tmp_path, "a.png", "b.png")
     files = {"train": lines(tmp_path, ROW), "test": lines(tmp_path, ROW, {**ROW, "image": "b.png"}, name="t.jsonl")}
     read_labelled("jsonl", files, str(images))

@@ -74,11 +74,11 @@ def test_masking_predicts_at_least_one_and_never_a_special_token(
 
 
 @pytest.mark.parametrize("ids", [[], [CLS, SEP], [CLS, 1, SEP]])
-def test_masking_leaves_texts_of_special_tokens_alone(ids: list[int]) -> None:
+def test_texts_of_special_tokens_are_not_masked(ids: list[int]) -> None:
     assert apply(rule(), ids, 0) == (ids, [IGNORE_INDEX] * len(ids))
 
 
-def test_whole_words_are_predicted_together() -> None:
+def test_tokens_of_a_word_are_predicted_together() -> None:
     words = [[10], [11, 12], [13, 14, 15], [16], [17, 18]]
     ids = [CLS, *(piece for word in words for piece in word), SEP]
     continues = [False, *(i > 0 for word in words for i in range(len(word))), False]

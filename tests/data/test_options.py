@@ -1,4 +1,4 @@
-"""Options of the section `data`: mappings with unknown splits are errors, and options without effect are told."""
+"""Options of the section `data`: mappings with unknown splits are errors, and options without effect are warnings."""
 
 import logging
 from typing import Any

@@ -43,7 +43,7 @@ def same(a: Sample, b: Sample) -> bool:
 # --- captions and samples ------------------------------------------------------------------------------------------
 
 
-def test_every_caption_is_shown_once_in_as_many_epochs(folder: Path) -> None:
+def test_every_caption_is_used_once_in_as_many_epochs(folder: Path) -> None:
     data = pairs(folder)
     for i, captions in enumerate(CAPTIONS):
         for start in (0, 5):
@@ -53,7 +53,7 @@ def test_every_caption_is_shown_once_in_as_many_epochs(folder: Path) -> None:
     assert set(many.caption_numbers(0).tolist()) == {0, 1, 2}  # images do not move in step
 
 
-def test_sample_shows_the_caption_that_the_epoch_says(folder: Path) -> None:
+def test_sample_has_the_caption_of_its_epoch(folder: Path) -> None:
     data = pairs(folder)
     for epoch in range(4):
         for i, number in enumerate(data.caption_numbers(epoch)):
@@ -99,7 +99,7 @@ def test_evaluation_takes_first_captions_and_a_wrong_image(folder: Path) -> None
     assert pairs(folder)[0, 0].wrong_pixel_values is None
 
 
-def test_keys_tell_equal_texts_from_others() -> None:
+def test_keys_are_equal_for_equal_texts_only() -> None:
     assert text_key("A red  cat ") == text_key("a red cat") != text_key("a red hat")
     assert text_key("\udc80") >= 0  # a lone surrogate from a broken file
     keys = [text_key(str(i)) for i in range(1000)]
@@ -109,7 +109,7 @@ def test_keys_tell_equal_texts_from_others() -> None:
 # --- augmentation --------------------------------------------------------------------------------------------------
 
 
-def test_flip_never_touches_images_whose_caption_says_left_or_right(folder: Path) -> None:
+def test_images_whose_caption_mentions_left_or_right_are_not_mirrored(folder: Path) -> None:
     captions = [("a dog on the left",), ("Right of the tree",), ("a bright street",), ("the cat left.",)]
     data = pairs(folder, captions, augmentation=Augmentation(flip=True))
     plain = [data.processor.pixel_values(e.image) for e in data.examples]
@@ -140,7 +140,7 @@ def test_crop_keeps_at_least_its_share_of_the_area(folder: Path) -> None:
     assert np.std(areas) > 0.1
 
 
-def test_no_augmentation_leaves_the_image_as_the_processor_gives_it(folder: Path) -> None:
+def test_without_augmentation_the_image_is_only_resized(folder: Path) -> None:
     data = pairs(folder)
     assert torch.equal(data[3, 1].pixel_values, data.processor.pixel_values(data.examples[1].image))
 

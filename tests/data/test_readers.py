@@ -129,7 +129,7 @@ def test_strict_problems_list_each_note_with_its_place(root: Path) -> None:
         assert "an empty caption; expected text, or no caption" in str(error)
 
 
-def test_a_image_in_two_splits_is_a_note_and_strictly_a_problem(root: Path, caplog: Any) -> None:
+def test_image_in_two_splits_is_a_note_or_a_listed_remark(root: Path, caplog: Any) -> None:
     files = {}
     for split in ("train", "val"):
         files[split] = root.parent / f"{split}.jsonl"

@@ -1,4 +1,4 @@
-"""Malformed annotation files: one message that says where, what was found and what was expected."""
+"""Malformed annotation files: one message with the place, what was found and what was expected."""
 
 import json
 import os
@@ -30,7 +30,7 @@ COCO_TEXT = json.dumps(COCO)
         (b"\x1f\x8b\x08", "gzip data"),
     ],
 )
-def test_bytes_that_are_no_text_are_refused(root: Path, format: str, content: bytes, found: str) -> None:
+def test_bytes_that_are_no_text_are_errors(root: Path, format: str, content: bytes, found: str) -> None:
     assert found in str(error_of(root, format, content))
 
 
@@ -52,7 +52,7 @@ def test_bytes_that_are_no_text_are_refused(root: Path, format: str, content: by
         ('{"x": ' + "9" * 22 + "e]]", "1:7", "a whole number of 22 digits"),
     ],
 )
-def test_broken_json_is_refused_with_its_place(root: Path, format: str, content: str, record: str, found: str) -> None:
+def test_broken_json_is_an_error_with_its_place(root: Path, format: str, content: str, record: str, found: str) -> None:
     error = error_of(root, format, content)
     assert found in str(error)
     if record:
@@ -95,7 +95,7 @@ def test_byte_order_mark_is_accepted(root: Path) -> None:
         ("annotations.1", [], "annotations[1]", "the annotation is a list of 0"),
     ],
 )
-def test_malformed_coco_is_refused(root: Path, path: str, value: Any, record: str, found: str) -> None:
+def test_malformed_coco_is_an_error(root: Path, path: str, value: Any, record: str, found: str) -> None:
     error = error_of(root, "coco", changed(COCO, path, value))
     assert record_of(error) == record and found in str(error).splitlines()[0]
     if ".file_name" in path:
@@ -126,7 +126,7 @@ def test_image_is_not_reported_for_its_bad_annotation(root: Path, path: str, val
         ("images.2.sentences.0.raw", None, "images[2].sentences[0]", "the caption is null"),
     ],
 )
-def test_malformed_karpathy_is_refused(root: Path, path: str, value: Any, record: str, found: str) -> None:
+def test_malformed_karpathy_is_an_error(root: Path, path: str, value: Any, record: str, found: str) -> None:
     error = error_of(root, "karpathy", changed(KARPATHY, path, value))
     assert record_of(error) == record and found in str(error)
 
@@ -155,12 +155,12 @@ GOOD = '{"image": "a.jpg", "caption": "An ant.", "part": "train"}\n'
         ('{"image": "c.jpg", "caption": ["x", 3]}', "the caption is the number 3"),
     ],
 )
-def test_malformed_jsonl_line_is_refused(root: Path, line: str, found: str) -> None:
+def test_malformed_jsonl_line_is_an_error(root: Path, line: str, found: str) -> None:
     error = error_of(root, "jsonl", GOOD + "\n" + line + "\n" + GOOD)
     assert record_of(error).partition(":")[0] == "3" and found in str(error)
 
 
-def test_jsonl_problems_are_found_in_the_whole_file(root: Path) -> None:
+def test_jsonl_problems_are_found_to_the_end_of_the_file(root: Path) -> None:
     bad = ["{", GOOD.strip(), '{"image": "a.jpg", "caption": "x", "part": "val"}', "{}"]
     error = error_of(root, "jsonl", "\n".join(bad), split_key="part")
     assert [line.split(": ")[0].split(":")[1] for line in str(error).splitlines()] == ["1", "3", "4"]
@@ -188,7 +188,7 @@ def test_one_bad_line_far_down_is_named(root: Path) -> None:
         ("image,caption\na.jpg,\n", "2", "no text in 'caption'"),
     ],
 )
-def test_malformed_csv_is_refused(root: Path, text: str, record: str, found: str) -> None:
+def test_malformed_csv_is_an_error(root: Path, text: str, record: str, found: str) -> None:
     error = error_of(root, "csv", text)
     assert record_of(error) == record and found in str(error)
 
@@ -199,7 +199,7 @@ def test_malformed_csv_is_refused(root: Path, text: str, record: str, found: str
      "sub", "loop.jpg", "missing/a.jpg", "A.JPG", "nul\0.jpg", "n\0/a.jpg", "\ud800/a.jpg", "a.jpg/b.jpg",
      "pipe.jpg"],
 )  # fmt: skip
-def test_image_outside_the_root_or_missing_is_refused(root: Path, name: str) -> None:
+def test_image_outside_the_root_or_missing_is_an_error(root: Path, name: str) -> None:
     (root.parent / "x.jpg").touch()
     (root / "out.jpg").symlink_to(root.parent / "x.jpg")
     (root / "outside").symlink_to(root.parent)
@@ -223,7 +223,7 @@ def test_problems_are_listed_up_to_the_limit(root: Path) -> None:
     assert len(str(error_of(root, "jsonl", rows, problems=Problems(limit=20))).splitlines()) == 21
 
 
-def test_unreadable_annotation_files_are_refused_without_waiting(root: Path) -> None:
+def test_unreadable_annotation_files_are_errors_without_waiting(root: Path) -> None:
     os.mkfifo(root.parent / "pipe.json")
     for name in ("none.json", "pipe.json", "images", "nul\0"):
         for format in ("coco", "jsonl", "csv"):

@@ -167,7 +167,7 @@ def test_loader_goes_on_where_its_state_was_taken(workers: int) -> None:
     st.integers(1, 4),
     st.integers(0, 60),
 )
-def test_order_resumed_anywhere_is_that_of_the_whole_run(
+def test_order_resumed_anywhere_is_that_of_an_uninterrupted_run(
     count: int, batch_size: int, world_size: int, seed: int, pool: int, taken: int
 ) -> None:
     """Each process on its own; a position after the last batch of an epoch is the start of the next."""

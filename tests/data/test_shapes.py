@@ -97,7 +97,7 @@ def test_prepare_scene_does_not_depend_on_the_number_of_scenes(root: Path, tmp_p
         assert few["annotations"] == many["annotations"][: len(few["annotations"])]
 
 
-def test_prepare_leaves_a_complete_set_alone(root: Path) -> None:
+def test_prepare_keeps_a_complete_set(root: Path) -> None:
     marker = root / "annotations" / "captions_train.json"
     before = marker.stat().st_mtime_ns
     finished = run_prepare(root)
@@ -122,7 +122,7 @@ def test_prepare_names_a_bad_value_and_what_is_allowed(tmp_path: Path, option: s
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_images_are_there_in_the_asked_size(root: Path, split: str) -> None:
+def test_images_exist_in_the_requested_size(root: Path, split: str) -> None:
     images = load(root, f"captions_{split}")["images"]
     assert len(images) == COUNTS[split]
     for image in images:
@@ -186,7 +186,7 @@ def test_held_out_pairs_never_occur_outside_unseen(root: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["train", "val", "test"])
-def test_held_out_pairs_are_asked_about_only_in_unseen(root: Path, name: str) -> None:
+def test_questions_about_held_out_pairs_are_only_in_unseen(root: Path, name: str) -> None:
     unseen = set(captions_by_image(root, "captions_test_unseen"))
     questions = [q for q in load(root, f"questions_{name}")["questions"] if q["image_id"] not in unseen]
     assert questions
@@ -259,7 +259,7 @@ def test_questions_have_ten_equal_answers(root: Path, split: str) -> None:
         assert {answer["answer"] for answer in annotation["answers"]} == {annotation["multiple_choice_answer"]}
 
 
-def test_questions_are_never_asked_twice_with_two_answers(root: Path) -> None:
+def test_no_question_has_two_answers(root: Path) -> None:
     answers = {a["question_id"]: a["multiple_choice_answer"] for a in load(root, "answers_test")["annotations"]}
     found: dict[tuple[int, str], set[str]] = defaultdict(set)
     for question in load(root, "questions_test")["questions"]:

@@ -1,4 +1,4 @@
-"""Strange captions: each becomes ids that the model takes, with a finite loss, or is refused by its reader."""
+"""Strange captions: each becomes ids that the model takes, with a finite loss, or is an error of its reader."""
 
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def test_cut_share_counts_texts_that_are_cut() -> None:
     assert PROCESSOR.truncated_fraction([]) == 0.0
 
 
-def test_half_a_surrogate_pair_is_refused_by_reader_and_processor() -> None:
+def test_half_a_surrogate_pair_is_an_error_of_reader_and_processor() -> None:
     with pytest.raises(DataError, match="half a surrogate pair at character 2"):
         clean_caption("a \ud83d cat", "file:1")
     with pytest.raises(UsageError, match=r"ud83d.*no valid Unicode"):

@@ -42,7 +42,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
                        "remarks, as data.drop_uncaptioned=true drops them.")  # fmt: skip
     check.add_argument("--text_key", metavar="K", help="Field with the text of a task (jsonl).")
     check.add_argument("--label_key", metavar="K", help="Field with the label of a task (jsonl). This option, "
-                       "--text_key or --id_key says that FILE is of a task.")  # fmt: skip
+                       "--text_key or --id_key means that FILE is of a task.")  # fmt: skip
     check.add_argument("--id_key", metavar="K", help="Field with the row's id (jsonl of a task).")
     check.add_argument("--questions", metavar="Q.json", help="Question file of vqav2, if FILE holds its annotations.")
     check.add_argument("--image_names", metavar="NAMES", help="How an image_id becomes a file name: a template such "

@@ -211,7 +211,7 @@ class ImageFolder:
         return Path(real)
 
     def _other_spelling(self, path: PurePosixPath, entries: dict[str, os.DirEntry[str]]) -> str:
-        """Find a file that differs only in case or suffix; a few times only, as it reads the whole list."""
+        """Find a file that differs only in case or suffix; limited to a few times, as it scans the folder's list."""
         if self._hints_left == 0:
             return ""
         self._hints_left -= 1

@@ -29,12 +29,12 @@ def read_coco(
     Args:
         path: the annotation file.
         images: folder of the images.
-        problems: receives what is wrong.
+        problems: receives errors.
         split: name of the split the file is; "train" if not given.
         drop_uncaptioned: drop images without a caption instead of raising an error.
 
     Raises:
-        DataError: the file as a whole cannot be read.
+        DataError: the file cannot be read.
     """
     top = expect(load_json(path), dict, "the file", str(path))
     records = field(top, "images", list, str(path))
@@ -99,7 +99,7 @@ def read_coco(
         found = f"no caption for image {quote(key)}"
         if drop_uncaptioned:
             note_uncaptioned(problems, place)
-        elif key not in reported:  # otherwise what is wrong with its captions is already said
+        elif key not in reported:  # otherwise an error of its captions is already reported
             problems.add(place, found, UNCAPTIONED)
     return examples
 
@@ -110,7 +110,7 @@ def _identifier(record: dict[str, Any], key: str, place: str) -> int | str:
 
 
 def _other_type(key: int | str, known: dict[int | str, list[str]]) -> int | str | None:
-    """The known id that only differs in its type, as 42 and "42" do: the usual reason for an unknown one."""
+    """Find the known id that differs in its type only, as 42 and "42" do: the usual reason for an unknown one."""
     if isinstance(key, int):
         twin: int | str = str(key)
     elif key.isdecimal() and len(key) <= MAX_INT_DIGITS:

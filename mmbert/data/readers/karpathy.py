@@ -31,13 +31,13 @@ def read_karpathy(
     Args:
         path: the annotation file.
         images: folder that holds `filename`, or `filepath`/`filename` where a `filepath` is given.
-        problems: receives what is wrong.
+        problems: receives errors.
         split: not allowed, since the file names its splits.
         only: train, val or test: records of the others are ignored, so their images need not exist.
         drop_uncaptioned: drop images without a caption instead of raising an error.
 
     Raises:
-        DataError: the file as a whole cannot be read.
+        DataError: the file cannot be read.
         UsageError: `split` is given, or `only` is no split.
     """
     if only is not None and only not in SPLITS.values():

@@ -90,8 +90,8 @@ def read_labelled_jsonl(
     Args:
         path: The file.
         images: Folder of the images; None for text alone.
-        problems: Receives what is wrong.
-        split: The whole file is this split.
+        problems: Receives errors.
+        split: The split of all rows.
         image_key: Key of the image's name; a list of keys for several images; None for text alone.
         image_names: How a value becomes a file name, such as "{}.jpg" for SNLI-VE's Flickr30K_ID; see
             `image_name_formatter`.
@@ -103,7 +103,7 @@ def read_labelled_jsonl(
         split_values: As in `read_jsonl`.
 
     Raises:
-        DataError: The file as a whole can't be read.
+        DataError: The file can't be read.
         UsageError: Options contradict each other, or an invalid template.
     """
     name_of = None if image_names is None else image_name_formatter(image_names)

@@ -19,7 +19,7 @@ def read_nlvr(
     The image's name and the position reveal the label, so an example holds the sentence and the image only.
 
     Raises:
-        DataError: The file as a whole can't be read.
+        DataError: The file can't be read.
     """
     return _read(path, images, problems, split or "train", images_each=1)
 
@@ -32,7 +32,7 @@ def read_nlvr2(
     The images are `SPLIT-SET-PAIR-img0.png` and `-img1.png`, in a folder of the name in "directory" if there is one.
 
     Raises:
-        DataError: The file as a whole can't be read.
+        DataError: The file can't be read.
     """
     return _read(path, images, problems, split or "train", images_each=2)
 

@@ -1,4 +1,4 @@
-"""Strict reading of JSON, JSON lines and text: whatever is wrong becomes a `DataError` with its place."""
+"""Strict readers of JSON, JSON lines and text; every error is a `DataError` with its place."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 
 class _Rejected(ValueError):
-    """A value that Python's JSON parser would let through."""
+    """Error for a value that Python's JSON parser accepts and this reader does not."""
 
 
 def read_text(path: Path) -> str:
@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
 def load_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
-    Refused beside broken syntax: NaN and Infinity, a key twice in one object, very long whole numbers and
+    Errors beside broken syntax: NaN and Infinity, a key twice in one object, very long whole numbers and
     nesting deeper than Python's recursion limit.
 
     Raises:
@@ -104,7 +104,7 @@ def field(record: dict[str, Any], key: str, kind: type[Value], place: str) -> Va
 
 
 def missing_key(key: str, record: dict[str, Any], place: str) -> DataError:
-    """The error for a record that lacks `key`, with the keys it has."""
+    """Create the error for a record that lacks `key`, with the keys it has."""
     return DataError(place, f"no key {key!r} in {json_type(record)}", f"{key!r}.{did_you_mean(key, record)}")
 
 
@@ -192,7 +192,7 @@ _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]|-?Infinity|NaN|-?[0-9]
 
 
 def _locate(text: str) -> int:
-    """Offset of the first value that a parser hook refused; the hooks themselves are not told.
+    """Find the offset of the first value that a parser hook rejected; hooks do not get offsets.
 
     Args:
         text: JSON with right syntax at least up to that value.

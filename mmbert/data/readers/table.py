@@ -47,8 +47,8 @@ def read_jsonl(
     Args:
         path: the annotation file.
         images: folder of the images.
-        problems: receives what is wrong.
-        split: the whole file is this split.
+        problems: receives errors.
+        split: the split of all rows.
         image_key: key of the image name.
         caption_key: key or keys of the captions; a value may be a string or a list of strings. Empty ones
             are dropped; a row is wrong only if it has none left.
@@ -59,7 +59,7 @@ def read_jsonl(
         drop_uncaptioned: drop rows without a caption instead of raising an error.
 
     Raises:
-        DataError: the file as a whole cannot be read.
+        DataError: the file cannot be read.
         UsageError: the options contradict each other.
     """
     splits = Splits(path, split, split_key, split_values)
@@ -85,7 +85,7 @@ def read_csv(
     Args:
         path: the annotation file.
         images: folder of the images.
-        problems: receives what is wrong.
+        problems: receives errors.
         split: as in `read_jsonl`.
         image_key: as in `read_jsonl`.
         caption_key: as in `read_jsonl`.
@@ -95,7 +95,7 @@ def read_csv(
         delimiter: character between columns, a tab also as "tab"; None: detected from the header.
 
     Raises:
-        DataError: the file as a whole cannot be read.
+        DataError: the file cannot be read.
         UsageError: the options contradict each other.
     """
     splits = Splits(path, split, split_key, split_values)
@@ -165,13 +165,13 @@ def _captions(record: dict[str, Any], keys: list[str], place: str, problems: Pro
 
 
 class Splits:
-    """Assignment of rows to splits by a key, or of a whole file to one split."""
+    """Assignment of rows to splits by a key, or of all rows to one split."""
 
     def __init__(
         self, path: Path, split: str | None, key: str | None, values: Mapping[str, Sequence[str]] | None
     ) -> None:
         if split is not None and key is not None:
-            raise UsageError(f"split_key is {key!r}, but the whole file {path} is given as {split!r}; drop one")
+            raise UsageError(f"split_key is {key!r}, but all of {path} is given as {split!r}; drop one")
         if values is not None and key is None:
             raise UsageError("split_values is given without split_key; expected the key these values are in")
         self.path, self.split, self.key = path, split or "train", key
