@@ -27,7 +27,19 @@ SECTIONS = {
     "evaluation": EvaluationOptions,
     "checkpoint": CheckpointOptions,
 }
-RUN_OPTIONS = {"config", "base", "name", "runs", "resume", "ckpt_path", "seed_everything", "threads", "help", "version"}
+RUN_OPTIONS = {
+    "config",
+    "base",
+    "name",
+    "runs",
+    "resume",
+    "ckpt_path",
+    "seed_everything",
+    "threads",
+    "print_config",
+    "help",
+    "version",
+}
 """Options of fit, validate and test outside the sections, and those of every command."""
 NOT_OPTIONS = {"limit_", "estimated_stepping_batches"}
 """Keys after a section's name that are a beginning of several options, or an attribute of the Trainer."""
