@@ -17,8 +17,9 @@ from mmbert.compare.report import load_outcomes, write_report_again
 from mmbert.compare.report.outcomes import measure_title
 from mmbert.compare.report.summary import Summary, summarize
 from mmbert.compare.report.tables import format_fraction
+from mmbert.compare.report_inputs import write_report_inputs
 from mmbert.compare.rows import Row, read_rows
-from mmbert.compare.runner import run_arms, write_report_inputs
+from mmbert.compare.runner import run_arms
 from mmbert.compare.specs import Settings
 from mmbert.errors import UsageError
 from mmbert.runtime.allowed_imports import allow_import as allow_modules

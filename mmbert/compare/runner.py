@@ -15,8 +15,6 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mmbert.compare.budget import RULES
-from mmbert.compare.examples import choose_examples
 from mmbert.compare.folder import (
     check_same_comparison,
     import_rows,
@@ -25,6 +23,7 @@ from mmbert.compare.folder import (
     valid_rows,
 )
 from mmbert.compare.plan import Comparison, list_arms
+from mmbert.compare.report_inputs import write_report_inputs
 from mmbert.compare.rows import Row, last_losses, write_rows
 from mmbert.compare.specs import Settings, budget_inputs, describe_changes, overridden_options
 from mmbert.data.prepare import prepare_missing
@@ -151,33 +150,6 @@ def _check_foil_categories(comparison: Comparison) -> None:
             if measure.startswith("foils/") and measure not in known:
                 hint = did_you_mean(measure, known)
                 raise UsageError(f"primary: '{measure}' is not a category; allowed are {', '.join(known)}.{hint}")
-
-
-def write_report_inputs(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
-    """Write comparison.json and examples.json, which the report is made from besides the rows."""
-    reference = comparison.reference or comparison.names[0]
-    before = previous_primary(comparison, settings.out, rows)
-    length = ", ".join(f"{stage.steps:,} steps of {name}" for name, stage in comparison.stages.items())
-    content = {
-        "name": comparison.name,
-        "strategies": comparison.names,
-        "seeds": comparison.seeds,
-        "arms": [arm.name for arm in list_arms(comparison)],
-        "exploratory": settings.exploratory or comparison.min_seeds < 2,
-        "budget_rule": f"{RULES[comparison.match]} as {reference} with {length}",
-        "reference": reference,
-        "primary": comparison.primary,
-        **({"primary_before": before} if before else {}),
-        "dataset": comparison.about,
-        "command": settings.command,
-    }
-    atomic_write_text(settings.out / "comparison.json", json.dumps(content, indent=2) + "\n")
-    try:
-        examples = choose_examples(comparison, settings.out, rows)
-    except DataError as error:  # the report keeps the examples that it has
-        log.warning("examples are not updated: %s", error)
-        return
-    atomic_write_text(settings.out / "examples.json", json.dumps(examples, indent=2) + "\n")
 
 
 def _compute_budgets(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> Budgets:

@@ -12,7 +12,6 @@ from scipy import stats
 from mmbert.compare.report.plots import pareto
 from mmbert.compare.report.summary import FEW_SEEDS, describe_result, few_seeds_warning
 from mmbert.compare.statistics import (
-    CAUTION,
     TestResult,
     compare_all,
     compare_pairs,
@@ -21,6 +20,7 @@ from mmbert.compare.statistics import (
     interval,
     interval_over_seeds,
 )
+from mmbert.compare.variance import FEW_RUNS_WEIGHT
 
 ItemOutcomes = dict[str, list[np.ndarray]]
 COMPARISONS = 1000
@@ -153,7 +153,7 @@ def test_equals_welch_where_items_do_not_vary(runs: tuple[int, int]) -> None:
     welch: Any = stats.ttest_ind(*scores, equal_var=False)
     freedom = welch.df
     if runs[0] != runs[1]:
-        freedom = 1 / ((1 - CAUTION) / freedom + CAUTION / (min(runs) - 1))
+        freedom = 1 / ((1 - FEW_RUNS_WEIGHT) / freedom + FEW_RUNS_WEIGHT / (min(runs) - 1))
         assert min(runs) - 1 < freedom < welch.df
     assert result.p == pytest.approx(2 * stats.t.sf(abs(welch.statistic), freedom), rel=1e-9)
     reach = stats.t.ppf(0.975, freedom) * abs(result.difference / welch.statistic)
@@ -199,7 +199,7 @@ def test_bootstrap_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) ->
     items, clusters = random_items([2, 2], images=50, each=2)
     (whole,) = compare_pairs(items, clusters, measure="m", resamples=3000)
     assert compare_pairs(items, clusters, measure="m", resamples=3000) == [whole]
-    monkeypatch.setattr("mmbert.compare.statistics.BLOCK_ELEMENTS", 50 * 700)
+    monkeypatch.setattr("mmbert.compare.variance.BLOCK_ELEMENTS", 50 * 700)
     (parts,) = compare_pairs(items, clusters, measure="m", resamples=3000)
     width = whole.item_high - whole.item_low
     assert (parts.item_low, parts.item_high) == pytest.approx((whole.item_low, whole.item_high), abs=0.1 * width)

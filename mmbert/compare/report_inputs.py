@@ -1,17 +1,51 @@
-"""Test items on which strategies disagree, for the report."""
+"""Inputs of the report besides rows and items: comparison.json, and examples on which strategies disagree."""
 
 import itertools
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmbert.compare.plan import Arm, Comparison
+from mmbert.compare.budget import RULES
+from mmbert.compare.folder import previous_primary
+from mmbert.compare.plan import Arm, Comparison, list_arms
 from mmbert.compare.rows import QUERIES, Row, read_all_outcomes
+from mmbert.compare.specs import Settings
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError
 from mmbert.evaluation.foils import OVERALL
+from mmbert.runtime.files import atomic_write_text
+
+log = logging.getLogger("mmbert")
+
+
+def write_report_inputs(comparison: Comparison, settings: Settings, rows: Mapping[str, Row]) -> None:
+    """Write comparison.json and examples.json, which the report is made from besides the rows."""
+    reference = comparison.reference or comparison.names[0]
+    before = previous_primary(comparison, settings.out, rows)
+    length = ", ".join(f"{stage.steps:,} steps of {name}" for name, stage in comparison.stages.items())
+    content = {
+        "name": comparison.name,
+        "strategies": comparison.names,
+        "seeds": comparison.seeds,
+        "arms": [arm.name for arm in list_arms(comparison)],
+        "exploratory": settings.exploratory or comparison.min_seeds < 2,
+        "budget_rule": f"{RULES[comparison.match]} as {reference} with {length}",
+        "reference": reference,
+        "primary": comparison.primary,
+        **({"primary_before": before} if before else {}),
+        "dataset": comparison.about,
+        "command": settings.command,
+    }
+    atomic_write_text(settings.out / "comparison.json", json.dumps(content, indent=2) + "\n")
+    try:
+        examples = choose_examples(comparison, settings.out, rows)
+    except DataError as error:  # the report keeps the examples that it has
+        log.warning("examples are not updated: %s", error)
+        return
+    atomic_write_text(settings.out / "examples.json", json.dumps(examples, indent=2) + "\n")
 
 
 def choose_examples(
