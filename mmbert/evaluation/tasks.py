@@ -113,7 +113,7 @@ class TaskEvaluation:
         out = {"loss": sum(r.loss for r in rows) / len(rows), **found}
         by_input = self._scores(rows)
         out |= {key: sum(scores) / len(scores) for key, (scores, _) in by_input.items() if key != "accuracy"}
-        priors = {"majority": [self.priors.majority] * len(rows), "text": [self.priors.of(e.text) for e in examples]}
+        priors = {"majority": [self.priors.majority] * len(rows), "text": [self.priors.predict(e.text) for e in examples]}
         for kind, labels in priors.items():
             out[f"prior_{kind}"] = task.metrics(Predictions(labels, []), examples)["accuracy"]
         best = [self.samples.scores[r.index] for r in rows]
@@ -167,7 +167,7 @@ class TaskEvaluation:
             rows = [r for r in predictions if getattr(r, kind) is not None]
             if rows:
                 labels = [getattr(r, kind) for r in rows]
-                out[name] = (task.rights(labels, [self.samples.examples[r.index] for r in rows]), rows)
+                out[name] = (task.accuracies(labels, [self.samples.examples[r.index] for r in rows]), rows)
         return out
 
     def outcomes(self) -> dict[str, ItemOutcomes]:

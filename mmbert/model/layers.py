@@ -1,4 +1,4 @@
-"""Transformer layers of the fusion part, post-LayerNorm as in BERT (arXiv:1810.04805), and the attention under them."""
+"""Transformer layers of the fusion part, post-LayerNorm as in BERT (arXiv:1810.04805), and their attention."""
 
 import math
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from mmbert.model.tokens import Tokens
 
 
 def fused_attention_is_faster(device: torch.device) -> bool:
-    """The one place that chooses the attention path, for BERT, the ViT and the fusion layers alike.
+    """Choose between fused and plain attention, for BERT, the ViT and the fusion layers.
 
-    Plain `softmax(q k^T) v` beats torch's fused kernel on a CPU at the lengths of this field (its backward is slow);
-    `benchmarks/attention.py` measures both.
+    On a CPU, plain `softmax(q k^T) v` is faster than torch's fused kernel at these sequence lengths, because of its
+    backward pass; `benchmarks/attention.py` measures both.
     """
     return device.type != "cpu"
 
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor, context: Tokens) -> Tensor:
-        """`hidden_states` (B, L, D) look at `context` (B, S, D); an empty context adds zero to the residual."""
+        """Attend from `hidden_states` (B, L, D) to `context` (B, S, D); an empty context adds zero to the residual."""
         query, key, value = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L or S, D/H)
             for linear, x in (
@@ -70,11 +70,11 @@ class Attention(nn.Module):
                 (self.value, context.hidden_states),
             )
         )
-        seen = attend(query, key, value, context.mask, dropout=self.attention_dropout if self.training else 0.0)
-        seen = self.output(seen.transpose(1, 2).flatten(2))  # (B, L, D)
-        # Without any context the output bias must not leak in either.
-        seen = torch.where(context.mask.any(dim=1)[:, None, None], seen, 0.0)
-        return self.norm(hidden_states + self.dropout(seen))
+        attended = attend(query, key, value, context.mask, dropout=self.attention_dropout if self.training else 0.0)
+        attended = self.output(attended.transpose(1, 2).flatten(2))  # (B, L, D)
+        # Without any context the output bias must not be added either.
+        attended = torch.where(context.mask.any(dim=1)[:, None, None], attended, 0.0)
+        return self.norm(hidden_states + self.dropout(attended))
 
 
 class FeedForward(nn.Module):
@@ -89,17 +89,17 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+        """Apply the block: (B, L, D) to (B, L, D)."""
         return self.norm(hidden_states + self.dropout(self.down(F.gelu(self.up(hidden_states)))))
 
 
 class FusionLayer(nn.Module):
-    """Base of the layers below: recomputes activations in the backward pass where `checkpointing` is set."""
+    """Base class of the fusion layers, with activation checkpointing where `checkpointing` is set."""
 
     checkpointing = False
 
     def run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
-        """Runs `block(*args)`, keeping its activations only if they need not be recomputed."""
+        """Run `block(*args)`, with activation checkpointing in training if it is enabled."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return block(*args)
@@ -114,7 +114,7 @@ class SelfAttentionLayer(FusionLayer):
         self.feed_forward = FeedForward(config)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """(B, L, D) to (B, L, D); padding stays padding."""
+        """Apply the layer: (B, L, D) to (B, L, D), with the same mask."""
         return tokens._replace(hidden_states=self.run(self._block, tokens))
 
     def _block(self, tokens: Tokens) -> Tensor:
@@ -131,7 +131,7 @@ class CrossAttentionLayer(FusionLayer):
         self.feed_forward = FeedForward(config)
 
     def forward(self, tokens: Tokens, *, context: Tokens) -> Tokens:
-        """(B, L, D) and a context (B, S, D) to (B, L, D)."""
+        """Apply the layer to (B, L, D) with a context (B, S, D): (B, L, D)."""
         return tokens._replace(hidden_states=self.run(self._block, tokens, context))
 
     def _block(self, tokens: Tokens, context: Tokens) -> Tensor:
@@ -140,12 +140,12 @@ class CrossAttentionLayer(FusionLayer):
 
 
 class Pooler(nn.Module):
-    """One or more pooled vectors to the joint vector: linear, then tanh, as BERT's pooler."""
+    """Joint vector of one or more pooled vectors: linear, then tanh, as BERT's pooler."""
 
     def __init__(self, config: MMBertConfig, *, vectors: int = 1):
         super().__init__()
         self.dense = nn.Linear(vectors * config.hidden_size, config.hidden_size)
 
     def forward(self, *vectors: Tensor) -> Tensor:
-        """(B, D) each to (B, D)."""
+        """Combine vectors of (B, D) each to (B, D)."""
         return torch.tanh(self.dense(torch.cat(vectors, dim=-1)))

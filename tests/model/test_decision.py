@@ -24,9 +24,9 @@ def task(*labels: str) -> Decision:
 
 def test_labels_are_all_of_training_by_the_alphabet() -> None:
     rows = [example("neutral"), example("entailment"), example("neutral"), example("contradiction")]
-    assert Decision.labels_of(rows, min_count=9) == ["contradiction", "entailment", "neutral"]
+    assert Decision.collect_labels(rows, min_count=9) == ["contradiction", "entailment", "neutral"]
     with pytest.raises(UsageError, match="needs at least two"):
-        Decision.labels_of([example("yes")], min_count=1)
+        Decision.collect_labels([example("yes")], min_count=1)
 
 
 def test_loss_is_cross_entropy() -> None:

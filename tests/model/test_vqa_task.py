@@ -43,10 +43,10 @@ def test_vocabulary_counts_the_commonest_answer_of_each_question_in_its_normal_f
         example("q", "the dog", most_frequent_answer="the dog"),
         example("q", "cat", most_frequent_answer="cat"),
     ]
-    assert VisualQuestionAnswering.labels_of(examples, min_count=2) == ["2", "dog"]
-    assert VisualQuestionAnswering.labels_of(examples, min_count=1) == ["2", "dog", "cat"]
-    with pytest.raises(UsageError, match=r"min_answer_count=3: no answer is that common; commonest are '2' 2 times"):
-        VisualQuestionAnswering.labels_of(examples, min_count=3)
+    assert VisualQuestionAnswering.collect_labels(examples, min_count=2) == ["2", "dog"]
+    assert VisualQuestionAnswering.collect_labels(examples, min_count=1) == ["2", "dog", "cat"]
+    with pytest.raises(UsageError, match=r"min_answer_count=3: no answer is that frequent; the most frequent are '2' 2 times"):
+        VisualQuestionAnswering.collect_labels(examples, min_count=3)
 
 
 @pytest.mark.parametrize(("matches", "score"), [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)])
@@ -86,4 +86,4 @@ def test_priors_are_the_commonest_labels_and_the_smaller_wins_a_tie() -> None:
     scores = [{0: 1.0}, {2: 0.6, 1: 0.9}, {1: 1.0}, {1: 1.0}, {}]
     priors = VisualQuestionAnswering.priors(rows, scores)
     assert priors.majority == 1
-    assert (priors.of("what colour?"), priors.of("IS IT?"), priors.of("never seen")) == (0, 1, 1)
+    assert (priors.predict("what colour?"), priors.predict("IS IT?"), priors.predict("never seen")) == (0, 1, 1)

@@ -29,16 +29,16 @@ class EarlyFusion(Fusion):
         self.pooler = Pooler(config)
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
-        """See `Fusion`. Without text a learned token takes the place of [CLS] and looks at the image."""
-        asked = text.with_fallback(self.absent_text)
+        """See `Fusion`. Without text a learned token replaces [CLS]."""
+        with_text = text.with_fallback(self.absent_text)
         image_states = self.image_norm(image.hidden_states + self.image_type)
         joint = Tokens(
-            torch.cat([asked.hidden_states, image_states], dim=1),  # (B, T+P, D)
-            torch.cat([asked.mask, image.mask], dim=1),
+            torch.cat([with_text.hidden_states, image_states], dim=1),  # (B, T+P, D)
+            torch.cat([with_text.mask, image.mask], dim=1),
         )
         for layer in self.layers:
             joint = layer(joint)
-        text_states, image_states = joint.hidden_states.split([asked.mask.shape[1], image.mask.shape[1]], dim=1)
+        text_states, image_states = joint.hidden_states.split([with_text.mask.shape[1], image.mask.shape[1]], dim=1)
         length = text.mask.shape[1]
         return Fused(
             Tokens(text_states[:, :length], text.mask),

@@ -1,4 +1,4 @@
-"""Hybrid fusion: two streams that query each other at every fusion layer."""
+"""Hybrid fusion: two streams with cross-attention to each other in every fusion layer."""
 
 import torch
 from torch import nn
@@ -10,10 +10,10 @@ from mmbert.model.tokens import Fused, Tokens
 
 
 class HybridFusion(Fusion):
-    """Co-attention (METER, arXiv:2111.02387): unimodal layers first, then two streams with own weights.
+    """Co-attention (METER, arXiv:2111.02387): unimodal layers first, then two streams with separate weights.
 
     Both streams read the other's previous layer. With the contrastive objective on the towers this is "align before
-    fuse" (ALBEF, arXiv:2107.07651). METER's type embeddings are left out: streams with own weights know their type.
+    fuse" (ALBEF, arXiv:2107.07651). METER's type embeddings are left out, because the streams have separate weights.
     """
 
     def __init__(self, config: MMBertConfig):

@@ -1,4 +1,4 @@
-"""Hybrid fusion through a bottleneck: two streams that exchange a few shared tokens."""
+"""Hybrid fusion through bottleneck tokens: two streams that exchange information through a few shared tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ class HybridBottleneckFusion(Fusion):
     """Attention bottlenecks (MBT, arXiv:2107.00135, Eq. 8 and 9).
 
     In each layer either stream attends to itself and to the shared tokens; the two updated copies of these are
-    averaged for the next layer. So what an image tells the text goes through `num_bottlenecks` vectors, and reaches it
-    in the second layer at the earliest: with `fusion_layers=1` the streams meet in the pooler only.
+    averaged for the next layer. So information of the image reaches the text through `num_bottlenecks` vectors, from
+    the second layer on: with `fusion_layers=1` the streams are combined in the pooler only.
     """
 
     num_bottlenecks = 4
-    """Shared tokens; the paper's number."""
+    """Number of shared tokens, as in the paper."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
@@ -33,21 +33,21 @@ class HybridBottleneckFusion(Fusion):
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """See `Fusion`. An absent side has no part in the average; its pooled vector is learned."""
         shared = self.bottlenecks.to(text.hidden_states.dtype).expand(len(text.mask), -1, -1)  # (B, bottlenecks, D)
-        parts = torch.stack([text.mask.any(dim=1), image.mask.any(dim=1)]).to(shared.dtype)  # (2, B) 1 = is there
+        parts = torch.stack([text.mask.any(dim=1), image.mask.any(dim=1)]).to(shared.dtype)  # (2, B) 1 = present
         parts = (parts / parts.sum(dim=0).clamp(min=1))[..., None, None]
         for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
-            text, told_by_text = _exchange(text_layer, text, shared)
-            image, told_by_image = _exchange(image_layer, image, shared)
-            shared = parts[0] * told_by_text + parts[1] * told_by_image
+            text, from_text = _exchange(text_layer, text, shared)
+            image, from_image = _exchange(image_layer, image, shared)
+            shared = parts[0] * from_text + parts[1] * from_image
         pooled = self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
         return Fused(text, image, pooled)
 
 
 def _exchange(layer: nn.Module, tokens: Tokens, shared: Tensor) -> tuple[Tokens, Tensor]:
-    """Runs a layer of one stream over its own tokens and the shared ones; gives both back."""
-    together = Tokens(
+    """Run a layer of one stream over its own and the shared tokens, and return both."""
+    joint = Tokens(
         torch.cat([tokens.hidden_states, shared], dim=1),  # (B, L + bottlenecks, D)
         torch.cat([tokens.mask, tokens.mask.new_ones(shared.shape[:2])], dim=1),
     )
-    own, told = layer(together).hidden_states.split([tokens.mask.shape[1], shared.shape[1]], dim=1)
-    return Tokens(own, tokens.mask), told
+    own, shared = layer(joint).hidden_states.split([tokens.mask.shape[1], shared.shape[1]], dim=1)
+    return Tokens(own, tokens.mask), shared

@@ -1,4 +1,4 @@
-"""Hybrid fusion over bridges: each fusion layer reads its own layer of either encoder."""
+"""Hybrid fusion with bridges: each fusion layer also reads one layer of either encoder."""
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ class HybridBridgeFusion(Fusion):
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
-        assert config.text_hidden_size is not None  # filled in by MMBertConfig
-        assert config.image_hidden_size is not None  # filled in by MMBertModel, if need be
+        assert config.text_hidden_size is not None  # set by MMBertConfig
+        assert config.image_hidden_size is not None  # set by MMBertModel
         depth = range(config.fusion_layers)
         self.text_bridges = Bridges(config, layers=config.text_layers, width=config.text_hidden_size)
         self.image_bridges = Bridges(config, layers=config.image_layers, width=config.image_hidden_size)
@@ -48,32 +48,32 @@ class HybridBridgeFusion(Fusion):
 
 
 class Bridges(nn.Module):
-    """The bridges of one stream, one for each fusion layer that finds a unimodal layer.
+    """Bridges of one stream, one for each fusion layer that has a unimodal layer to read.
 
     Args:
         config: The model's configuration.
         layers: Unimodal layers of the encoder.
-        width: Features of their states.
+        width: Width of the encoder, in features.
     """
 
     def __init__(self, config: MMBertConfig, *, layers: int, width: int):
         super().__init__()
-        number = min(config.fusion_layers, max(layers, 1))
-        self.lower = tuple(range(layers - number + 1, layers))
-        """Unimodal layers, from 1, that are read besides the encoder's output."""
-        widths = [width] * len(self.lower) + [config.hidden_size] * min(number, 1)
+        count = min(config.fusion_layers, max(layers, 1))
+        self.lower = tuple(range(layers - count + 1, layers))
+        """Unimodal layers, counted from 1, that are read besides the encoder's output."""
+        widths = [width] * len(self.lower) + [config.hidden_size] * min(count, 1)
         self.eps = config.layer_norm_eps
         self.projections = nn.ModuleList(nn.Linear(width, config.hidden_size) for width in widths)
         self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=self.eps) for _ in widths)
 
     def unimodal(self, tokens: Tokens) -> list[Tensor]:
-        """What the bridges read, from the bottom up: (B, L, width) each, at last the output (B, L, D)."""
+        """Return the inputs of the bridges from the lowest layer up: (B, L, width) each, then the output (B, L, D)."""
         if tokens.mask.shape[1] == 0:
-            return []  # an absent side has no lower layers either
+            return []  # an absent modality has no lower layers either
         return [*(F.layer_norm(x, x.shape[-1:], eps=self.eps) for x in tokens.intermediate), tokens.hidden_states]
 
     def forward(self, number: int, unimodal: list[Tensor], *, previous: Tokens) -> Tokens:
-        """The input of fusion layer `number`, from 0: (B, L, D)."""
+        """Compute the input of fusion layer `number`, counted from 0: (B, L, D)."""
         if number >= min(len(unimodal), len(self.norms)):
             return previous
         states = self.projections[number](unimodal[number])

@@ -1,4 +1,4 @@
-"""Hybrid fusion, one way: the text queries the image, which stays as its encoder left it."""
+"""Hybrid fusion in one direction: the text attends to the image, whose encoder output is unchanged."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ class HybridCrossFusion(Fusion):
     """The multimodal encoder of ALBEF (arXiv:2107.07651, Sec. 3.1) and BLIP (arXiv:2201.12086, Sec. 3.1).
 
     One stream of text layers, each with attention to the image encoder's output. About half the parameters and time
-    of `hybrid` at the same depth; only what the words ask for gets into the joint vector.
+    of `hybrid` at the same depth.
     """
 
     min_layers = 1
@@ -25,9 +25,9 @@ class HybridCrossFusion(Fusion):
         self.pooler = Pooler(config)
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
-        """See `Fusion`. An absent image contributes zero; without text a learned token queries the image."""
-        asking = text.with_fallback(self.absent_text)
+        """See `Fusion`. An absent image contributes zero; without text a learned token replaces [CLS]."""
+        queries = text.with_fallback(self.absent_text)
         for layer in self.layers:
-            asking = layer(asking, context=image)
+            queries = layer(queries, context=image)
         length = text.mask.shape[1]
-        return Fused(Tokens(asking.hidden_states[:, :length], text.mask), image, self.pooler(asking.first))
+        return Fused(Tokens(queries.hidden_states[:, :length], text.mask), image, self.pooler(queries.first))

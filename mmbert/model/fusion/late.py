@@ -1,4 +1,4 @@
-"""Late fusion: two towers whose pooled vectors meet at the end."""
+"""Late fusion: an MLP on the pooled vectors of two separate encoders."""
 
 import torch
 from torch import nn
@@ -10,10 +10,10 @@ from mmbert.model.tokens import Fused, Tokens
 
 
 class LateFusion(Fusion):
-    """Concatenates the two pooled vectors and runs a small MLP on them; tokens never meet.
+    """Concatenation of the two pooled vectors, then a small MLP; there is no attention between modalities.
 
-    So masked language modelling can't use the image here, by construction. `fusion_layers` counts hidden layers of
-    the MLP before the pooler; with 0 of them and the contrastive objective this is a CLIP-like pair of towers
+    So masked language modelling can't use the image, by construction. `fusion_layers` counts hidden layers of
+    the MLP before the pooler; with 0 of them and the contrastive objective this is a dual encoder like CLIP
     (arXiv:2103.00020).
     """
 

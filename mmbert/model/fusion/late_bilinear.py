@@ -1,4 +1,4 @@
-"""Late bilinear fusion: two towers whose pooled vectors are multiplied at the end."""
+"""Late bilinear fusion: a bilinear product of the pooled vectors of two separate encoders."""
 
 import torch
 from torch import nn
@@ -12,10 +12,10 @@ from mmbert.model.tokens import Fused, Tokens
 class LateBilinearFusion(Fusion):
     """Low-rank bilinear product of the two pooled vectors (MLB, arXiv:1610.04325, Eq. 5, with the biases of Sec. 3.1).
 
-    P^T (tanh(U^T x) * tanh(V^T y)) + b, product by elements; the rank is twice `hidden_size`, so that all behind it
-    is as wide as in `late`, and P is the pooler's matrix (a tanh follows, as in every strategy). As in `late` tokens
-    never meet, so masked language modelling can't use the image, and `fusion_layers` counts hidden layers of an MLP
-    before the pooler; 0 is the paper's.
+    P^T (tanh(U^T x) * tanh(V^T y)) + b, with an elementwise product; the rank is twice `hidden_size`, so that the
+    layers after it are as wide as in `late`, and P is the pooler's matrix (a tanh follows, as in every strategy). As in
+    `late` masked language modelling can't use the image, and `fusion_layers` counts hidden layers of an MLP before the
+    pooler; 0 is the paper's.
     """
 
     def __init__(self, config: MMBertConfig):

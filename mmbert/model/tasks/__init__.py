@@ -1,12 +1,12 @@
-"""What a model can be fine-tuned for. A new task is one file beside this, one line in the table, one YAML."""
+"""Tasks to fine-tune for. To add one: a file in this folder, a line in `TASKS`, and a YAML in `configs/finetune/`."""
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.tasks.base import Labelled, Predictions, Priors, Task
+from mmbert.model.tasks.base import Predictions, Priors, Task, TaskExample
 from mmbert.model.tasks.decision import Decision
 from mmbert.model.tasks.vqa import VisualQuestionAnswering
 
-__all__ = ["TASKS", "Labelled", "Predictions", "Priors", "Task", "build_task", "task_class"]
+__all__ = ["TASKS", "Predictions", "Priors", "Task", "TaskExample", "build_task", "task_class"]
 
 TASKS: dict[str, type[Task]] = {
     "vqa": VisualQuestionAnswering,
@@ -15,10 +15,10 @@ TASKS: dict[str, type[Task]] = {
 
 
 def task_class(name: str | None) -> type[Task]:
-    """The task of that name.
+    """Return the task of that name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such task.
     """
     if name not in TASKS:
         raise UsageError(f"task={name!r} is no task; allowed are {', '.join(TASKS)}.{did_you_mean(str(name), TASKS)}")
@@ -26,7 +26,7 @@ def task_class(name: str | None) -> type[Task]:
 
 
 def build_task(config: MMBertConfig) -> Task:
-    """Builds the head that `config.task` names.
+    """Build the head that `config.task` names.
 
     Raises:
         UsageError: An unknown task, or no labels.

@@ -1,4 +1,4 @@
-"""The interface of a task: labels, a head with its loss, a metric."""
+"""The interface of a task: labels, a head with its loss, and metrics."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from mmbert.model.tokens import Tokens
 from mmbert.runtime.distributed import global_mean
 
 
-class Labelled(Protocol):
-    """What a task needs of an example; see `mmbert.data.readers.labelled.LabelledExample`."""
+class TaskExample(Protocol):
+    """Protocol of an example that tasks read; `mmbert.data.readers.labelled.LabelledExample` implements it."""
 
     @property
     def text(self) -> str:
-        """The question or statement."""
+        """Question or statement."""
         ...
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The label, or what each person answered."""
+        """The label, or the answer of each annotator."""
         ...
 
     @property
@@ -41,7 +41,7 @@ class Labelled(Protocol):
 
     @property
     def group(self) -> str:
-        """What examples of one statement share."""
+        """Key shared by the examples of one statement; "" where there is none."""
         ...
 
     @property
@@ -51,39 +51,39 @@ class Labelled(Protocol):
 
 
 class Predictions(NamedTuple):
-    """What a model says of the examples of one split, in their order, under one kind of image."""
+    """Predictions for the examples of a split, in their order."""
 
-    labels: list[int]  # (N,) the most probable label
-    probabilities: list[float]  # (N,) of label 1, for tasks with two labels
+    labels: list[int]  # (N,) index of the most probable label
+    probabilities: list[float]  # (N,) of label 1; empty unless the task has two labels
 
 
 class Priors(NamedTuple):
-    """What can be said without looking: from the training split."""
+    """Most frequent labels of the training split: a baseline that ignores the image."""
 
     majority: int
-    """The commonest label."""
+    """Index of the most frequent label."""
     by_text: Mapping[str, int]
-    """Text -> its commonest label."""
+    """Normalized text -> index of its most frequent label."""
 
-    def of(self, text: str) -> int:
-        """The commonest label of a text; of all texts where it was never seen."""
-        return self.by_text.get(plain(text), self.majority)
+    def predict(self, text: str) -> int:
+        """Return the most frequent label of a text; of all texts where the text does not occur in training."""
+        return self.by_text.get(normalize_text(text), self.majority)
 
 
-def plain(text: str) -> str:
-    """A text without regard to case and spaces."""
+def normalize_text(text: str) -> str:
+    """Lower-case a text and collapse its white space."""
     return " ".join(text.lower().split())
 
 
 class Task(Objective):
-    """A head on the joint vector, its loss, and what is measured. A task is one subclass in one file, in `TASKS`.
+    """Base class of tasks: a head on the joint vector, its loss and its metrics, listed in `TASKS`.
 
     The head is that of ViLT (arXiv:2102.03334): linear to twice the width, LayerNorm, GELU, linear to the labels. A
-    text with several images is fused with each, and the joint vectors stand side by side (NLVR2 in ViLT and UNITER).
+    text with several images is fused with each, and the joint vectors are concatenated (NLVR2 in ViLT and UNITER).
     """
 
     monitors: tuple[str, ...]
-    """Results that can choose the best checkpoint; the first does where nothing else is asked for."""
+    """Metrics that can select the best checkpoint; the first is the default."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__()
@@ -99,51 +99,56 @@ class Task(Objective):
         )
 
     @classmethod
-    def labels_of(cls, examples: Sequence[Labelled], *, min_count: int) -> list[str]:
-        """The labels, from the training examples."""
+    def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:
+        """Collect the labels of the head from the training examples."""
         raise NotImplementedError
 
     @classmethod
     def scores(cls, answers: Sequence[str], number: Mapping[str, int]) -> dict[int, float]:
-        """How right each label is, from 0 to 1, for the answers people gave; labels of score 0 are left out."""
+        """Score labels, from 0 to 1, against the annotated answers; labels of score 0 are left out.
+
+        Args:
+            answers: Annotated answers of one example.
+            number: Label -> its index.
+        """
         raise NotImplementedError
 
     def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
-        """(B, labels) logits and scores to (B,) losses, in nats."""
+        """Compute (B,) losses, in nats, from (B, labels) logits and scores."""
         raise NotImplementedError
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(B, labels) logits to (B, labels) numbers from 0 to 1, in the same order."""
+        """Convert (B, labels) logits to values from 0 to 1, in the same order."""
         raise NotImplementedError
 
-    def rights(self, labels: Sequence[int], examples: Sequence[Labelled]) -> list[float]:
-        """How right each label is for its example, from 0 to 1; their mean is the accuracy."""
+    def accuracies(self, labels: Sequence[int], examples: Sequence[TaskExample]) -> list[float]:
+        """Compute the accuracy of each predicted label on its example, from 0 to 1."""
         raise NotImplementedError
 
-    def metrics(self, said: Predictions, examples: Sequence[Labelled]) -> dict[str, float]:
-        """Flat results, fractions; `accuracy` among them."""
+    def metrics(self, predictions: Predictions, examples: Sequence[TaskExample]) -> dict[str, float]:
+        """Compute the metrics of a split as fractions; `accuracy` is one of them."""
         raise NotImplementedError
 
     @classmethod
-    def priors(cls, examples: Sequence[Labelled], scores: Sequence[Mapping[int, float]]) -> Priors:
-        """Counts the best label of each training example; the smaller number wins a tie."""
+    def priors(cls, examples: Sequence[TaskExample], scores: Sequence[Mapping[int, float]]) -> Priors:
+        """Find the most frequent labels of the training split; the smaller index wins a tie."""
         overall: Counter[int] = Counter()
         by_text: dict[str, Counter[int]] = {}
         for example, labels in zip(examples, scores, strict=True):
             if labels:
                 best = max(labels, key=lambda label: (labels[label], -label))
                 overall[best] += 1
-                by_text.setdefault(plain(example.text), Counter())[best] += 1
-        commonest = {text: _commonest(counts) for text, counts in by_text.items()}
-        return Priors(_commonest(overall) if overall else 0, commonest)
+                by_text.setdefault(normalize_text(example.text), Counter())[best] += 1
+        most_frequent = {text: _most_frequent(counts) for text, counts in by_text.items()}
+        return Priors(_most_frequent(overall) if overall else 0, most_frequent)
 
     def pooled(self, model: TextImageModel, text: Tokens, image: Tokens | None) -> Tensor:
-        """Joint vectors of texts with their images.
+        """Compute the joint vectors of texts with their images.
 
         Args:
             model: Fuses.
             text: (B, T, D) encoded texts.
-            image: (B * N, P, D) encoded images, those of a text in a row; None for text alone.
+            image: (B * N, P, D) encoded images, those of one text in sequence; None for text only.
 
         Returns:
             (B, N * D).
@@ -156,12 +161,12 @@ class Task(Objective):
         return model.fuse(text, image).pooled.reshape(count, -1)
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """(B, N * D) joint vectors to (B, labels) fp32 logits."""
+        """Classify (B, N * D) joint vectors: (B, labels) fp32 logits."""
         with no_autocast(pooled):
             return self.head(full_precision(pooled).to(next(self.head.parameters()).dtype))
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
-        """Reads `label_scores` (B, labels)."""
+        """Compute the loss; reads `label_scores` (B, labels)."""
         image = encoded.image if self.num_images else None
         logits = self.logits(self.pooled(encoded.model, encoded.text, image))
         scores = encoded.batch["label_scores"]
@@ -173,5 +178,5 @@ class Task(Objective):
         )
 
 
-def _commonest(counts: Counter[int]) -> int:
+def _most_frequent(counts: Counter[int]) -> int:
     return max(counts, key=lambda label: (counts[label], -label))

@@ -1,4 +1,4 @@
-"""A decision about a text and its images: entailment (SNLI-VE), NLVR2, hateful memes, any labels of your own."""
+"""Classification of a text with its images: entailment (SNLI-VE), NLVR2, hateful memes, or custom labels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 from mmbert.errors import UsageError
 from mmbert.metrics.ranking import auroc
-from mmbert.model.tasks.base import Labelled, Predictions, Task
+from mmbert.model.tasks.base import Predictions, Task, TaskExample
 
 
 class Decision(Task):
-    """Chooses one of a few labels: cross-entropy, accuracy; consistency where statements come several times."""
+    """Single-label classification: cross-entropy; accuracy, AUROC, and consistency over repeated statements."""
 
     monitors = ("accuracy", "auroc", "consistency")
 
     @classmethod
-    def labels_of(cls, examples: Sequence[Labelled], *, min_count: int) -> list[str]:
-        """All labels of the training examples, by the alphabet, however rare.
+    def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:
+        """Collect all labels of the training examples in alphabetical order, however rare.
 
         Raises:
-            UsageError: Fewer than two.
+            UsageError: There are fewer than two labels.
         """
         labels = sorted({answer for example in examples for answer in example.answers})
         if len(labels) < 2:
@@ -29,32 +29,32 @@ class Decision(Task):
 
     @classmethod
     def scores(cls, answers: Sequence[str], number: Mapping[str, int]) -> dict[int, float]:
-        """1 for the label."""
+        """Score the annotated label 1."""
         return {number[answer]: 1.0 for answer in answers if answer in number}
 
     def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
-        """Cross-entropy."""
+        """Compute the cross-entropy."""
         return F.cross_entropy(logits, label_scores, reduction="none")
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Softmax: the probability of each label."""
+        """Softmax over the labels."""
         return logits.softmax(dim=-1)
 
-    def rights(self, labels: Sequence[int], examples: Sequence[Labelled]) -> list[float]:
-        """1 for the label, 0 for any other."""
+    def accuracies(self, labels: Sequence[int], examples: Sequence[TaskExample]) -> list[float]:
+        """Return 1 for the annotated label, 0 for any other."""
         return [float(self.labels[label] in e.answers) for label, e in zip(labels, examples, strict=True)]
 
-    def metrics(self, said: Predictions, examples: Sequence[Labelled]) -> dict[str, float]:
-        """Accuracy; AUROC of the second of two labels; share of statements with all examples right."""
-        right = self.rights(said.labels, examples)
-        out = {"accuracy": sum(right) / len(right)}
+    def metrics(self, predictions: Predictions, examples: Sequence[TaskExample]) -> dict[str, float]:
+        """Compute accuracy, AUROC of the second of two labels, and consistency: statements with all examples right."""
+        correct = self.accuracies(predictions.labels, examples)
+        out = {"accuracy": sum(correct) / len(correct)}
         truth = [e.answers == (self.labels[1],) for e in examples]
-        if len(self.labels) == 2 and said.probabilities and len(set(truth)) == 2:
-            out["auroc"] = auroc(said.probabilities, [int(t) for t in truth])
+        if len(self.labels) == 2 and predictions.probabilities and len(set(truth)) == 2:
+            out["auroc"] = auroc(predictions.probabilities, [int(t) for t in truth])
         groups: dict[str, bool] = {}
-        for example, hit in zip(examples, right, strict=True):
+        for example, is_correct in zip(examples, correct, strict=True):
             if example.group:
-                groups[example.group] = groups.get(example.group, True) and hit == 1
+                groups[example.group] = groups.get(example.group, True) and is_correct == 1
         if groups and len(groups) < len(examples):
             out["consistency"] = sum(groups.values()) / len(groups)
         return out

@@ -1,4 +1,4 @@
-"""Visual question answering (VQAv2, arXiv:1612.00837): the answers that are common in training are the labels."""
+"""Visual question answering (VQAv2, arXiv:1612.00837) as classification over the frequent training answers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,24 +8,24 @@ from torch import Tensor
 
 from mmbert.errors import UsageError
 from mmbert.metrics.vqa import normalize_answer, question_accuracy
-from mmbert.model.tasks.base import Labelled, Predictions, Task
+from mmbert.model.tasks.base import Predictions, Task, TaskExample
 
 
 class VisualQuestionAnswering(Task):
-    """Scores every answer of the vocabulary by itself, against how many people gave it (arXiv:1708.02711).
+    """Multi-label classification over an answer vocabulary with soft targets (arXiv:1708.02711).
 
-    An answer is in the vocabulary if it is the commonest one of at least `min_count` training questions; it is looked
-    up in the normal form of the official score, as it was counted. Questions that no entry answers stay in every score.
+    The vocabulary holds the answers that are the most frequent one of at least `min_count` training questions, in the
+    normal form of the official metric. Questions whose answers are not in the vocabulary count in every metric.
     """
 
     monitors = ("accuracy",)
 
     @classmethod
-    def labels_of(cls, examples: Sequence[Labelled], *, min_count: int) -> list[str]:
-        """The vocabulary, commonest first, then by the alphabet.
+    def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:
+        """Build the answer vocabulary, by falling frequency, then alphabetically.
 
         Raises:
-            UsageError: No answer is common enough.
+            UsageError: No answer is frequent enough.
         """
         counts: Counter[str] = Counter()
         for example in examples:
@@ -35,12 +35,14 @@ class VisualQuestionAnswering(Task):
         common = [answer for answer, count in counts.items() if count >= min_count]
         if not common:
             top = ", ".join(f"{answer!r} {count} times" for answer, count in counts.most_common(3))
-            raise UsageError(f"data.min_answer_count={min_count}: no answer is that common; commonest are {top}.")
+            raise UsageError(
+                f"data.min_answer_count={min_count}: no answer is that frequent; the most frequent are {top}."
+            )
         return sorted(common, key=lambda answer: (-counts[answer], answer))
 
     @classmethod
     def scores(cls, answers: Sequence[str], number: Mapping[str, int]) -> dict[int, float]:
-        """The official accuracy of each entry; of ten answers m equal ones give 0.3 m, at most 1."""
+        """Compute the official accuracy of each label; of ten answers m equal ones give 0.3 m, at most 1."""
         counts = Counter(normalize_answer(answer) for answer in answers)
         total = len(answers)
         found = {}
@@ -52,23 +54,23 @@ class VisualQuestionAnswering(Task):
         return found
 
     def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
-        """Binary cross-entropy, summed over the answers."""
+        """Compute the binary cross-entropy, summed over the labels."""
         return F.binary_cross_entropy_with_logits(logits, label_scores, reduction="none").sum(dim=-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Sigmoid: the official accuracy that each answer may expect, by itself; they do not sum to 1."""
+        """Sigmoid of each label: its expected official accuracy; they do not sum to 1."""
         return logits.sigmoid()
 
-    def rights(self, labels: Sequence[int], examples: Sequence[Labelled]) -> list[float]:
-        """The official accuracy of each answer."""
+    def accuracies(self, labels: Sequence[int], examples: Sequence[TaskExample]) -> list[float]:
+        """Compute the official accuracy of each predicted answer."""
         return [
             question_accuracy(self.labels[label], [{"answer": a, "answer_id": i} for i, a in enumerate(e.answers)])
             for label, e in zip(labels, examples, strict=True)
         ]
 
-    def metrics(self, said: Predictions, examples: Sequence[Labelled]) -> dict[str, float]:
-        """Official accuracy as a fraction, over all questions and by answer type."""
-        accuracies = self.rights(said.labels, examples)
+    def metrics(self, predictions: Predictions, examples: Sequence[TaskExample]) -> dict[str, float]:
+        """Compute the official accuracy as a fraction, over all questions and by answer type."""
+        accuracies = self.accuracies(predictions.labels, examples)
         by_type: dict[str, list[float]] = {}
         for accuracy, example in zip(accuracies, examples, strict=True):
             if example.answer_type:
