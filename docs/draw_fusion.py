@@ -106,7 +106,7 @@ def draw_text(x: int, y: int, size: int, content: str, fill: str = NEUTRAL, weig
     return f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" fill="{fill}">{content}</text>'
 
 
-def wrap(words: str, width: int = 23) -> list[str]:
+def wrap(words: str, width: int = 25) -> list[str]:
     """Lines of at most `width` characters."""
     lines = [""]
     for word in words.split():
@@ -122,8 +122,8 @@ def draw_panel(name: str) -> list[str]:
     middle = PANEL // 2
     module_docstring = sys.modules[FUSIONS[name].__module__].__doc__ or ""
     title, _, subtitle = module_docstring.splitlines()[0].rstrip(".").partition(": ")
-    parts = [draw_text(middle, 36, 32, title, weight=600)]
-    parts += [draw_text(middle, 70 + 27 * i, 22, line) for i, line in enumerate(wrap(subtitle))]
+    parts = [draw_text(middle, 32, 31, title, weight=600)]
+    parts += [draw_text(middle, 62 + 26 * i, 21, line) for i, line in enumerate(wrap(subtitle))]
     for layer in connections.layers:
         left, right = x_of(min(layer.sequence)) - 20, x_of(max(layer.sequence)) + 20
         parts.append(
