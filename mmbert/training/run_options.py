@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
 
 import yaml
@@ -42,6 +43,10 @@ class RunParser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, allow_abbrev=False, **kwargs)  # a shortened option is a misspelt one
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:  # pyright: ignore
+        """Parse a YAML file as UTF-8 in any locale; jsonargparse takes the locale's encoding."""
+        return self.parse_string(Path(path).read_text(encoding="utf-8"), os.path.basename(path), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what the command line prints as one sentence."""

@@ -128,6 +128,10 @@ def report_lightning_errors() -> Iterator[None]:
         if error.name is not None and error.name.startswith("mmbert"):
             raise
         raise UsageError(f"trainer: {_first_sentences(error)}") from error
+    except ValueError as error:
+        if not str(error).startswith("`val_check_interval`"):
+            raise
+        raise UsageError(f"trainer.val_check_interval: {_first_sentences(error)}") from error
     except RuntimeError as error:
         if "Early stopping conditioned on metric" not in str(error):
             raise

@@ -1,6 +1,7 @@
 """What a user reads after a mistake: one sentence, the right exit code, no traceback."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,17 @@ def test_help_and_option_errors_come_before_heavy_imports(arguments: list[str], 
     *_, code_line, imported = done.stdout.splitlines()
     assert code_line == ("exit 0" if "--help" in arguments else "exit 2"), done.stderr
     assert allowed or imported == "imported"
+
+
+def test_yaml_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("# größe\nname: größe\n", encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = (
+        "from mmbert.training.run_options import run_parser\n"
+        f"print(ascii(run_parser(lightning=False).parse_args(['--config', {str(tmp_path / 'a.yaml')!r}]).name))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "'gr\\xf6\\xdfe'\n", done.stderr
 
 
 def test_bare_console_script_prints_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,5 +91,11 @@ def test_what_lightning_refuses_is_a_usage_error() -> None:
         raise ModuleNotFoundError("no wandb", name="wandb")
     with pytest.raises(ModuleNotFoundError), report_lightning_errors():
         raise ModuleNotFoundError("ours", name="mmbert.nowhere")
+    with pytest.raises(UsageError, match=r"trainer.val_check_interval: .* \(50\)"), report_lightning_errors():
+        raise ValueError(
+            "`val_check_interval` (50) must be less than or equal to the number of the training batches (4)."
+        )
+    with pytest.raises(ValueError, match="something else"), report_lightning_errors():
+        raise ValueError("something else")
     with pytest.raises(RuntimeError, match="something else"), report_lightning_errors():
         raise RuntimeError("something else")
