@@ -1,5 +1,6 @@
 """Run the arms of a comparison, each in a separate process, and resume after a crash."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -242,7 +243,9 @@ def _progress_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    console = Console(stderr=True)
+    notebook = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return Progress(*columns, console=console, disable=not (notebook or sys.stderr.isatty()))
 
 
 def _start_arm(spec: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
