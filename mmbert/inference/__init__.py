@@ -1,1 +1,1 @@
-"""A saved model in use: loading, matching, answering, embedding, predictions for a split."""
+"""Inference with saved models: loading, matching, answering, embedding, filling masks, predictions for a split."""

@@ -1,4 +1,4 @@
-"""A saved model that is asked about single images and texts, or lists of them."""
+"""`LoadedModel`: inference on single images and texts, or lists of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,49 +21,49 @@ from mmbert.runtime import allowed_imports
 from mmbert.runtime.signals import StopSignals
 
 BATCH_SIZE = 64
-"""Images or texts in one call of the model: bounds its memory, changes no result."""
+"""Images or texts per forward pass: bounds the memory, changes no result."""
 
 
 class Answer(NamedTuple):
-    """A label of the model, and how sure it is."""
+    """Predicted label with its score."""
 
     answer: str
-    score: float  # vqa: expected official accuracy, each by itself; decision: probability, all together 1
+    score: float  # vqa: expected official accuracy of this answer; decision: probability, which sum to 1
 
 
 class Word(NamedTuple):
-    """A token that may stand at a [MASK]."""
+    """Predicted token at a [MASK]."""
 
-    token: str  # as the vocabulary has it: "##ing" goes on with the word before
+    token: str  # as in the vocabulary: "##ing" continues the word before
     probability: float
 
 
 class Matches(NamedTuple):
-    """How well each text fits the image, in the order of the texts."""
+    """Matching scores of texts with an image, in the order of the texts."""
 
     scores: list[float]
-    kind: Literal["probability", "cosine"]  # of the matching objective itm; of the contrastive vectors of itc
+    kind: Literal["probability", "cosine"]  # from the objective itm; from the vectors of itc
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of the contrastive space, on the CPU; their products are cosines."""
+    """Contrastive unit vectors of images and texts, on the CPU."""
 
-    images: Tensor | None  # (N, E) fp32; None: not asked for
+    images: Tensor | None  # (N, E) fp32; None: not requested
     texts: Tensor | None  # (M, E) fp32
 
 
 def load(
     path: str | Path, device: str | torch.device | None = None, *, allow_import: str | Sequence[str] = ()
 ) -> "LoadedModel":
-    """Loads a saved model's folder, RUN/model, to be asked; it computes in fp32.
+    """Load a saved model for inference in fp32.
 
     Args:
-        path: The folder.
+        path: Folder of the model, RUN/model.
         device: "cpu", "cuda", "cuda:1" ...; None: the GPU if there is one.
-        allow_import: Modules of yours that the model's fusion may come from, such as ["my_fusion"].
+        allow_import: Modules from which a custom fusion may be imported, such as ["my_fusion"].
 
     Raises:
-        UsageError: The folder is no model of mmbert, its fusion is not allowed, or there is no such device.
+        UsageError: The folder is not a model of mmbert, its fusion is not allowed, or there is no such device.
         DataError: Its weights are missing, broken or of another architecture.
     """
     allowed_imports.allow_import(*[allow_import] if isinstance(allow_import, str) else allow_import)
@@ -78,15 +78,15 @@ def load(
 
 
 class LoadedModel:
-    """A model with its processor; `load` makes it. Which calls it answers depends on what it was trained for.
+    """Saved model with its processor, as `load` returns it. Which methods it supports depends on its heads.
 
-    Images are paths, file contents, Pillow images or arrays, see `load_image`. Where a list is given the result is a
-    list, and holds what single calls give (to 1e-5, since sums round otherwise).
+    Images are paths, file contents, Pillow images or arrays, see `load_image`. For a list the result is a list of what
+    single calls return (to 1e-5, because floating-point sums are batched differently).
 
     Args:
         model: In evaluation mode.
         processor: The model's.
-        name: What messages call it.
+        name: Name in messages.
     """
 
     def __init__(self, model: MMBertPreTrainedModel, processor: MMBertProcessor, *, name: str = "the model"):
@@ -95,7 +95,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         return self.core.word_embeddings.device
 
     @overload
@@ -110,57 +110,57 @@ class LoadedModel:
         question: str | Sequence[str],
         top_k: int = 1,
     ) -> list[Answer] | list[list[Answer]]:
-        """Answers a question about an image.
+        """Answer questions about images.
 
         Args:
-            image: An image, or several: as many as questions, or for one question.
-            question: A question or statement, or several: as many as images, or about one image. The tokens that
-                `processor.max_text_length` leaves over are not read.
-            top_k: Answers wanted; a model with fewer labels gives all.
+            image: One image, or a list: one per question, or several for one question.
+            question: One question or statement, or a list: one per image, or several about one image. Tokens beyond
+                `processor.max_text_length` are truncated.
+            top_k: Number of answers per question; all labels if the model has fewer.
 
         Returns:
-            The answers, best first; a list of such lists where a list of images or questions was given.
+            Answers, best first; a list of such lists for a list of images or questions.
 
         Raises:
-            UsageError: The model was not fine-tuned for a task with one image, or lists do not fit together.
-            BadImageError: An image that can't be read.
+            UsageError: The model was not fine-tuned for a task with one image, or the lengths of the lists differ.
+            BadImageError: An image can't be read.
         """
-        asked, single = pair_up(image, question)
-        found = dict(row for rows in self.answers(asked, top_k=top_k) for row in rows)
-        return found[0] if single else [found[i] for i in range(len(asked))]
+        queries, single = pair_up(image, question)
+        found = dict(row for rows in self.answers(queries, top_k=top_k) for row in rows)
+        return found[0] if single else [found[i] for i in range(len(queries))]
 
     @torch.no_grad()
     def answers(
-        self, asked: Sequence[Query], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int = 0
+        self, queries: Sequence[Query], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int = 0
     ) -> Iterator[list[tuple[int, list[Answer]]]]:
-        """Answers many questions, a batch at a time, those about one image together; see `answer`.
+        """Answer many questions in batches, those about one image together; see `answer`.
 
         Args:
-            asked: Questions with their images.
-            top_k: Answers to each.
-            batch_size: Questions in one call of the model.
+            queries: Questions with their images.
+            top_k: Number of answers per question.
+            batch_size: Questions per forward pass.
             num_workers: Processes that decode images.
 
         Yields:
-            For each question of a batch its position in `asked`, and the answers, best first.
+            For each question of a batch its index in `queries`, and the answers, best first.
         """
         task = task_of(self.model, self.name)
         _check_top_k(top_k)
-        for rows, _, fused in self._fused(asked, self.processor.encode, batch_size, num_workers):
+        for rows, _, fused in self._fused(queries, self.processor.encode, batch_size, num_workers):
             logits = task.logits(fused.pooled)
             found = _best(logits, task.probabilities(logits), top_k)
             yield [(i, [Answer(task.labels[n], p) for n, p in best]) for i, best in zip(rows, found, strict=True)]
 
     def match(self, image: ImageSource, texts: str | Sequence[str]) -> Matches:
-        """Tells how well texts fit an image, which is encoded once.
+        """Score how well texts match an image, which is encoded once.
 
         Args:
             image: The image.
-            texts: One text or several.
+            texts: One text, or a list.
 
         Returns:
-            With the objective itm the probability that text and image belong together, each by itself; a model that
-            has only itc gives the cosine of their vectors. `kind` says which.
+            With the objective itm the probability that each pair matches; with itc alone the cosine of their vectors.
+            `kind` tells which.
 
         Raises:
             UsageError: The model has neither, or there is no text.
@@ -189,11 +189,11 @@ class LoadedModel:
         images: ImageSource | Sequence[ImageSource] | None = None,
         texts: str | Sequence[str] | None = None,
     ) -> Embeddings:
-        """Gives the contrastive vectors of images, texts or both; one of a kind is a list of one.
+        """Compute contrastive vectors of images, texts or both; a single one counts as a list of one.
 
         Raises:
             UsageError: The model was not pretrained with itc, or nothing was given.
-            BadImageError: An image that can't be read.
+            BadImageError: An image can't be read.
         """
         contrast = objectives_of(self.model, self.name, "embedding", "itc")["itc"]
         if images is None and texts is None:
@@ -201,11 +201,11 @@ class LoadedModel:
         of_images = of_texts = None
         if images is not None:
             sources = [*images] if isinstance(images, list | tuple) else [images]
-            found = [contrast.embed_image(self._encode_images(part)).cpu() for part in _parts(sources)]  # pyright: ignore
+            found = [contrast.embed_image(self._encode_images(part)).cpu() for part in _batches(sources)]  # pyright: ignore
             of_images = torch.cat([torch.empty(0, contrast.image_projection.out_features), *found])
         if texts is not None:
             rows = [self.processor.encode(text) for text in as_text_list(texts)]
-            found = [contrast.embed_text(self._encode_texts(part)).cpu() for part in _parts(rows)]
+            found = [contrast.embed_text(self._encode_texts(part)).cpu() for part in _batches(rows)]
             of_texts = torch.cat([torch.empty(0, contrast.text_projection.out_features), *found])
         return Embeddings(of_images, of_texts)
 
@@ -222,32 +222,32 @@ class LoadedModel:
         text: str | Sequence[str],
         top_k: int = 5,
     ) -> list[list[Word]] | list[list[list[Word]]]:
-        """Guesses the words behind each [MASK] of a text about an image.
+        """Predict the tokens at each [MASK] of texts about images.
 
         Args:
-            image: The image, or several as in `answer`; None: the text alone, which shows what the image adds.
-            text: A text with one [MASK] or more, or several such texts.
-            top_k: Words wanted for each mask.
+            image: One image, or a list as in `answer`; None: the text only.
+            text: A text with at least one [MASK], or a list of them.
+            top_k: Number of tokens per mask.
 
         Returns:
-            For each mask, in the order of the text, its words, best first; a list of such lists where a list was given.
+            For each mask, in the order of the text, its tokens, best first; a list of such lists for a list of texts.
 
         Raises:
             UsageError: The model was not pretrained with mlm, or a text has no [MASK] within `max_text_length`.
-            BadImageError: An image that can't be read.
+            BadImageError: An image can't be read.
         """
         head = objectives_of(self.model, self.name, "filling masks", "mlm")["mlm"]
         _check_top_k(top_k)
-        asked, single = pair_up(image, text)
+        queries, single = pair_up(image, text)
         found: dict[int, list[list[Word]]] = {}
-        for rows, ids, fused in self._fused(asked, self.processor.encode_masked, BATCH_SIZE, 0):
+        for rows, ids, fused in self._fused(queries, self.processor.encode_masked, BATCH_SIZE, 0):
             masked = ids.eq(self.processor.mask_token_id)  # (B, T)
             logits = head.logits(fused.text.hidden_states[masked], self.core.word_embeddings)
             logits = logits[:, : len(self.processor.tokenizer)]  # (K, V); the matrix may have rows without a token
             words = iter(_best(logits, logits.softmax(dim=-1), top_k))
             for i, count in zip(rows, masked.sum(dim=1).tolist(), strict=True):
                 found[i] = [[Word(self._token(n), p) for n, p in next(words)] for _ in range(count)]
-        return found[0] if single else [found[i] for i in range(len(asked))]
+        return found[0] if single else [found[i] for i in range(len(queries))]
 
     def _token(self, number: int) -> str:
         return str(self.processor.tokenizer.convert_ids_to_tokens(number))
@@ -262,15 +262,15 @@ class LoadedModel:
 
     @torch.no_grad()
     def _fused(
-        self, asked: Sequence[Query], encode: Callable[[str], list[int]], batch_size: int, num_workers: int
+        self, queries: Sequence[Query], encode: Callable[[str], list[int]], batch_size: int, num_workers: int
     ) -> Iterator[tuple[list[int], Tensor, Fused]]:
-        """Positions in `asked`, (B, T) token ids and the fused pairs of each batch."""
+        """Yield indices in `queries`, (B, T) token ids and the fused pairs of each batch."""
         loader = DataLoader(
-            QueryBatches(self.processor, asked, encode, batch_size),
+            QueryBatches(self.processor, queries, encode, batch_size),
             batch_size=None,
             num_workers=num_workers,
             worker_init_fn=StopSignals.worker_init_fn(),
-            generator=torch.Generator(),  # or asking would advance the caller's random numbers
+            generator=torch.Generator(),  # else the loader would draw from the caller's generator
         )
         for batch in loader:
             if isinstance(batch, DataError):
@@ -285,18 +285,18 @@ class LoadedModel:
             yield batch.positions, ids, self.core.fuse(text, image)
 
 
-def _parts(items: list[Any]) -> Iterator[list[Any]]:
+def _batches(items: list[Any]) -> Iterator[list[Any]]:
     return (items[i : i + BATCH_SIZE] for i in range(0, len(items), BATCH_SIZE))
 
 
 def _check_top_k(top_k: int) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise UsageError(f"top_k={top_k!r}: a whole number of 1 or more.")
+        raise UsageError(f"top_k={top_k!r}: must be a whole number of 1 or more.")
 
 
 def _best(logits: Tensor, probabilities: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """(number, probability) of the k largest of each row; of equal ones the smaller number comes first."""
-    # By logits: probabilities near 0 and 1 round to ties.
+    """Return (index, probability) of the k largest logits of each row; the smaller index first among equal ones."""
+    # By logits, because probabilities near 0 and 1 round to ties.
     numbers = logits.argsort(dim=-1, descending=True, stable=True)[:, :k]
     found = probabilities.gather(1, numbers)
     return [[*zip(*row, strict=True)] for row in zip(numbers.tolist(), found.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""A saved model's folder to the model and its processor."""
+"""Loading a saved model's folder."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,20 @@ from mmbert.model.initialization import quiet_transformers
 from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel, MMBertPreTrainedModel
 
 CLASSES = {model.__name__: model for model in (MMBertForPreTraining, MMBertForTask, MMBertModel)}
-"""What a folder's config.json may name under "architectures"."""
+"""Class names that config.json may have under "architectures"."""
 
 
 def load_folder(path: str | Path) -> tuple[MMBertPreTrainedModel, MMBertProcessor]:
-    """Loads what a run wrote to its folder `model/`: the model in fp32, in evaluation mode, and the processor.
+    """Load a saved model in fp32 and evaluation mode, and its processor.
+
+    Every tensor of the file and every parameter of the model is accounted for.
+
+    Args:
+        path: Folder RUN/model, or one that `save_pretrained` wrote.
 
     Raises:
-        UsageError: The folder is no model of mmbert.
-        DataError: It is one, but its weights are missing, broken or of another architecture.
+        UsageError: The folder is not a model of mmbert.
+        DataError: Its weights are missing, broken or of another architecture.
     """
     folder = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Results of single test items, which paired statistics need: a mean alone can't say what is noise."""
+"""Per-item outcomes of a test split, as paired statistics need them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 
 
 class ItemOutcomes(NamedTuple):
-    """What became of each item of a test split, in its order; the mean of the values is the result of that name."""
+    """Outcome of each item of a test split, in its order; the mean of the values is the metric."""
 
     values: Sequence[float]  # (N,) hits, or scores up to 1
-    images: Sequence[int]  # (N,) number of the image that an item is about; items of one image depend on each other
+    images: Sequence[int]  # (N,) index of the image of each item; items of one image are not independent
 
 
 def write_outcomes(file: Path, items: Mapping[str, ItemOutcomes]) -> None:
-    """Writes `NAME` (N,) float64 and `NAME:image` (N,) int32 of every result to a compressed .npz."""
+    """Write `NAME` (N,) float64 and `NAME:image` (N,) int32 of every metric to a compressed .npz file."""
     arrays: dict[str, np.ndarray] = {}
     for name, found in items.items():
         arrays[name] = np.asarray(found.values, dtype=np.float64)
@@ -25,7 +25,7 @@ def write_outcomes(file: Path, items: Mapping[str, ItemOutcomes]) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, ItemOutcomes]:
-    """What `write_outcomes` wrote."""
+    """Read the outcomes that `write_outcomes` wrote."""
     with np.load(file, allow_pickle=False) as arrays:
         names = [name for name in arrays.files if not name.endswith(":image")]
         return {name: ItemOutcomes(arrays[name], arrays[f"{name}:image"]) for name in names}

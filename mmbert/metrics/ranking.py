@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def auroc(scores: Tensor | np.ndarray | Sequence[float], labels: Tensor | np.ndarray | Sequence[int]) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+    """Area under the ROC curve: the probability that a positive scores above a negative, ties counting half.
 
-    Counted from ranks in whole numbers (the Mann-Whitney U), so the result is exact and needs no curve.
+    Computed from integer ranks (the Mann-Whitney U statistic), so the result is exact.
 
     Args:
         scores: (N,) higher = more likely positive.

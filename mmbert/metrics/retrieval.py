@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 22
-"""Scores compared at once; bounds the temporary memory to a few times this many bytes."""
+"""Scores compared at once; bounds the temporary memory to a few times this number of bytes."""
 
 
 def recall_at_k(
@@ -17,14 +17,14 @@ def recall_at_k(
     *,
     relevant: Tensor | np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Measure how often a right partner is among the first K.
+    """Recall@K of both directions from a score matrix: how often a correct partner is among the first K.
 
-    See `ranks` for the arguments and what is raised besides.
+    See `ranks` for the arguments and further errors.
 
     Args:
         scores: (images, texts), higher = better match.
         image_of_text: (texts,) the row of the image each text belongs to.
-        ks: cut-offs, in ranks, 1 = first.
+        ks: Cut-offs K, in ranks from 1.
         relevant: (images, texts) bool, or None.
 
     Returns:
@@ -33,7 +33,7 @@ def recall_at_k(
         the six recalls in percent.
 
     Raises:
-        ValueError: `ks` are no ranks, or `ranks` refuses the scores.
+        ValueError: `ks` are not ranks; or see `ranks`.
     """
     if not ks or any(int(k) != k or k < 1 for k in ks):
         raise ValueError(f"ks is {ks!r}; expected whole numbers of at least 1")
@@ -55,24 +55,24 @@ def ranks(
     *,
     relevant: Tensor | np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each query's best right partner, 1 = first.
+    """Rank of each query's best correct partner, 1 = first.
 
-    Image to text: the best rank over all texts of the image counts, as in the field's tables for five
-    captions an image. Text to image: every text is a query of its own. Ties are pessimistic: a wrong
-    candidate with an equal score ranks before a right one, so a constant score earns nothing.
+    Image to text: the best rank over all texts of the image counts, as is usual for five captions per image.
+    Text to image: every text is a query. Ties are pessimistic: an incorrect candidate with an equal score ranks
+    before a correct one, so a constant score has recall 0.
 
     Args:
         scores: (images, texts), higher = better match.
         image_of_text: (texts,) the row of the image each text belongs to.
-        relevant: (images, texts) bool, True = right partners; replaces `image_of_text`, for instance to
-            count equal texts as right (see `equal_text_relevance`).
+        relevant: (images, texts) bool, True = correct partners; replaces `image_of_text`, for instance to
+            count equal texts as correct (see `equal_text_relevance`).
 
     Returns:
         (images,) and (texts,) int64; 0 for an image without a text.
 
     Raises:
         ValueError: a shape does not fit, an index is outside the images, a score is NaN, there is no text,
-            or a text has no right image.
+            or a text has no correct image.
     """
     scores = torch.as_tensor(scores).detach()
     if scores.ndim != 2 or 0 in scores.shape:
@@ -94,20 +94,23 @@ def ranks(
         if relevant.shape != scores.shape or relevant.dtype != torch.bool:
             raise ValueError(
                 f"relevant has shape {tuple(relevant.shape)} and type {relevant.dtype}; expected bool of "
-                f"shape {tuple(scores.shape)}, True = right partners"
+                f"shape {tuple(scores.shape)}, True = correct partners"
             )
         if not relevant.any(dim=0).all():
-            lost = int(torch.nonzero(~relevant.any(dim=0))[0])
-            raise ValueError(f"relevant has no image for text {lost}; expected at least one for every text")
+            unmatched = int(torch.nonzero(~relevant.any(dim=0))[0])
+            raise ValueError(f"relevant has no image for text {unmatched}; expected at least one for every text")
 
     return _ranks(scores, owner, relevant, by_text=False), _ranks(scores, owner, relevant, by_text=True)
 
 
 def equal_text_relevance(texts: Sequence[Hashable], image_of_text: Sequence[int], num_images: int) -> Tensor:
-    """Relevance that counts equal texts as right: (images, texts) bool for `recall_at_k(relevant=)`.
+    """Relevance matrix that counts equal texts as correct, for `recall_at_k(relevant=...)`.
 
-    A text is right for every image that carries an equal text. Needed where captions repeat, as in
-    UCM-Captions, where most test captions belong to several images.
+    A text is correct for every image that has an equal text. Needed where captions repeat, as in UCM-Captions,
+    where most test captions belong to several images.
+
+    Returns:
+        (images, texts) bool.
 
     Raises:
         ValueError: `texts` and `image_of_text` differ in length.
@@ -116,13 +119,13 @@ def equal_text_relevance(texts: Sequence[Hashable], image_of_text: Sequence[int]
         raise ValueError(f"{len(texts)} texts but image_of_text has {len(image_of_text)}; expected one each")
     number: dict[Hashable, int] = {}
     group = torch.tensor([number.setdefault(text, len(number)) for text in texts], dtype=torch.long)
-    carries = torch.zeros(num_images, len(number), dtype=torch.bool)  # (images, distinct texts)
-    carries[torch.as_tensor(image_of_text, dtype=torch.long), group] = True
-    return carries[:, group]  # (images, texts)
+    has_text = torch.zeros(num_images, len(number), dtype=torch.bool)  # (images, distinct texts)
+    has_text[torch.as_tensor(image_of_text, dtype=torch.long), group] = True
+    return has_text[:, group]  # (images, texts)
 
 
 def _ranks(scores: Tensor, owner: Tensor, relevant: Tensor | None, *, by_text: bool) -> np.ndarray:
-    """Rank of each query's best right candidate, 1 = first; 0 for a query without one.
+    """Rank of each query's best correct candidate, 1 = first; 0 for a query without one.
 
     Queries are the rows of `scores` or, with `by_text`, the columns.
     """
@@ -142,13 +145,13 @@ def _ranks(scores: Tensor, owner: Tensor, relevant: Tensor | None, *, by_text: b
             image, text = (candidate, start + query) if by_text else (start + query, candidate)
             raise ValueError(f"scores[{image}, {text}] is NaN; expected numbers that can be ranked")
         if relevant is not None:
-            right = relevant[rows]
+            correct = relevant[rows]
         elif by_text:
-            right = owner[rows, None] == images
+            correct = owner[rows, None] == images
         else:
-            right = images[rows, None] == owner
+            correct = images[rows, None] == owner
         lowest = -torch.inf if chunk.is_floating_point() else torch.iinfo(chunk.dtype).min
-        best = chunk.masked_fill(~right, lowest).amax(dim=1, keepdim=True)  # (queries, 1)
-        ahead = ((chunk >= best) & ~right).sum(dim=1)
-        parts.append(torch.where(right.any(dim=1), ahead + 1, 0))
+        best = chunk.masked_fill(~correct, lowest).amax(dim=1, keepdim=True)  # (queries, 1)
+        ahead = ((chunk >= best) & ~correct).sum(dim=1)
+        parts.append(torch.where(correct.any(dim=1), ahead + 1, 0))
     return torch.cat(parts).cpu().numpy()

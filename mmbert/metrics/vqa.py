@@ -1,7 +1,7 @@
-"""VQA accuracy as the official script computes it, with its quirks; and a clean variant under its own name.
+"""VQA accuracy: that of the official script including its defects, and a clean variant.
 
 The reference is vqaEval.py of GT-Vision-Lab/VQA (commit a013f00, 2021) as it runs under Python 3 once its print
-statements are functions; see also VQA (arXiv:1505.00468). What one would not guess is said where it is done.
+statements are functions; see also VQA (arXiv:1505.00468). Its defects are commented where they are reproduced.
 """
 
 import re
@@ -43,7 +43,7 @@ CONTRACTIONS: dict[str, str] = {short: full for short, _, full in (pair.partitio
 
 
 class AnsweredQuestion(NamedTuple):
-    """One question with what people and the model answered."""
+    """One question with its annotated answers and the prediction."""
 
     question_id: int
     prediction: str
@@ -54,9 +54,9 @@ class AnsweredQuestion(NamedTuple):
 
 @lru_cache(maxsize=1 << 18)
 def normalize_answer(text: str) -> str:
-    """What the official script compares: punctuation, articles, number words and contractions made alike.
+    """Normalize an answer as the official script does: punctuation, articles, number words and contractions.
 
-    A punctuation mark is deleted where it stands beside a space anywhere in the text, or where the text has a comma
+    A punctuation mark is deleted where it stands next to a space anywhere in the text, or where the text has a comma
     between digits anywhere; else it becomes a space.
     """
     out = text
@@ -74,14 +74,14 @@ def _strip(text: str) -> str:
 
 
 def question_accuracy(prediction: str, answers: Sequence[Mapping[str, Any]], *, mode: str = "official") -> float:
-    """Accuracy of one answer: the mean of min(1, matches / 3) over all ways to leave one human answer out.
+    """Accuracy of one answer: the mean of min(1, matches / 3) over all ways to leave one annotated answer out.
 
-    With ten answers m matches give 0, 0.3, 0.6, 0.9, 1, 1, ... The official mode normalises only where the human
-    answers differ; where all ten say "black", "Black." is wrong. The clean mode always normalises.
+    With ten answers m matches give 0, 0.3, 0.6, 0.9, 1, 1, ... The official mode normalises only where the
+    annotated answers differ; where all ten say "black", "Black." is wrong. The clean mode always normalises.
 
     Args:
-        prediction: What the model said.
-        answers: The annotation's records; left out are all that equal the one in turn in every field, so records
+        prediction: Answer of the model.
+        answers: Records of the annotation file. Each is left out together with those equal in every field, so records
             without "answer_id" count as one.
         mode: A name in `MODES`.
 
@@ -93,26 +93,26 @@ def question_accuracy(prediction: str, answers: Sequence[Mapping[str, Any]], *, 
     if not answers:
         raise ValueError("no human answers to compare with")
     texts = [_strip(str(answer["answer"])) for answer in answers]
-    said = _strip(prediction)
+    predicted = _strip(prediction)
     if mode == "clean" or len(set(texts)) > 1:
-        texts, said = [normalize_answer(text) for text in texts], normalize_answer(said)
-    own = [answer.get("answer_id") for answer in answers]
+        texts, predicted = [normalize_answer(text) for text in texts], normalize_answer(predicted)
+    ids = [answer.get("answer_id") for answer in answers]
     total = 0.0
-    if None not in own and len(set(own)) == len(own):  # all records differ, so each leaves itself out
-        matches = texts.count(said)
+    if None not in ids and len(set(ids)) == len(ids):  # all records differ, so each leaves itself out
+        matches = texts.count(predicted)
         if_other, if_same = min(1.0, matches / 3), min(1.0, (matches - 1) / 3)
         for text in texts:
-            total += if_same if text == said else if_other
+            total += if_same if text == predicted else if_other
         return total / len(texts)
     rest = [{k: v for k, v in answer.items() if k != "answer"} for answer in answers]
     for i, text in enumerate(texts):
         others = (j for j, other in enumerate(texts) if other != text or rest[j] != rest[i])
-        total += min(1.0, sum(texts[j] == said for j in others) / 3)
+        total += min(1.0, sum(texts[j] == predicted for j in others) / 3)
     return total / len(texts)
 
 
 def vqa_accuracy(questions: Iterable[AnsweredQuestion], *, mode: str = "official") -> dict[str, Any]:
-    """Scores a split.
+    """Compute the VQA accuracy of a split.
 
     Returns:
         `overall`, `perQuestionType` and `perAnswerType` in percent, with the official script's names and rounding.

@@ -149,7 +149,7 @@ def test_wrong_options_are_one_sentence(folder: Path, capsys: pytest.CaptureFixt
     saved(folder / "decision", task_model("decision"))
     said = fails(folder, 2, capsys, model="pretrained")
     assert "was pretrained with itm, itc; answering needs a model that was fine-tuned with model.task=vqa and" in said
-    assert "model.task=decision and one image a text; answering needs" in fails(folder, 2, capsys, model="decision")
+    assert "model.task=decision and one image per text; answering needs" in fails(folder, 2, capsys, model="decision")
     assert "--out" in fails(folder, 2, capsys, out="nowhere/r.json") and not (folder / "nowhere").exists()
     assert "is a folder; give a file" in fails(folder, 2, capsys, out="images")
     assert "--batch_size 0: must be 1 or more" in fails(folder, 2, capsys, "--batch_size", "0")
@@ -230,4 +230,4 @@ def test_mistakes_of_predict_decision_are_one_sentence(decisions: Path, capsys: 
     saved(decisions / "model", task_model("vqa"))
     with pytest.raises(SystemExit):
         predict_labels(decisions)
-    assert "model.task=vqa and one image a text; answering needs" in capsys.readouterr().err
+    assert "model.task=vqa and one image per text; answering needs" in capsys.readouterr().err

@@ -68,9 +68,9 @@ def pretrained(folder: Path) -> LoadedModel:
 
 
 def sources(image: Path) -> list[Any]:
-    """One image as everything that is taken."""
-    image = Image.open(image)
-    return [image, str(image), image.read_bytes(), image, np.asarray(image)]
+    """One image in every accepted form."""
+    opened = Image.open(image)
+    return [image, str(image), image.read_bytes(), opened, np.asarray(opened)]
 
 
 def test_all_kinds_of_images_give_the_same(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
@@ -155,7 +155,7 @@ def test_nothing_asked_gives_nothing(vqa: LoadedModel, pretrained: LoadedModel, 
 
 def test_each_image_is_decoded_once_a_batch(images: list[Path]) -> None:
     processor, decoded = tiny_processor(), []
-    processor.image = lambda source: decoded.append(source) or torch.zeros(3, 16, 16)  # type: ignore
+    processor.pixel_values = lambda source: decoded.append(source) or torch.zeros(3, 16, 16)  # type: ignore
     asked = [Query(images[i % 2], question) for i, question in enumerate(QUESTIONS)]
     batches = QueryBatches(processor, asked, processor.encode, 4)
     found = [batches[i] for i in range(len(batches))]
@@ -242,7 +242,7 @@ def test_wrong_arguments_are_told(vqa: LoadedModel, pretrained: LoadedModel, ima
         return str(error.value)
 
     for top_k in (0, -1, 1.5, True):
-        assert said(lambda k=top_k: vqa.answer(images[0], "a", top_k=k)).startswith(f"top_k={top_k!r}: a whole")
+        assert said(lambda k=top_k: vqa.answer(images[0], "a", top_k=k)).startswith(f"top_k={top_k!r}: must be a whole")
         assert "top_k" in said(lambda k=top_k: pretrained.fill_mask(None, "[MASK]", top_k=k))
     assert "5 images and 2 texts: give as many of both" in said(lambda: vqa.answer(images, ["a", "b"]))
     assert "5 images and 1 texts" in said(lambda: vqa.answer(images, ["a"])), "a list is no single one"
@@ -273,15 +273,15 @@ def test_model_says_what_it_was_trained_for(
 
     assert said(pretrained, "answer", images[0], "a") == (
         f"'{folder / 'pretrained'}' was pretrained with mlm, itm, itc; answering needs a model that was fine-tuned "
-        "with model.task=vqa or decision and one image a text: see configs/finetune/."
+        "with model.task=vqa or decision and one image per text: see configs/finetune/."
     )
-    trained = f"'{folder / 'vqa'}' was fine-tuned with model.task=vqa and one image a text; "
+    trained = f"'{folder / 'vqa'}' was fine-tuned with model.task=vqa and one image per text; "
     assert said(vqa, "match", images[0], "a").startswith(trained + "matching needs a model that was pretrained with")
     assert "embedding needs a model that was pretrained with the objective itc" in said(vqa, "embed", texts="a")
     contrastive = mmbert.load(folder / "contrastive")
     assert "was pretrained with itc; filling masks needs" in said(contrastive, "fill_mask", None, "[MASK]")
-    pairs = mmbert.load(saved(tmp_path / "pairs", task_model("decision", images=2)))
-    assert "model.task=decision and 2 images a text; answering" in said(pairs, "answer", images[0], "a")
+    pairs = mmbert.load(saved(tmp_path / "pairs", task_model("decision", num_images=2)))
+    assert "model.task=decision and 2 images per text; answering" in said(pairs, "answer", images[0], "a")
     bare = mmbert.load(saved(tmp_path / "bare", MMBertModel(tiny_config())))
     assert "holds a MMBertModel, which has no heads; matching needs" in said(bare, "match", images[0], "a")
 
@@ -311,7 +311,7 @@ def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pyt
     for code, said, *arguments in (
         (2, "answering needs a model that was fine-tuned", "ask", str(folder / "pretrained"), image, "a"),
         (2, "no mmbert model folder", "ask", str(folder), image, "a"),
-        (2, "top_k=0: a whole number of 1 or more", "ask", str(folder / "vqa"), image, "a", "--top_k", "0"),
+        (2, "top_k=0: must be a whole number of 1 or more", "ask", str(folder / "vqa"), image, "a", "--top_k", "0"),
         (1, "absent.png: no such file", "ask", str(folder / "vqa"), "absent.png", "a"),
         (2, "required: QUESTION", "ask", str(folder / "vqa"), image),
         (2, "required: TEXT", "match", str(folder / "pretrained"), image),
