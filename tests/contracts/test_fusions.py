@@ -1,4 +1,4 @@
-"""What every fusion strategy promises; a new entry of `FUSIONS` is tested by being there."""
+"""Contract of every entry of `FUSIONS`: shapes, masks, gradients, absent modalities, saving."""
 
 import copy
 from pathlib import Path
@@ -336,7 +336,7 @@ def test_evaluation_is_deterministic_and_training_is_not(fusion: str) -> None:
 
 
 @every_fusion
-def test_text_sees_the_image_where_the_strategy_says_so(fusion: str) -> None:
+def test_text_depends_on_the_image_where_the_strategy_fuses_tokens(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
     own = model(**batch)

@@ -163,7 +163,7 @@ BERT_REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], 
 
 
 @pytest.mark.parametrize("change", BERT_REFUSED)
-def test_bert_that_does_not_fit_is_refused_by_its_first_name(change: str, tmp_path: Path) -> None:
+def test_bert_that_does_not_fit_is_rejected_by_its_first_name(change: str, tmp_path: Path) -> None:
     save_bert(tmp_path)
     rewrite(tmp_path, BERT_REFUSED[change][0])
     with pytest.raises(UsageError, match=BERT_REFUSED[change][1]):
@@ -204,7 +204,7 @@ def test_facts_of_a_bert_are_used_and_survive_saving(facts: dict[str, Any], tmp_
     ],
     ids=str,
 )
-def test_facts_of_a_bert_that_can_not_be_expressed_are_refused(facts: dict[str, Any], tmp_path: Path) -> None:
+def test_facts_of_a_bert_that_can_not_be_expressed_are_rejected(facts: dict[str, Any], tmp_path: Path) -> None:
     save_bert(tmp_path)
     edit_config(tmp_path, **facts)
     with pytest.raises(UsageError, match=next(iter(facts)) if "model_type" not in facts else "is a roberta"):
@@ -346,7 +346,7 @@ VIT_REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], s
 
 @pytest.mark.parametrize("classes", [0, 5], ids=["strict in timm", "not strict in timm"])
 @pytest.mark.parametrize("change", VIT_REFUSED)
-def test_vit_that_does_not_fit_is_refused_by_its_first_name(change: str, classes: int, tmp_path: Path) -> None:
+def test_vit_that_does_not_fit_is_rejected_by_its_first_name(change: str, classes: int, tmp_path: Path) -> None:
     """With another number of classes than its file's, timm loads non-strictly and leaves the rest random."""
     save_vit(tmp_path, "plain")
     rewrite(tmp_path, VIT_REFUSED[change][0])
@@ -364,7 +364,7 @@ def test_vit_that_does_not_fit_is_refused_by_its_first_name(change: str, classes
         ({"no_such_argument": 1}, "no_such_argument"),
     ],
 )
-def test_arguments_of_a_vit_that_can_not_be_expressed_are_refused(
+def test_arguments_of_a_vit_that_can_not_be_expressed_are_rejected(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     save_vit(tmp_path, "plain")
@@ -389,7 +389,7 @@ def test_arguments_of_a_vit_that_can_not_be_expressed_are_refused(
         ({"text_hidden_act": "geluu"}, "no activation of transformers.*Did you mean 'gelu'"),
     ],
 )
-def test_architecture_that_could_not_be_built_again_is_refused(overrides: dict[str, Any], message: str) -> None:
+def test_architecture_that_could_not_be_built_again_is_rejected(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_model(options(**{"image_hidden_size": 24, **overrides}))
 
@@ -510,7 +510,7 @@ def test_raw_parameters_that_a_file_lacks_are_initialized(fusion: str, tmp_path:
     assert_initialized(loaded, load_file(tmp_path / "m/model.safetensors"), config)
 
 
-def test_another_image_size_is_refused_or_initialized(tmp_path: Path) -> None:
+def test_another_image_size_is_rejected_or_initialized(tmp_path: Path) -> None:
     model = MMBertForPreTraining(tiny_config())
     randomize(model)
     model.save_pretrained(tmp_path)
@@ -521,7 +521,7 @@ def test_another_image_size_is_refused_or_initialized(tmp_path: Path) -> None:
     assert_initialized(loaded, load_file(tmp_path / "model.safetensors"), tiny_config(image_size=32))
 
 
-def test_file_without_any_tensor_of_the_model_is_refused(tmp_path: Path) -> None:
+def test_file_without_any_tensor_of_the_model_is_rejected(tmp_path: Path) -> None:
     MMBertForPreTraining(tiny_config()).save_pretrained(tmp_path)
     rewrite(tmp_path, renamed(lambda n: f"module.{n}"))
     with pytest.raises(UsageError, match="none of the weights in the file belongs to a MMBertForPreTraining"):
@@ -539,7 +539,7 @@ SAVED_REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]],
 
 
 @pytest.mark.parametrize("change", SAVED_REFUSED)
-def test_folder_to_start_from_that_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
+def test_folder_to_start_from_that_does_not_fit_is_rejected(change: str, tmp_path: Path) -> None:
     MMBertForPreTraining(tiny_config()).save_pretrained(tmp_path)
     rewrite(tmp_path, SAVED_REFUSED[change][0])
     with pytest.raises(UsageError, match=SAVED_REFUSED[change][1]):

@@ -1,4 +1,4 @@
-"""What every pretraining objective promises, and the arithmetic of each."""
+"""Contract of every pretraining objective, and the arithmetic of each."""
 
 import math
 from collections import Counter
@@ -144,13 +144,13 @@ def test_weight_zero_leaves_an_objective_out() -> None:
         ({}, r"at least one needs a weight above 0"),
     ],
 )
-def test_objectives_refuse_what_they_do_not_know(objectives: dict, message: str) -> None:
+def test_objectives_reject_unknown_names_and_values(objectives: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         model_with(objectives)
 
 
 @pytest.mark.parametrize("lacking", ["text_layers", "image_layers"])
-def test_itc_refuses_encoders_without_layers(lacking: str) -> None:
+def test_itc_rejects_encoders_without_layers(lacking: str) -> None:
     with pytest.raises(UsageError, match=f"{lacking}=0.*has no contextual output.*disable itc"):
         model_with({"mlm": 1.0, "itc": 1.0}, fusion="early", **{lacking: 0})
 
@@ -180,7 +180,7 @@ def test_negatives_never_share_image_or_caption() -> None:
         wrong, valid = sample_negatives(~same_pair(batch), generator=seeded(seed))
         captions = [set(row.tolist()) for row in batch["image_text_keys"]]
         for i in range(8):
-            # The rule, told anew: what may be drawn is another image that has no caption equal to this text.
+            # Independent rule: a negative is another image that has no caption equal to this text.
             choices = [
                 j
                 for j in range(8)

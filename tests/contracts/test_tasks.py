@@ -1,4 +1,4 @@
-"""What every task promises under every fusion strategy, with no, one and two images a text."""
+"""Contract of every task under every fusion strategy, with zero, one and two images per text."""
 
 from pathlib import Path
 
@@ -59,12 +59,12 @@ def test_every_head_weight_and_the_text_get_gradients(task: str, fusion: str, im
 @images_each
 def test_rows_do_not_depend_on_their_batch(task: str, images: int) -> None:
     model = model_of(task, images=images).double()
-    whole = batch_of(images, dtype=torch.float64)
-    logits = model(whole).objectives[task].logits
+    full = batch_of(images, dtype=torch.float64)
+    logits = model(full).objectives[task].logits
     for row in range(4):
-        alone = {k: v[row : row + 1] for k, v in whole.items() if k != "pixel_values"}
+        alone = {k: v[row : row + 1] for k, v in full.items() if k != "pixel_values"}
         if images:
-            alone["pixel_values"] = whole["pixel_values"][row * images : (row + 1) * images]
+            alone["pixel_values"] = full["pixel_values"][row * images : (row + 1) * images]
         torch.testing.assert_close(model(alone).objectives[task].logits[0], logits[row], rtol=0, atol=1e-12)
 
 
@@ -123,19 +123,19 @@ def evaluation(task: str, folder: Path, size: int, order: list[int]) -> TaskEval
 
 @every_task
 def test_results_do_not_depend_on_batches_order_or_repeats(task: str, tmp_path: Path) -> None:
-    whole = evaluation(task, tmp_path, 7, list(range(7)))
+    full = evaluation(task, tmp_path, 7, list(range(7)))
     for size, order in ((1, list(range(7))), (3, [6, 2, 0, 1, 5, 3, 4]), (4, [0, 1, 2, 3, 4, 5, 6, 6, 0])):
         other = evaluation(task, tmp_path, size, order)
-        assert other.predictions() == whole.predictions()
-        assert other.metrics() == pytest.approx(whole.metrics(), rel=1e-5)
+        assert other.predictions() == full.predictions()
+        assert other.metrics() == pytest.approx(full.metrics(), rel=1e-5)
     kinds = {"accuracy", "accuracy_blank", "accuracy_shuffled", "accuracy_no_text"}
     expected = {"loss", *kinds, "prior_majority", "prior_text", "ceiling"}
-    assert {f"{task}_{name}" for name in expected} <= set(whole.metrics())
-    assert whole.metrics()[f"{task}_ceiling"] == 1.0
-    items = whole.outcomes()
+    assert {f"{task}_{name}" for name in expected} <= set(full.metrics())
+    assert full.metrics()[f"{task}_ceiling"] == 1.0
+    items = full.outcomes()
     assert set(items) == {f"{task}_{name}" for name in kinds}
     for name, found in items.items():
-        assert sum(found.values) / len(found.values) == pytest.approx(whole.metrics()[name], abs=1e-12)
+        assert sum(found.values) / len(found.values) == pytest.approx(full.metrics()[name], abs=1e-12)
         assert found.images == [0, 1, 2, 0, 1, 2, 0], "three images take turns"
 
 
@@ -159,7 +159,7 @@ def test_without_text_only_the_image_counts(task: str, tmp_path: Path) -> None:
     assert [results[i].no_text for i in (0, 3, 6)] == [label] * 3
 
 
-def test_other_images_are_others_and_the_same_for_all_texts_of_a_image(tmp_path: Path) -> None:
+def test_shuffled_images_differ_and_are_the_same_for_all_texts_of_an_image(tmp_path: Path) -> None:
     examples = labelled(tmp_path, 30)
     wrong = shuffled_images(examples, seed=0)
     by_image: dict[object, set[object]] = {}

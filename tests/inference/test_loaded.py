@@ -1,4 +1,4 @@
-"""`mmbert.load`: single questions, lists of them, and what a model says where it was not trained for what is asked."""
+"""`mmbert.load`: single questions, lists of them, and the errors where a model lacks the requested head."""
 
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def test_random_numbers_of_the_caller_stay_as_they_were(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_asked_gives_nothing(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
+def test_empty_inputs_give_empty_outputs(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
     assert vqa.answer([], []) == vqa.answer(images[0], []) == vqa.answer([], "a cat") == []
     found = pretrained.embed(texts=[], images=[])
     assert found.texts is not None and found.texts.shape == (0, 8) and found.images is not None
@@ -213,7 +213,7 @@ def test_masks_by_hand(pretrained: LoadedModel, images: list[Path]) -> None:
             assert [w for w, _ in words] == processor.tokenizer.convert_ids_to_tokens(expected.indices.tolist())
         assert pretrained.fill_mask(image, text) == [words[:5] for words in found]
         seen[name] = found
-    assert seen["image"] != seen["alone"], "the image says something"
+    assert seen["image"] != seen["alone"], "the answer depends on the image"
 
 
 def test_only_the_mask_is_special() -> None:
@@ -225,65 +225,71 @@ def test_only_the_mask_is_special() -> None:
     cut = processor.encode_masked("a [MASK]" + " cat" * 40)
     assert len(cut) == 16 and cut[-1] == processor.tokenizer.sep_token_id
     assert processor.encode_masked("cat " * 13 + "[MASK]")[-2] == processor.mask_token_id, "the last that is read"
-    for text, said in (
+    for text, message in (
         ("a cat", "the text 'a cat' has no [MASK]"),
         ("cat " * 14 + "[MASK]", "has 17 tokens, of which 16 are read: a [MASK] would be cut off"),
         ("[MASK] \ud800", "no valid Unicode"),
     ):
         with pytest.raises(UsageError) as error:
             processor.encode_masked(text)
-        assert said in str(error.value)
+        assert message in str(error.value)
 
 
-def test_wrong_arguments_are_told(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
-    def said(ask: Any) -> str:
+def test_wrong_arguments_are_errors(vqa: LoadedModel, pretrained: LoadedModel, images: list[Path]) -> None:
+    def error_message(ask: Any) -> str:
         with pytest.raises(UsageError) as error:
             ask()
         return str(error.value)
 
     for top_k in (0, -1, 1.5, True):
-        assert said(lambda k=top_k: vqa.answer(images[0], "a", top_k=k)).startswith(f"top_k={top_k!r}: must be a whole")
-        assert "top_k" in said(lambda k=top_k: pretrained.fill_mask(None, "[MASK]", top_k=k))
-    assert "5 images and 2 texts: give as many of both" in said(lambda: vqa.answer(images, ["a", "b"]))
-    assert "5 images and 1 texts" in said(lambda: vqa.answer(images, ["a"])), "a list is no single one"
-    assert "7 is a int; expected a text" in said(lambda: vqa.answer(images[0], 7))  # pyright: ignore
-    assert "None is a NoneType" in said(lambda: pretrained.match(images[0], ["a", None]))  # pyright: ignore
-    assert "no text to match" in said(lambda: pretrained.match(images[0], []))
-    assert "nothing to embed" in said(lambda: pretrained.embed())
-    assert "has no [MASK]" in said(lambda: pretrained.fill_mask(images[0], MASKED))
+        assert error_message(lambda k=top_k: vqa.answer(images[0], "a", top_k=k)).startswith(
+            f"top_k={top_k!r}: must be a whole"
+        )
+        assert "top_k" in error_message(lambda k=top_k: pretrained.fill_mask(None, "[MASK]", top_k=k))
+    assert "5 images and 2 texts: give as many of both" in error_message(lambda: vqa.answer(images, ["a", "b"]))
+    assert "5 images and 1 texts" in error_message(lambda: vqa.answer(images, ["a"])), "a list of one is a list"
+    assert "7 is a int; expected a text" in error_message(lambda: vqa.answer(images[0], 7))  # pyright: ignore
+    assert "None is a NoneType" in error_message(lambda: pretrained.match(images[0], ["a", None]))  # pyright: ignore
+    assert "no text to match" in error_message(lambda: pretrained.match(images[0], []))
+    assert "nothing to embed" in error_message(lambda: pretrained.embed())
+    assert "has no [MASK]" in error_message(lambda: pretrained.fill_mask(images[0], MASKED))
     with pytest.raises(BadImageError, match=r"absent\.png: no such file"):
         vqa.answer("absent.png", "a cat")
     with pytest.raises(BadImageError, match="an array of shape 3"):
         pretrained.embed(images=np.zeros(3))
 
 
-def test_device_that_is_not_there_is_told(folder: Path) -> None:
+def test_missing_device_is_an_error(folder: Path) -> None:
     for device in ("cuda:77", "gpu"):
         with pytest.raises(UsageError, match=f"device='{device}': "):
             mmbert.load(folder / "vqa", device=device)
 
 
-def test_model_says_what_it_was_trained_for(
+def test_missing_head_is_an_error_that_names_the_training(
     folder: Path, vqa: LoadedModel, pretrained: LoadedModel, images: list[Path], tmp_path: Path
 ) -> None:
-    def said(model: LoadedModel, name: str, *arguments: Any, **named: Any) -> str:
+    def error_message(model: LoadedModel, name: str, *arguments: Any, **named: Any) -> str:
         with pytest.raises(UsageError) as error:
             getattr(model, name)(*arguments, **named)
         return str(error.value)
 
-    assert said(pretrained, "answer", images[0], "a") == (
+    assert error_message(pretrained, "answer", images[0], "a") == (
         f"'{folder / 'pretrained'}' was pretrained with mlm, itm, itc; answering needs a model that was fine-tuned "
         "with model.task=vqa or decision and one image per text: see configs/finetune/."
     )
     trained = f"'{folder / 'vqa'}' was fine-tuned with model.task=vqa and one image per text; "
-    assert said(vqa, "match", images[0], "a").startswith(trained + "matching needs a model that was pretrained with")
-    assert "embedding needs a model that was pretrained with the objective itc" in said(vqa, "embed", texts="a")
+    assert error_message(vqa, "match", images[0], "a").startswith(
+        trained + "matching needs a model that was pretrained with"
+    )
+    assert "embedding needs a model that was pretrained with the objective itc" in error_message(
+        vqa, "embed", texts="a"
+    )
     contrastive = mmbert.load(folder / "contrastive")
-    assert "was pretrained with itc; filling masks needs" in said(contrastive, "fill_mask", None, "[MASK]")
+    assert "was pretrained with itc; filling masks needs" in error_message(contrastive, "fill_mask", None, "[MASK]")
     pairs = mmbert.load(saved(tmp_path / "pairs", task_model("decision", num_images=2)))
-    assert "model.task=decision and 2 images per text; answering" in said(pairs, "answer", images[0], "a")
+    assert "model.task=decision and 2 images per text; answering" in error_message(pairs, "answer", images[0], "a")
     bare = mmbert.load(saved(tmp_path / "bare", MMBertModel(tiny_config())))
-    assert "holds a MMBertModel, which has no heads; matching needs" in said(bare, "match", images[0], "a")
+    assert "holds a MMBertModel, which has no heads; matching needs" in error_message(bare, "match", images[0], "a")
 
 
 def test_commands_print_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,7 +314,7 @@ def test_commands_print_best_first(folder: Path, capsys: pytest.CaptureFixture[s
 
 def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = str(folder / "0.png")
-    for code, said, *arguments in (
+    for code, message, *arguments in (
         (2, "answering needs a model that was fine-tuned", "ask", str(folder / "pretrained"), image, "a"),
         (2, "no mmbert model folder", "ask", str(folder), image, "a"),
         (2, "top_k=0: must be a whole number of 1 or more", "ask", str(folder / "vqa"), image, "a", "--top_k", "0"),
@@ -320,4 +326,4 @@ def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pyt
         with pytest.raises(SystemExit) as stopped:
             main([str(argument) for argument in arguments])
         errors = capsys.readouterr().err.splitlines()
-        assert stopped.value.code == code and len(errors) == 1 and said in errors[0], errors
+        assert stopped.value.code == code and len(errors) == 1 and message in errors[0], errors

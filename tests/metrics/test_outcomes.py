@@ -1,4 +1,4 @@
-"""Results of single items keep their values, and the same values give the same bytes."""
+"""Per-item outcomes survive the file, and equal outcomes give equal bytes."""
 
 from pathlib import Path
 

@@ -56,6 +56,6 @@ def test_double_precision_scores_are_not_rounded() -> None:
         ([[0.1, 0.2]], [[0, 1]], "expected the same"),
     ],
 )
-def test_wrong_input_is_refused(scores: list[float], labels: list[int], reason: str) -> None:
+def test_wrong_input_is_rejected(scores: list[float], labels: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         auroc(scores, labels)

@@ -112,7 +112,7 @@ def test_half_precision_equals_float() -> None:
     assert recall_at_k(scores, owner) == recall_at_k(scores.float(), owner)
 
 
-def test_wrong_input_is_refused() -> None:
+def test_wrong_input_is_rejected() -> None:
     for position in ((0, 0), (1, 3)):
         bad = torch.tensor(SCORES)
         bad[position] = torch.nan

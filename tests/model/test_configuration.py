@@ -1,4 +1,4 @@
-"""The model's configuration: what it refuses, what it fills in, that it survives files."""
+"""MMBertConfig: rejected values, derived values, saving."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from mmbert.model.options import KEYS, Architecture
     ("key", "meant"),
     [("fusoin", "fusion"), ("text_layer", "text_layers"), ("imagesize", "image_size"), ("objective", "objectives")],
 )
-def test_config_refuses_unknown_keys_with_a_suggestion(key: str, meant: str) -> None:
+def test_config_rejects_unknown_keys_with_a_suggestion(key: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"MMBertConfig has no key '{key}'. Did you mean '{meant}'?"):
         MMBertConfig(**{key: 1})
     with pytest.raises(UsageError, match=f"no key '{key}'"):
@@ -27,7 +27,7 @@ def test_config_refuses_unknown_keys_with_a_suggestion(key: str, meant: str) -> 
 @pytest.mark.parametrize(
     "overrides", [{"text_layers": "six"}, {"fusion": 3}, {"hidden_size": 1.5}, {"objectives": ["mlm"]}]
 )
-def test_config_refuses_wrong_types(overrides: dict) -> None:
+def test_config_rejects_wrong_types(overrides: dict) -> None:
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(overrides))):
         MMBertConfig(**overrides)
 
@@ -53,12 +53,12 @@ def test_config_refuses_wrong_types(overrides: dict) -> None:
         ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob=-0.1: must be a fraction"),
     ],
 )
-def test_config_refuses_values_that_can_not_be_built(overrides: dict, message: str) -> None:
+def test_config_rejects_values_that_can_not_be_built(overrides: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         tiny_config(**overrides)
 
 
-def test_unknown_fusion_is_refused_with_a_suggestion() -> None:
+def test_unknown_fusion_is_rejected_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"fusion='lat' is no fusion strategy; allowed are .*Did you mean 'late'\?"):
         MMBertModel(tiny_config(fusion="lat"))
 
@@ -93,7 +93,7 @@ def test_config_copies_do_not_share_objectives() -> None:
     assert MMBertConfig().objectives["mlm"] == 1.0
 
 
-def test_objective_options_spell_out_weights() -> None:
+def test_objective_options_include_the_weights() -> None:
     given = {"mlm": 2, "itm": {"negatives": "hard"}, "itc": {"weight": 0.5}}
     config = tiny_config(objectives=given)
     assert config.objective_options() == {

@@ -1,4 +1,4 @@
-"""Decisions by hand: labels, loss, accuracy, AUROC, consistency."""
+"""The decision task: labels, loss, accuracy, AUROC and consistency by hand-computed values."""
 
 import math
 from pathlib import Path
@@ -48,6 +48,6 @@ def test_without_statements_that_repeat_there_is_no_consistency() -> None:
     assert "consistency" not in found and found["auroc"] == 1.0
 
 
-def test_label_that_training_never_had_counts_as_wrong() -> None:
+def test_label_unseen_in_training_counts_as_incorrect() -> None:
     found = task("a", "b").metrics(Predictions([0, 1], []), [example("a"), example("c")])
     assert found["accuracy"] == 0.5

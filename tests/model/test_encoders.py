@@ -1,4 +1,4 @@
-"""The unimodal encoders: which ViTs they take, what freezing means, what they refuse."""
+"""Text and image encoder: supported ViTs, freezing, rejected inputs."""
 
 from pathlib import Path
 
@@ -177,7 +177,7 @@ def test_frozen_parts_stay_in_evaluation_mode(what: str | int) -> None:
 
 @pytest.mark.parametrize("what", ["some", 0, -1, 3, None, 1.5])
 @pytest.mark.parametrize("make", [text_encoder, image_encoder])
-def test_freeze_refuses_other_values(make: object, what: object) -> None:
+def test_freeze_rejects_other_values(make: object, what: object) -> None:
     encoder = make()  # type: ignore[operator]
     with pytest.raises(UsageError, match=r"freeze=.*allowed are none, all, or a number of layers from 1 to 2"):
         encoder.freeze(what)
@@ -188,18 +188,18 @@ def test_freeze_refuses_other_values(make: object, what: object) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 32, 32), (4, 1, 16, 16), (3, 16, 16), (4, 16, 16, 3)])
-def test_image_encoder_refuses_other_shapes(shape: tuple[int, ...]) -> None:
+def test_image_encoder_rejects_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"pixel_values has shape \(.*this model takes \(B, 3, 16, 16\)"):
         image_encoder()(torch.zeros(shape))
 
 
-def test_text_encoder_refuses_long_texts() -> None:
+def test_text_encoder_rejects_long_texts() -> None:
     assert text_encoder()(torch.ones(1, 16, dtype=torch.int64)).mask.shape == (1, 16)
     with pytest.raises(UsageError, match="17 tokens, but max_position_embeddings=16; truncate"):
         text_encoder()(torch.ones(1, 17, dtype=torch.int64))
 
 
-def test_create_vit_refuses_a_size_that_the_patch_does_not_divide() -> None:
+def test_create_vit_rejects_a_size_that_the_patch_does_not_divide() -> None:
     with pytest.raises(UsageError, match=r"image_size=20 is not a multiple of the patch size 8 .*next are 16 and 24"):
         image_encoder(image_size=20)
 
@@ -211,7 +211,7 @@ def test_create_vit_refuses_a_size_that_the_patch_does_not_divide() -> None:
         ("resnet18", "image_model='resnet18'"),
     ],
 )
-def test_create_vit_refuses_what_is_no_vit(name: str, message: str) -> None:
+def test_create_vit_rejects_what_is_no_vit(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_vit(name)
 

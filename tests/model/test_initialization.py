@@ -1,4 +1,4 @@
-"""Pretrained weights arrive in the model and stay there.
+"""Pretrained weights are loaded into the model and survive saving.
 
 transformers redraws weights that it does not know, so a pretrained ViT can be lost without a word: these tests compare
 tensors, not losses.
@@ -172,7 +172,7 @@ def test_from_scratch_draws_new_weights() -> None:
         ({"image_model_args": {"init_values": 1e-5}}, r"image_model_args=.*, but image_pretrained='.*' has {}"),
     ],
 )
-def test_what_does_not_fit_the_pretrained_encoder_is_refused(
+def test_options_that_contradict_the_pretrained_encoder_are_rejected(
     overrides: dict, message: str, bert_folder: Path, vit_folder: Path
 ) -> None:
     settings = {"text_pretrained": str(bert_folder), "image_pretrained": str(vit_folder), **overrides}
@@ -180,7 +180,7 @@ def test_what_does_not_fit_the_pretrained_encoder_is_refused(
         build_model(options(**settings))
 
 
-def test_folders_with_something_else_are_refused(tmp_path: Path, vit_folder: Path) -> None:
+def test_folders_with_something_else_are_rejected(tmp_path: Path, vit_folder: Path) -> None:
     with pytest.raises(UsageError, match="and weights of a timm model found"):
         build_model(options(image_pretrained=str(tmp_path)))
     with pytest.raises(UsageError, match="is no BERT on the hub and no folder with one"):
@@ -189,9 +189,7 @@ def test_folders_with_something_else_are_refused(tmp_path: Path, vit_folder: Pat
     with pytest.raises(UsageError, match="is a roberta; mmbert takes a BERT"):
         build_model(options(text_pretrained=str(tmp_path)))
     (tmp_path / "config.json").write_text((vit_folder / "config.json").read_text())
-    with pytest.raises(
-        UsageError, match="and weights of a timm model found"
-    ):  # a config without weights
+    with pytest.raises(UsageError, match="and weights of a timm model found"):  # a config without weights
         build_model(options(image_pretrained=str(tmp_path)))
 
 

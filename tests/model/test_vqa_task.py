@@ -1,4 +1,4 @@
-"""The VQA task by hand: vocabulary, soft scores, loss, metric."""
+"""The VQA task: vocabulary, soft targets, loss and metric by hand-computed values."""
 
 import math
 from pathlib import Path
@@ -45,7 +45,9 @@ def test_vocabulary_counts_the_commonest_answer_of_each_question_in_its_normal_f
     ]
     assert VisualQuestionAnswering.collect_labels(examples, min_count=2) == ["2", "dog"]
     assert VisualQuestionAnswering.collect_labels(examples, min_count=1) == ["2", "dog", "cat"]
-    with pytest.raises(UsageError, match=r"min_answer_count=3: no answer is that frequent; the most frequent are '2' 2 times"):
+    with pytest.raises(
+        UsageError, match=r"min_answer_count=3: no answer is that frequent; the most frequent are '2' 2 times"
+    ):
         VisualQuestionAnswering.collect_labels(examples, min_count=3)
 
 

@@ -39,7 +39,7 @@ def blip(own: HybridCrossFusion) -> BlipTextModel:
         layer_norm_eps=1e-12,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        is_decoder=True,  # which only says that there is cross-attention; the call below turns the causal mask off
+        is_decoder=True,  # which only adds cross-attention; the call below turns the causal mask off
         attn_implementation="eager",
         **{f"{token}_token_id": 0 for token in ("bos", "eos", "sep")},
     )

@@ -40,15 +40,15 @@ def test_bottleneck_fusion_equals_equations_8_and_9() -> None:
     masks, layers = {"text": text.mask, "image": image.mask}, {"text": fusion.text_layers, "image": fusion.image_layers}
     shared = fusion.bottlenecks.expand(2, 4, 32)
     for i in range(3):
-        told = []
+        outputs = []
         for name, states in streams.items():
             real = torch.cat([masks[name], torch.ones(2, 4, dtype=torch.bool)], dim=1)
             hidden = (~real).double()[:, None, None, :] * torch.finfo(torch.float64).min
             out = bert_layer(layers[name][i])(torch.cat([states, shared], dim=1), attention_mask=hidden)
             out: Tensor = out[0] if isinstance(out, tuple) else out
             streams[name] = out[:, :-4]
-            told.append(out[:, -4:])
-        shared = (told[0] + told[1]) / 2
+            outputs.append(out[:, -4:])
+        shared = (outputs[0] + outputs[1]) / 2
     got = fusion(text, image)
     assert difference(got.text.hidden_states[text.mask], streams["text"][text.mask]) < 1e-12
     assert difference(got.image.hidden_states, streams["image"]) < 1e-12
@@ -57,7 +57,7 @@ def test_bottleneck_fusion_equals_equations_8_and_9() -> None:
 
 @pytest.mark.parametrize(("layers", "kind", "expected"), [
     (3, Cut, (False, False)),  # streams meet nowhere else
-    (1, HybridBottleneckFusion, (False, False)),  # what the bottleneck was told is read by the next layer
+    (1, HybridBottleneckFusion, (False, False)),  # what the bottleneck received is read by the next layer
     (2, HybridBottleneckFusion, (True, True)),
 ])  # fmt: skip
 def test_streams_meet_in_the_bottleneck_only(
@@ -68,17 +68,17 @@ def test_streams_meet_in_the_bottleneck_only(
 
 def test_second_layer_sees_nothing_but_the_average() -> None:
     """An image that leaves the same bottleneck behind leaves the same text."""
-    fusion, told = built(2), []
+    fusion, outputs = built(2), []
     text = random_tokens(TEXT, 32)
     keep = torch.randn(2, 4, 32, dtype=torch.float64)
 
     def replace(_: object, arguments: tuple[Tokens], out: Tokens) -> Tokens:
-        told.append(out.hidden_states[:, -4:])
+        outputs.append(out.hidden_states[:, -4:])
         return out._replace(hidden_states=torch.cat([out.hidden_states[:, :-4], keep], dim=1))
 
     fusion.image_layers[0].register_forward_hook(replace)
     one, other = (fusion(text, random_tokens(IMAGE, 32, seed=seed)) for seed in (1, 2))
-    assert not torch.allclose(told[0], told[1])
+    assert not torch.allclose(outputs[0], outputs[1])
     assert torch.equal(one.text.hidden_states, other.text.hidden_states)
 
 

@@ -92,7 +92,7 @@ def test_fusion_layers_read_the_upper_unimodal_layers(
 
 
 def test_a_lower_layer_alone_changes_the_outcome() -> None:
-    """Layers 3 and 4 of five are read besides the output; in a whole model what they give is what arrives."""
+    """Layers 3 and 4 of five are read besides the output; in a full model their outputs are what arrives."""
     torch.manual_seed(0)
     model = MMBertModel(tiny_config(fusion="hybrid_bridge", **DEPTHS, text_hidden_size=16)).double().eval()
     randomize(model)

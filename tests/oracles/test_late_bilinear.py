@@ -25,7 +25,7 @@ def test_pooled_vector_by_hand() -> None:
 
 
 def test_pooled_vector_is_a_bilinear_form_of_low_rank() -> None:
-    """One (D, D) matrix for each output, built whole: what low rank saves."""
+    """One (D, D) matrix for each output, built in full: what the low rank saves."""
     fusion = LateBilinearFusion(tiny_config(fusion_layers=0)).double().eval()
     randomize(fusion)
     with torch.no_grad():  # so small that tanh is its argument
@@ -36,8 +36,8 @@ def test_pooled_vector_is_a_bilinear_form_of_low_rank() -> None:
         fusion.pooler.dense.bias.zero_()
     text, image = random_tokens([[1, 1], [1, 0]], 32), random_tokens([[1], [1]], 32, seed=1)
     u, v, p = fusion.text_factors.weight, fusion.image_factors.weight, fusion.pooler.dense.weight
-    whole = torch.einsum("or,ri,rj->oij", p, u, v)  # (D, D, D)
-    expected = torch.einsum("bi,oij,bj->bo", text.first, whole, image.first)
+    full = torch.einsum("or,ri,rj->oij", p, u, v)  # (D, D, D)
+    expected = torch.einsum("bi,oij,bj->bo", text.first, full, image.first)
     pooled = fusion(text, image).pooled
     assert difference(pooled, expected) < 1e-6 * expected.abs().max()
     double = fusion(text._replace(hidden_states=2 * text.hidden_states), image).pooled

@@ -1,4 +1,4 @@
-"""Late fusion's towers against plain BERT and plain timm."""
+"""Late fusion's encoders against plain BERT and plain timm."""
 
 import pytest
 import timm

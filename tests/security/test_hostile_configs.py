@@ -1,4 +1,4 @@
-"""A configuration from a stranger never runs code, whatever it names."""
+"""An untrusted configuration never runs code, whatever it names."""
 
 import multiprocessing
 import os
@@ -76,7 +76,7 @@ def monitors(arguments: list[str], folder: Path) -> tuple[int, str, list[str]]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_hostile_configuration_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+def test_hostile_configuration_is_rejected_in_one_sentence(name: str, tmp_path: Path) -> None:
     config = tmp_path / "hostile.yaml"
     config.write_text(CONFIGS[name].replace("SENTINEL", str(tmp_path / "SENTINEL")))
     code, errors, events = monitors(["fit", "--config", str(config)], tmp_path)

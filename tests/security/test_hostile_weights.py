@@ -1,4 +1,4 @@
-"""Weights from a stranger never run code: not as a checkpoint, not as a model folder, not as a pretrained encoder."""
+"""Untrusted weights never run code: as a checkpoint, a model folder, or a pretrained encoder."""
 
 import json
 import multiprocessing
@@ -114,19 +114,19 @@ def refused(work: Callable[[], object], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_hostile_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+def test_hostile_checkpoint_is_rejected(name: str, tmp_path: Path) -> None:
     path = CHECKPOINTS[name](tmp_path)
     assert refused(lambda: VerifiedCheckpointIO().load_checkpoint(path), tmp_path)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_hostile_model_folder_is_refused(name: str, model_folder: Path, tmp_path: Path) -> None:
+def test_hostile_model_folder_is_rejected(name: str, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(FILES[name])
     assert refused(lambda: MMBertForPreTraining.from_pretrained(tmp_path), tmp_path)
 
 
-def test_index_that_points_out_of_its_folder_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_index_that_points_outside_of_its_folder_is_rejected(model_folder: Path, tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     save_file({"secret": torch.ones(1)}, tmp_path / "secret.safetensors")
@@ -136,7 +136,7 @@ def test_index_that_points_out_of_its_folder_is_refused(model_folder: Path, tmp_
     assert "a file in the same folder" in refused(lambda: MMBertForPreTraining.from_pretrained(inner), tmp_path)
 
 
-def test_model_folder_with_a_pickle_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_model_folder_with_a_pickle_is_rejected(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
     torch.save({"mmbert.fusion.absent_text": Hostile()}, tmp_path / "pytorch_model.bin")
     assert refused(lambda: MMBertForPreTraining.from_pretrained(tmp_path), tmp_path)
@@ -156,8 +156,8 @@ def test_code_in_a_model_folder_is_never_imported(model_folder: Path, tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "code.py").write_text(f"import os\nos.system('touch {SENTINEL}')\n")
     (tmp_path / "model.safetensors").write_bytes((model_folder / "model.safetensors").read_bytes())
-    said = refused(lambda: MMBertForPreTraining.from_pretrained(tmp_path), tmp_path)
-    assert said == "" or "UsageError" in said, "loaded without the code, or refused"
+    message = refused(lambda: MMBertForPreTraining.from_pretrained(tmp_path), tmp_path)
+    assert message == "" or "UsageError" in message, "loaded without the code, or refused"
 
 
 def test_every_file_of_a_run_is_tensors_and_text(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A fusion of the user's own is imported where the user allowed its module by hand, and nowhere else."""
+"""A custom fusion is imported only where the user allowed its module."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def saved(folder: Path) -> Path:
     return path
 
 
-def said(work: object, *arguments: object, **named: object) -> str:
+def error_message(work: object, *arguments: object, **named: object) -> str:
     with pytest.raises(UsageError) as error:
         work(*arguments, **named)  # type: ignore
     return str(error.value)
@@ -69,10 +69,10 @@ def said(work: object, *arguments: object, **named: object) -> str:
 
 def test_saved_model_that_names_a_class_imports_nothing(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for load in (mmbert.load, MMBertForPreTraining.from_pretrained, mmbert.MMBertModel.from_pretrained):
-        message = said(load, saved)
+        message = error_message(load, saved)
         assert "fusion='stranger_fusion.Own' is a class outside of mmbert" in message
         assert "--allow-import stranger_fusion" in message and "allow_import=['stranger_fusion']" in message
-    said(mmbert.load, saved, allow_import=["another"])
+    error_message(mmbert.load, saved, allow_import=["another"])
     commands = (
         ["match", str(saved), "x.png", "a"], ["ask", str(saved), "x.png", "a"],
         ["evaluate", "foils", str(saved), "--images", ".", "--foils", "f.json"],
@@ -137,9 +137,9 @@ def test_allowed_module_is_imported(saved: Path, monkeypatch: pytest.MonkeyPatch
         ("stranger_fusion.", "is no fusion strategy"),
     ],
 )  # fmt: skip
-def test_what_is_no_fusion_is_told(name: str, message: str, folder: Path) -> None:
+def test_class_that_is_not_a_fusion_is_an_error(name: str, message: str, folder: Path) -> None:
     mmbert.allow_import("stranger_fusion", "nowhere")
-    assert message in said(lambda: build_fusion(tiny_config(fusion=name)))
+    assert message in error_message(lambda: build_fusion(tiny_config(fusion=name)))
 
 
 def test_error_inside_the_module_is_not_hidden(folder: Path) -> None:
@@ -151,7 +151,7 @@ def test_error_inside_the_module_is_not_hidden(folder: Path) -> None:
 
 @pytest.mark.parametrize("module", ["", "a b", "../x", "jsonargparse"])
 def test_only_modules_can_be_allowed(module: str, folder: Path) -> None:
-    assert "expected a module" in said(mmbert.allow_import, module)
+    assert "expected a module" in error_message(mmbert.allow_import, module)
     assert allowed_imports.allowed_imports() == []
 
 
