@@ -1,14 +1,16 @@
-"""The README's commands and examples are run, or at least parsed, as they stand."""
+"""The README's commands and Python examples run, or at least parse, as they stand."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mmbert
-from mmbert.cli.commands import _parser
-from mmbert.cli.main import main
+from mmbert.cli.main import COMMANDS as CLI_COMMANDS
+from mmbert.cli.main import Parser, main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -20,46 +22,70 @@ COMMANDS = [
 ]
 
 
-def test_readme_says_in_line_two_that_it_is_the_other_mmbert() -> None:
-    lines = [line for line in README.splitlines() if line]
-    assert "jhu-clsp" in lines[1]
+def test_readme_is_a_front_page_that_names_the_other_mmbert() -> None:
+    assert len(README.splitlines()) <= 150
+    assert "jhu-clsp" in README.split("\n\n")[1]
 
 
-def test_python_example_asks_the_quickstart_model(
+def test_examples_run_one_after_the_other(
     tiny: list[str], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Quickstart model, notebook and Lightning trainer share variables, as in a Python session."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/shapes").symlink_to(shapes)
-    main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, "--trainer.max_steps=1"])
+    main(["fit", "--config", "quickstart", *tiny, "--trainer.max_steps=1"])
     capsys.readouterr()
-    exec(PYTHON[0], {})  # noqa: S102
+    inference, notebook, trainer = (block for block in PYTHON if "(Fusion)" not in block)
+    session: dict[str, object] = {}
+    exec(inference, session)  # noqa: S102
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("Matches(scores=[0.") and printed[0].endswith("kind='probability')")
-    assert printed[1].count("Word(") == 2 and printed[2].startswith("torch.Size([1, ")
+    assert printed[1].count("Word(") == 2 and printed[2].startswith("torch.Size([2, ")
+    outputs = [line.removeprefix("# ") for line in inference.splitlines() if line.startswith("# ")]
+    for line, output in zip(printed, outputs, strict=True):
+        assert re.sub(r"[\d.e-]+|'[^']*'", "", line) == re.sub(r"[\d.e-]+|'[^']*'", "", output)
+
+    fit = mmbert.fit
+    sections = options_of(tiny)
+    monkeypatch.setattr(mmbert, "fit", lambda config, model, trainer, name: fit(
+        config, model={**sections["model"], **model}, data=sections["data"], trainer={**sections["trainer"], **trainer},
+        name=name,
+    ))  # fmt: skip
+    exec(notebook, session)  # noqa: S102
+    run = session["run"]
+    assert (
+        isinstance(run, mmbert.RunResult) and run.folder == Path("runs/first") and run.metrics["run/fusion"] == "late"
+    )
+
+    small = trainer.replace('images="data', 'batch_size=16, max_text_length=40, images="data')
+    exec(small, session)  # noqa: S102
+    assert (tmp_path / "lightning_logs").is_dir() and not (tmp_path / "trace.csv").exists()
 
 
-def test_python_example_builds_every_strategy(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(PYTHON[1], {})  # noqa: S102
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert [line.split()[0] for line in lines] == ["early", "late", "hybrid"]
-    assert all("(1, 5, 384) (1, 197, 384)" in line for line in lines)
+def options_of(arguments: list[str]) -> dict[str, dict[str, object]]:
+    """Options of the command line as sections of `mmbert.fit`."""
+    sections: dict[str, dict[str, object]] = {}
+    for argument in arguments:
+        key, _, value = argument.removeprefix("--").partition("=")
+        section, name = key.split(".", 1)
+        sections.setdefault(section, {})[name] = yaml.safe_load(value)
+    return sections
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c and "--allow-import" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("mmbert fit ") and "--allow-import" not in c])
 def test_training_command_runs_on_tiny_data(
     command: str, tiny: list[str], tiny_tasks: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(command, comments=True)
-    assert arguments[:2] == ["python", "train.py"]
     small = tiny_tasks["vqa"] if "finetune/vqa" in command else tiny
     start = ["--model.pretrained=null"] if "--model.pretrained" in command else []  # there is no such run here
-    main([*arguments[2:], *small, *start, "--trainer.fast_dev_run=1"])
+    main([*arguments[1:], *small, *start, "--trainer.fast_dev_run=1"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fusion_of_ones_own_trains_and_matches(
+def test_custom_fusion_trains_and_matches(
     tiny: list[str], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The README's file and commands, and the class named in a YAML; nothing of mmbert is changed for it."""
@@ -69,13 +95,12 @@ def test_fusion_of_ones_own_trains_and_matches(
     assert len(code.strip().splitlines()) <= 15
     (tmp_path / "my_fusion.py").write_text(code)
     train, match = (shlex.split(c) for c in COMMANDS if "--allow-import" in c)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/shapes").symlink_to(shapes)
     of_class = train.index("--model.fusion")
     (tmp_path / "own.yaml").write_text(f"model: {{fusion: {train[of_class + 1]}}}\n")
     for arguments in (train, [*train[:of_class], "--config", "own.yaml", *train[of_class + 2 :], "--name", "yaml"]):
-        main([*arguments[2:], *tiny, "--trainer.max_steps=3"])
+        main([*arguments[1:], *tiny, "--trainer.max_steps=3"])
     curves = [(tmp_path / "runs" / name / "trace.csv").read_text() for name in ("gated", "yaml")]
     assert curves[0] == curves[1] and curves[0].count("\n") == 4
 
@@ -102,16 +127,11 @@ def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-SMALL = re.compile(r"mmbert (ask|compare|match|predict|score|data)")
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if SMALL.match(c)])
-def test_small_command_is_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("mmbert (?!fit )", c)])
+def test_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmbert.runtime.allowed_imports._ALLOWED", [])
-    options = vars(_parser().parse_args(shlex.split(command, comments=True)[1:]))
-    assert callable(options["run"])
-
-
-def test_links_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#]+)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+    name, *arguments = shlex.split(command, comments=True)[1:]
+    assert name in CLI_COMMANDS
+    parser = Parser(prog=f"mmbert {name}")
+    importlib.import_module(f"mmbert.cli.commands.{name}").add_options(parser)
+    assert callable(vars(parser.parse_args(arguments))["run"])
