@@ -12,12 +12,12 @@ class _AllowImport(argparse.Action):
 
 
 def add_model(command: argparse.ArgumentParser, description: str = "A saved model's folder: RUN/model.") -> None:
-    """Adds the argument MODEL to a command, and the option of `add_allow_import`, which a model may need."""
+    """Add the argument MODEL to a command, and the option `--allow-import`, which a model may need."""
     command.add_argument("model", metavar="MODEL", help=description)
     add_allow_import(command)
 
 
 def add_allow_import(command: argparse.ArgumentParser) -> None:
-    """Adds the option that lets files name classes of a module, here a fusion; see `mmbert.runtime.allowed_imports`."""
+    """Add the option that lets files name classes of a module; see `mmbert.runtime.allowed_imports`."""
     command.add_argument(OPTION, metavar="MODULE", action=_AllowImport, default=argparse.SUPPRESS,
                          help="A module of yours that a fusion comes from, such as my_fusion.")  # fmt: skip

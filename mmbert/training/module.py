@@ -125,8 +125,10 @@ class TrainingModule(L.LightningModule):
             before, now = own["identity"], {**self._identity, "processes": world_size()}
             changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
             if changed:
-                told = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
-                raise UsageError(f"this is not the run that the checkpoint was saved in: {told}. Start a new one.")
+                differences = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
+                raise UsageError(
+                    f"this is not the run that the checkpoint was saved in: {differences}. Start a new one."
+                )
             # Lightning hands a loader its state within an epoch only: after its last batch the order would start anew.
             self._data.loader_state = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
         self.skipped.why, self.training_seconds = own["skipped"], own["training_seconds"]

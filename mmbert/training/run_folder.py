@@ -22,6 +22,7 @@ from rich.table import Table
 
 import mmbert
 from mmbert.errors import UsageError
+from mmbert.runtime.memory import peak_rss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,23 +81,18 @@ def _no_folder(folder: Path, reason: str) -> str:
 def process_start() -> float:
     """When this process started, in seconds since 1970; on systems without /proc when mmbert was imported."""
     try:
-        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-        boot = next(int(line.split()[1]) for line in Path("/proc/stat").open() if line.startswith("btime"))
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+        boot = next(
+            int(line.split()[1]) for line in Path("/proc/stat").open(encoding="utf-8") if line.startswith("btime")
+        )
         return boot + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, StopIteration):
         return _IMPORTED
 
 
 def peak_memory_bytes() -> int:
-    """Largest memory so far: of the GPU where there is one, else of this process and its finished workers."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
+    """Peak memory so far: of the GPU where there is one, else of this process and its finished workers."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss(children=True)
 
 
 def versions() -> dict[str, str]:
@@ -115,7 +111,7 @@ def versions() -> dict[str, str]:
 def machine() -> str:
     """CPU, how many of its cores this process may use, and GPU: what times depend on."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -126,7 +122,7 @@ def machine() -> str:
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Write the flat `metrics.json` and return its content; a value that is not finite becomes null."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in sorted(metrics.items())}
-    (folder / "metrics.json").write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return clean
 
 
@@ -134,7 +130,7 @@ def write_predictions(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes what a model says of every example of a split, one row each, as VQA's server takes it."""
     numbers = [row["question_id"] for row in rows]
     assert len(set(numbers)) == len(numbers), "an example was predicted twice"
-    file.write_text(json.dumps(rows, indent=0) + "\n")
+    file.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -143,7 +139,7 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     file = folder / "metrics.csv"
     if not file.is_file():
         return curves
-    with file.open(newline="") as rows:
+    with file.open(newline="", encoding="utf-8") as rows:
         for row in csv.DictReader(rows):
             step = int(float(row["step"]))
             for name, value in row.items():

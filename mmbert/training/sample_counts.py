@@ -23,15 +23,15 @@ class SampleCounts:
         self._epoch = 0
         self._this_epoch = np.zeros(count, dtype=bool)
 
-    def add(self, epoch: int, asked: Sequence[int]) -> None:
+    def add(self, epoch: int, requested: Sequence[int]) -> None:
         """Add the positions of a batch of all processes."""
         if epoch != self._epoch:
             self.lost += self.per_epoch - int(self._this_epoch.sum())
             self._epoch = epoch
             self._this_epoch[:] = False
-        self.repeated += int(self._this_epoch[list(asked)].sum()) + len(asked) - len(set(asked))
-        self._this_epoch[list(asked)] = True
-        self.seen += len(asked)
+        self.repeated += int(self._this_epoch[list(requested)].sum()) + len(requested) - len(set(requested))
+        self._this_epoch[list(requested)] = True
+        self.seen += len(requested)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the positions of this epoch as packed bits."""

@@ -132,5 +132,5 @@ def _log_ranking_cost(module: TrainingModule, data: SplitsDataModule) -> None:
 
 def _scorer(module: TrainingModule, split: str) -> str:
     """Scorer that ranks images and captions of a split; pre-training only."""
-    asked = getattr(module.evaluation_options, f"{split}_scorer")
-    return module.model.scorer if asked == "auto" else asked  # pyright: ignore - a task's model ranks nothing
+    requested = getattr(module.evaluation_options, f"{split}_scorer")
+    return module.model.scorer if requested == "auto" else requested  # pyright: ignore - a task's model ranks nothing

@@ -65,9 +65,9 @@ class Trace(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
     ) -> None:
         """Add the batch, and write the line where it ends an optimizer step."""
-        delivered, asked = all_gather(torch.stack([batch["index"], batch["requested_index"]], dim=1)).T.tolist()
+        delivered, requested = all_gather(torch.stack([batch["index"], batch["requested_index"]], dim=1)).T.tolist()
         self._ids += delivered
-        self.counts.add(trainer.current_epoch, asked)
+        self.counts.add(trainer.current_epoch, requested)
         # Each process's loss is its share of the sum times the number of processes.
         loss = float(all_reduce_sum(outputs["loss"].double())) / world_size()
         self._loss += loss * trainer.accumulate_grad_batches
@@ -76,7 +76,7 @@ class Trace(L.Callback):
         self._step = trainer.global_step
         if trainer.is_global_zero:
             ids = hashlib.sha256(",".join(map(str, self._ids)).encode()).hexdigest()
-            with self.file.open("a") as file:
+            with self.file.open("a", encoding="utf-8") as file:
                 file.write(f"{self._step},{trainer.current_epoch},{ids},{self._loss.hex()}\n")
         self._ids, self._loss = [], 0.0
 
@@ -95,7 +95,7 @@ def cut_trace(file: Path, step: int) -> None:
     """Keep the lines up to an optimizer step, and drop a last line that is incomplete."""
     kept = []
     if file.is_file():
-        for line in file.read_text().splitlines(keepends=True)[1:]:
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)[1:]:
             fields = line.rstrip("\n").split(",")
             if line.endswith("\n") and len(fields) == 4 and int(fields[0]) <= step:
                 kept.append(line)
@@ -107,7 +107,7 @@ def continue_metrics(logger: CSVLogger, step: int) -> None:
     file = Path(logger.log_dir) / "metrics.csv"
     rows, keys = [], []
     if file.is_file():
-        with file.open(newline="") as source:
+        with file.open(newline="", encoding="utf-8") as source:
             reader = csv.DictReader(source)
             keys = list(reader.fieldnames or [])
             rows = [row for row in reader if row.get("step") and int(float(row["step"])) < step]

@@ -129,7 +129,7 @@ def report_lightning_errors() -> Iterator[None]:
             raise
         raise UsageError(f"trainer: {_first_sentences(error)}") from error
     except ValueError as error:
-        if not str(error).startswith("`val_check_interval`"):
+        if not str(error).strip().startswith("`val_check_interval`"):
             raise
         raise UsageError(f"trainer.val_check_interval: {_first_sentences(error)}") from error
     except RuntimeError as error:
