@@ -110,10 +110,13 @@ class TaskEvaluation:
         task, name = self.model.task, self.model.config.task
         examples = [self.samples.examples[r.index] for r in rows]
         found = task.metrics(Predictions([r.label for r in rows], [r.probability for r in rows]), examples)
-        out = {"loss": sum(r.loss for r in rows) / len(rows), **found}
+        # Without a known label there is no target; the cross-entropy of a decision would be 0.
+        losses = [r.loss for r in rows if task.has_target(self.samples.scores[r.index])]
+        out = {**({"loss": sum(losses) / len(losses)} if losses else {}), **found}
         by_input = self._scores(rows)
         out |= {key: sum(scores) / len(scores) for key, (scores, _) in by_input.items() if key != "accuracy"}
-        priors = {"majority": [self.priors.majority] * len(rows), "text": [self.priors.predict(e.text) for e in examples]}
+        by_text = [self.priors.predict(example.text) for example in examples]
+        priors = {"majority": [self.priors.majority] * len(rows), "text": by_text}
         for kind, labels in priors.items():
             out[f"prior_{kind}"] = task.metrics(Predictions(labels, []), examples)["accuracy"]
         best = [self.samples.scores[r.index] for r in rows]

@@ -1,5 +1,6 @@
 """Warnings of a task's evaluation, on hand-made predictions."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,3 +84,12 @@ def test_part_of_the_split_and_skipped_images_are_counted(caplog: pytest.LogCapt
 def test_evaluation_without_examples_has_neither_metrics_nor_warnings() -> None:
     found = evaluation([NO, YES], [], blank=[])
     assert found.metrics() == {} and found.warnings() == []
+
+
+def test_examples_whose_label_training_does_not_have_are_wrong_and_have_no_loss() -> None:
+    found = evaluation([NO, YES], [NO, YES], blank=[YES, NO])
+    found.samples.examples[1] = dataclasses.replace(found.samples.examples[1], answers=("maybe",))  # pyright: ignore
+    found.samples.scores[1] = {}  # pyright: ignore
+    found.rows[1] = found.rows[1]._replace(loss=0.0)
+    metrics = found.metrics()
+    assert metrics["decision_loss"] == 0.5 and metrics["decision_accuracy"] == 0.5

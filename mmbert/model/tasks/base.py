@@ -113,6 +113,10 @@ class Task(Objective):
         """
         raise NotImplementedError
 
+    def has_target(self, scores: Mapping[int, float]) -> bool:
+        """Whether an example with these label scores has a loss; VQA's sigmoids have one even if no answer is known."""
+        return True
+
     def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
         """Compute (B,) losses, in nats, from (B, labels) logits and scores."""
         raise NotImplementedError

@@ -32,6 +32,10 @@ class Decision(Task):
         """Score the annotated label 1."""
         return {number[answer]: 1.0 for answer in answers if answer in number}
 
+    def has_target(self, scores: Mapping[int, float]) -> bool:
+        """Whether the annotated label is one of the training data."""
+        return bool(scores)
+
     def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
         """Compute the cross-entropy."""
         return F.cross_entropy(logits, label_scores, reduction="none")
