@@ -90,8 +90,7 @@ class MMBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights of Linear, LayerNorm and Embedding modules of the fusion and the heads.
 
-        Raw parameters keep what their constructor draws, and modules of timm what timm draws; buffers of timm that no
-        file holds are computed again, because they do not survive transformers' meta device.
+        Raw parameters and timm's modules keep their own values; timm's non-persistent buffers are computed again.
         """
         if getattr(module, "_belongs_to_timm", False):
             recompute = getattr(module, "init_non_persistent_buffers", None)
@@ -277,10 +276,7 @@ HeadedModel = MMBertForPreTraining | MMBertForTask
 
 
 def real_device() -> Any:
-    """Return a context in which new tensors are real: on the CPU instead of the meta device.
-
-    A custom fusion may compute with tensors in its constructor, which the meta device of `from_pretrained` can't.
-    """
+    """Return a context without the meta device, for constructors of custom fusions that compute with tensors."""
     return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 
