@@ -39,7 +39,7 @@ from mmbert.runtime.signals import StopSignals
 from mmbert.runtime.terminal import report_user_errors, set_up_logging
 from mmbert.training import run_folder
 from mmbert.training.config_files import flat
-from mmbert.training.fit import TrainingRun
+from mmbert.training.run import TrainingRun
 from mmbert.training.run_options import parse_run, to_arguments
 
 CURVE_METRICS = ("itm_accuracy", "mlm_accuracy", "itm_loss", "mlm_loss", "to_image/R@1", "to_text/R@1", *(

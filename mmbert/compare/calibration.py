@@ -27,8 +27,8 @@ from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.import_policy import allow_import_from_cwd
 from mmbert.runtime.terminal import report_user_errors, set_up_logging
-from mmbert.training.fit import TrainingRun
 from mmbert.training.optim import build_optimizer
+from mmbert.training.run import TrainingRun
 from mmbert.training.run_options import parse_run, to_arguments
 
 COUNTED_BATCHES = 20

@@ -13,8 +13,8 @@ from mmbert.data.prepare import GENERATORS, generate, generator_script, list_fil
 from mmbert.errors import DataError, UsageError
 from mmbert.training import assembly
 from mmbert.training.config_files import merge_files, with_bases
-from mmbert.training.fit import TrainingRun
 from mmbert.training.presets import list_presets
+from mmbert.training.run import TrainingRun
 from mmbert.training.run_options import parse_run
 
 TINY = ["--train=4", "--val=2", "--test=2", "--jobs=1"]

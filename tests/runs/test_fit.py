@@ -14,7 +14,7 @@ from mmbert.cli.main import main
 from mmbert.data.processor import MMBertProcessor
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.fit import TrainingRun
+from mmbert.training.run import TrainingRun
 from mmbert.training.run_folder import read_curves
 from mmbert.training.run_options import parse_run
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import mmbert
 from mmbert.errors import UsageError
 from mmbert.training.checkpoints import latest_complete_checkpoint
-from mmbert.training.fit import TrainingRun
+from mmbert.training.run import TrainingRun
 from mmbert.training.run_options import flatten_sections, parse_run
 
 

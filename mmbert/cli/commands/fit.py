@@ -32,7 +32,7 @@ def run_training(command: str, arguments: list[str]) -> None:
     from mmbert.runtime.distributed import exit_together
     from mmbert.runtime.signals import StopSignals
     from mmbert.runtime.terminal import quiet_lightning
-    from mmbert.training.fit import TrainingRun
+    from mmbert.training.run import TrainingRun
     from mmbert.training.run_folder import process_start
 
     quiet_lightning()
