@@ -1,9 +1,10 @@
 """What a training run returns to Python: its folder, metrics, per-item outcomes, model and curves."""
 
 import html
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,10 @@ class RunResult:
 
     def curves(self) -> "Figure | None":
         """Losses and validation metrics over the steps; None if nothing was logged."""
-        return curves_figure(self.folder)
+        figure = curves_figure(self.folder)
+        if figure is not None:  # without pyplot notebooks have no formatter for it
+            figure._repr_png_ = partial(_to_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
+        return figure
 
     def __repr__(self) -> str:
         splits, rows = metric_rows(self.metrics)
@@ -56,3 +60,9 @@ class RunResult:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ["metric", *splits])
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         return f"<p>{html.escape(str(self.folder))}</p><table><tr>{head}</tr>{body}</table>"
+
+
+def _to_png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

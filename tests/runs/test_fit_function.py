@@ -54,7 +54,8 @@ def test_result_holds_metrics_outcomes_model_and_curves(sections: dict[str, dict
     image = next(Path(sections["data"]["images"]).glob("train/*.png"))
     assert len(run.model.match(image, ["a red circle", "a blue square"]).scores) == 2
     figure = run.curves()
-    assert figure is not None and any("validation loss" in axis.get_title() for axis in figure.axes)
+    assert figure is not None and figure._repr_png_().startswith(b"\x89PNG")  # pyright: ignore
+    assert any("validation loss" in axis.get_title() for axis in figure.axes)
     assert "test/" not in repr(run) and "itm_accuracy" in repr(run) and "<td>itm_accuracy</td>" in run._repr_html_()
     rows = [line.split()[0] for line in repr(run).splitlines()]
     first, loss = rows.index("text_to_image/R@1"), rows.index("mlm_loss")
