@@ -34,7 +34,7 @@ UPRIGHT = {
 }
 """EXIF orientation -> transposition that turns the image upright."""
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageSource = str | os.PathLike[str] | bytes | bytearray | Image.Image | np.ndarray
 """Path, file content, Pillow image or array; see `load_image`."""
 
 
@@ -78,12 +78,17 @@ def load_image(
         name, pixels = "<array>", _from_array
     elif isinstance(source, Image.Image):
         name, pixels = "<PIL image>", _from_pillow
-    elif isinstance(source, bytes):
+    elif isinstance(source, bytes | bytearray):
         name, pixels = "<bytes>", _from_bytes
     elif isinstance(source, (str, os.PathLike)):
         name, pixels = os.fspath(source), _from_file
     else:
-        raise TypeError(f"source is a {type(source).__name__}; expected a path, bytes, Pillow image or array")
+        hint = ""
+        if hasattr(source, "detach"):  # a torch.Tensor, whose channels may come first or last
+            hint = "; make it an array (H, W, 3), as in tensor.permute(1, 2, 0).numpy(), and a batch a list of these"
+        elif isinstance(source, list | tuple):
+            hint = "; give one image here"
+        raise TypeError(f"source is a {type(source).__name__}; expected a path, bytes, Pillow image or array{hint}")
     try:
         return pixels(source, max_pixels, background)  # type: ignore[arg-type]
     except _Unusable as error:
@@ -95,7 +100,7 @@ def as_image_list(images: Any) -> tuple[list[Any], bool]:
 
     Args:
         images: what `load_image` takes, or None; or several of these: a list, tuple, generator, column of a
-            data set, pandas Series, array of names, or array (N, H, W, C).
+            data set, pandas Series, array of names, array (N, H, W, C), or any object with a length and items.
 
     Returns:
         The images, and whether a single one was given.
@@ -103,11 +108,16 @@ def as_image_list(images: Any) -> tuple[list[Any], bool]:
     if isinstance(images, np.ndarray):
         is_single = images.dtype.kind not in "OUS" and images.ndim < 4
     else:
-        single_types = (str, os.PathLike, bytes, Image.Image, Mapping)
-        is_single = isinstance(images, single_types) or hasattr(images, "detach") or not isinstance(images, Iterable)
+        single_types = (str, os.PathLike, bytes, bytearray, Image.Image, Mapping)
+        is_single = isinstance(images, single_types) or hasattr(images, "detach") or not is_iterable(images)
     if is_single:
         return [images], True
     return [*images], False  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def is_iterable(value: Any) -> bool:
+    """Return whether `iter` takes a value, be it by `__iter__` or, as for many data sets, by length and items."""
+    return isinstance(value, Iterable) or (hasattr(value, "__len__") and hasattr(value, "__getitem__"))
 
 
 def read_content(path: str | os.PathLike[str]) -> bytes:
@@ -198,7 +208,8 @@ def _from_array(array: np.ndarray, max_pixels: int, background: tuple[int, int, 
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise _Unusable(f"an array of shape {shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+        hint = "; make a batch a list of images, list(array)" if array.ndim == 4 else ""
+        raise _Unusable(f"an array of shape {shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){hint}")
     if array.shape[0] * array.shape[1] > max_pixels:
         raise _Unusable(f"too large: an array of {shape}, at most {max_pixels:,} pixels are read")
     if array.dtype == np.uint16:

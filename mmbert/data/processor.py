@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mmbert.data.images import ImageSource, as_image_list, load_image
+from mmbert.data.images import ImageSource, as_image_list, is_iterable, load_image
 from mmbert.errors import UsageError, quote
 
 SETTINGS_FILE = "image_settings.json"
@@ -103,7 +103,9 @@ class MMBertProcessor:
             rows = [self.encode(t) for t in as_text_list(text)]
             out["input_ids"], out["attention_mask"] = pad(rows, self.pad_token_id)
         if images is not None:
-            pixel_values = torch.stack([self.pixel_values(image) for image in as_image_list(images)[0]])
+            side = self.image_settings.image_size
+            loaded = [self.pixel_values(image) for image in as_image_list(images)[0]]
+            pixel_values = torch.stack(loaded) if loaded else torch.empty(0, 3, side, side, dtype=torch.uint8)
             out["pixel_values"] = self.image_settings.normalize(pixel_values)
         return out
 
@@ -260,7 +262,7 @@ def as_text_list(texts: str | Iterable[str]) -> list[str]:
     Raises:
         UsageError: Something else than texts.
     """
-    is_single = isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable)
+    is_single = isinstance(texts, str | bytes | Mapping) or not is_iterable(texts)
     found: list[Any] = [texts] if is_single else [*texts]
     for text in found:
         if not isinstance(text, str):

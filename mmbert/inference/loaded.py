@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mmbert.data.images import ImageSource
+from mmbert.data.images import ImageSource, as_image_list
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.queries import Query, QueryBatches, as_text_list, pair_up
 from mmbert.errors import DataError, UsageError
@@ -200,8 +200,8 @@ class LoadedModel:
             raise UsageError("nothing to embed; give images, texts or both.")
         of_images = of_texts = None
         if images is not None:
-            sources = [*images] if isinstance(images, list | tuple) else [images]
-            found = [contrast.embed_image(self._encode_images(part)).cpu() for part in _batches(sources)]  # pyright: ignore
+            sources = as_image_list(images)[0]
+            found = [contrast.embed_image(self._encode_images(part)).cpu() for part in _batches(sources)]
             of_images = torch.cat([torch.empty(0, contrast.image_projection.out_features), *found])
         if texts is not None:
             rows = [self.processor.encode(text) for text in as_text_list(texts)]

@@ -154,7 +154,7 @@ class ImageEncoder(Encoder):
         """Encode (B, 3, S, S) normalised images to (B, P, width) tokens without padding.
 
         Args:
-            pixel_values: (B, 3, S, S) float.
+            pixel_values: (B, 3, S, S), cast to the data type of the weights.
             layers: Layers, counted from 1, whose outputs are returned in `Tokens.intermediate`.
 
         Raises:
@@ -167,6 +167,7 @@ class ImageEncoder(Encoder):
                 f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes (B, 3, {size}, {size}): "
                 "resize with MMBertProcessor or build the model with another image_size."
             )
+        pixel_values = pixel_values.to(next(self.vit.parameters()).dtype)  # of a model in bfloat16, say
         use_fused_attention(self.vit, fused_attention_is_faster(pixel_values.device))
         if layers:
             if not self.has_layer_outputs:

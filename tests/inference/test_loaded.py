@@ -16,7 +16,7 @@ from mmbert.cli.main import main
 from mmbert.data.images import BadImageError
 from mmbert.data.queries import Query, QueryBatches
 from mmbert.errors import UsageError
-from mmbert.model.modeling import MMBertForTask, MMBertModel, MMBertPreTrainedModel
+from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel, MMBertPreTrainedModel
 
 LABELS = ["red", "blue", "two", "yes"]
 QUESTIONS = ["a cat", "the small red dog runs in the big green street", "a", "two birds on the left", "playing"]
@@ -151,6 +151,25 @@ def test_empty_inputs_give_empty_outputs(vqa: LoadedModel, pretrained: LoadedMod
     assert vqa.answer([], []) == vqa.answer(images[0], []) == vqa.answer([], "a cat") == []
     found = pretrained.embed(texts=[], images=[])
     assert found.texts is not None and found.texts.shape == (0, 8) and found.images is not None
+
+
+def test_any_iterable_of_images_is_embedded(pretrained: LoadedModel, images: list[Path]) -> None:
+    expected = pretrained.embed(images=images).images
+    names = [str(image) for image in images]
+    arrays = np.stack([np.asarray(Image.open(image)) for image in images])
+    for given in (tuple(names), iter(names), dict.fromkeys(names).keys(), np.array(names), arrays):
+        found = pretrained.embed(images=given).images
+        assert found is not None and expected is not None and torch.equal(found, expected)
+
+
+def test_models_in_bfloat16_match_and_embed(folder: Path, images: list[Path]) -> None:
+    model = MMBertForPreTraining.from_pretrained(folder / "pretrained", dtype=torch.bfloat16).eval()
+    half, full = LoadedModel(model, tiny_processor()), mmbert.load(folder / "pretrained", device="cpu")
+    for text in QUESTIONS[:2]:
+        assert half.match(images[0], text).scores == pytest.approx(full.match(images[0], text).scores, abs=0.05)
+    assert half.fill_mask(images[0], "a [MASK]")[0][0].probability > 0
+    found, expected = half.embed(images=images).images, full.embed(images=images).images
+    assert found is not None and expected is not None and (found - expected).abs().max() < 0.05
 
 
 def test_each_image_is_decoded_once_a_batch(images: list[Path]) -> None:
