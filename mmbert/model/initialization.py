@@ -15,6 +15,7 @@ from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTa
 from mmbert.model.options import KEYS, ModelOptions
 from mmbert.model.pretrained_bert import fill_text_architecture, load_bert_weights, read_bert
 from mmbert.model.pretrained_vit import fill_image_architecture, load_vit_weights, read_vit
+from mmbert.model.warm_start import WarmStart, plan_warm_start
 from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, describe_counts, not_used, read_weights
 
 log = logging.getLogger("mmbert")
@@ -34,6 +35,8 @@ def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images
         UsageError: Options that contradict each other or the pretrained weights; weights that lack a tensor or have an
             unknown one.
     """
+    if options.fusion_init not in ("bert", "random"):
+        raise UsageError(f"fusion_init='{options.fusion_init}': allowed are bert, random.")
     task_keys = {} if options.task is None else {"labels": [*labels], "num_images": num_images}
     if options.pretrained is not None:
         return _build_from_folder(options, task_keys)
@@ -54,7 +57,9 @@ def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images
     model = new_model(MMBertConfig(**architecture, **task_keys))
     # After construction, because that draws all weights.
     if text is not None:
-        load_bert_weights(model.mmbert.text_encoder.bert, text)
+        start = plan_warm_start(model, text) if options.fusion_init == "bert" else WarmStart()
+        load_bert_weights(model.mmbert.text_encoder.bert, text, used_elsewhere={*start.sources.values()})
+        start.apply(model, text.state)
     if image is not None:
         load_vit_weights(model.mmbert.image_encoder.vit, image)
     return model
@@ -93,6 +98,8 @@ def _build_from_folder(options: ModelOptions, task_keys: dict[str, Any]) -> Head
     folder = str(options.pretrained)
     if options.text_pretrained is not None or options.image_pretrained is not None:
         raise UsageError("model.pretrained gives both encoders; leave model.text_pretrained and image_pretrained out.")
+    if options.fusion_init == "random":
+        log.warning("model.fusion_init=random has no effect: model.pretrained='%s' has the fusion's weights", folder)
     saved = saved_config(folder)
     default = ModelOptions()
     for key in KEYS:

@@ -1,6 +1,7 @@
 """Pretrained BERT text encoders: configuration and weights, from the hub or a folder."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
 from mmbert.errors import UsageError, did_you_mean
+from mmbert.model.fusion.base import BERT_NAMES
 from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, copy_weights, read_weights, shard_names
 
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
@@ -193,8 +195,13 @@ def fill_text_architecture(architecture: dict[str, Any], bert: PretrainedBert) -
     architecture.update({name: getattr(bert.config, key) for key, name in USED_KEYS.items()})
 
 
-def load_bert_weights(module: BertModel, bert: PretrainedBert) -> None:
+def load_bert_weights(module: BertModel, bert: PretrainedBert, *, used_elsewhere: Collection[str] = ()) -> None:
     """Copy a pretrained BERT into the text encoder, which may have fewer layers and has no pooler.
+
+    Args:
+        module: The text encoder.
+        bert: As `read_bert` returns it.
+        used_elsewhere: Tensors of its state that initialise other modules; see `mmbert.model.warm_start`.
 
     Raises:
         UsageError: A tensor is missing, has another shape or is unknown; see `copy_weights`.
@@ -205,8 +212,10 @@ def load_bert_weights(module: BertModel, bert: PretrainedBert) -> None:
         if name.startswith(OUTSIDE):
             return name.removeprefix(OUTSIDE).split(".")[0]
         parts = name.split(".")
+        layer = ".".join(parts[:3])
         if parts[:2] == ["encoder", "layer"] and parts[2].isdigit() and used <= int(parts[2]) < available:
-            return ".".join(parts[:3])
+            is_copied = any(other.startswith(f"{layer}.") for other in used_elsewhere)
+            return layer if not is_copied or ".".join(parts[3:-1]) in BERT_NAMES.values() else ""
         return (
             name
             if name in ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -215,4 +224,6 @@ def load_bert_weights(module: BertModel, bert: PretrainedBert) -> None:
             else ""
         )
 
-    copy_weights(module, bert.state, source=f"text_pretrained='{bert.source}'", unused=unused)
+    copy_weights(
+        module, bert.state, source=f"text_pretrained='{bert.source}'", unused=unused, used_elsewhere=used_elsewhere
+    )

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -58,7 +58,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def copy_weights(
-    module: nn.Module, state: Mapping[str, Tensor], *, source: str, unused: Callable[[str], str] = lambda name: ""
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    unused: Callable[[str], str] = lambda name: "",
+    used_elsewhere: Collection[str] = (),
 ) -> None:
     """Copy `state` into `module`, and log what was loaded and what was not.
 
@@ -67,6 +72,7 @@ def copy_weights(
         state: Tensors of the file, by their names in `module`.
         source: What the weights come from, for messages.
         unused: Returns a label for a tensor that the module is known not to have, such as "pooler"; "" for others.
+        used_elsewhere: Tensors that initialise other modules.
 
     Raises:
         UsageError: The file lacks a tensor, has it in another shape, or has one that is neither used nor known to be
@@ -86,7 +92,8 @@ def copy_weights(
             f"{source}: {len(mismatched)} tensors have another shape than in the model, first '{first}': "
             f"{tuple(state[first].shape)} in the file, {tuple(expected[first].shape)} in the model."
         )
-    labels = {name: unused(name) for name in state if name not in expected}
+    others = [name for name in state if name not in expected]
+    labels = {name: unused(name) for name in others if name not in used_elsewhere}
     unknown = [name for name, label in labels.items() if not label]
     if unknown:
         raise UsageError(
@@ -94,8 +101,10 @@ def copy_weights(
         )
     module.load_state_dict({name: state[name] for name in expected}, strict=True)
     log.info(
-        "%s: %d of the %d tensors in the file loaded, which set all %d of the encoder%s",
-        source, len(expected), len(state), len(expected), not_used(labels.values()),
+        "%s: %d of the %d tensors in the file loaded, which set all %d of the encoder%s%s",
+        source, len(expected), len(state), len(expected),
+        f"; {len(others) - len(labels)} more initialise fusion and heads" if len(others) > len(labels) else "",
+        not_used(labels.values()),
     )  # fmt: skip
 
 

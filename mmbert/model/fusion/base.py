@@ -5,6 +5,32 @@ from torch import nn
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.tokens import Fused, Tokens
 
+BERT_NAMES = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention.norm": "attention.output.LayerNorm",
+    "feed_forward.up": "intermediate.dense",
+    "feed_forward.down": "output.dense",
+    "feed_forward.norm": "output.LayerNorm",
+}
+"""Modules of `SelfAttentionLayer` and `CrossAttentionLayer` -> modules of transformers' `BertLayer`."""
+
+
+def upper_bert_layers(name: str, config: MMBertConfig) -> dict[str, str]:
+    """Map fusion layers to BERT's layers above those of the text encoder, for `Fusion.modules_from_bert`.
+
+    Args:
+        name: Attribute of the fusion with its `config.fusion_layers` layers, each with the modules of `BERT_NAMES`.
+        config: The model's configuration.
+    """
+    return {
+        f"{name}.{i}.{module}": f"encoder.layer.{config.text_layers + i}.{bert_module}"
+        for i in range(config.fusion_layers)
+        for module, bert_module in BERT_NAMES.items()
+    }
+
 
 class Fusion(nn.Module):
     """Base class of fusion strategies, listed in `mmbert.model.fusion.FUSIONS`.
@@ -23,6 +49,14 @@ class Fusion(nn.Module):
     def __init__(self, config: MMBertConfig):
         super().__init__()
         self.config = config
+
+    def modules_from_bert(self) -> dict[str, str]:
+        """Map modules of the fusion to the modules of transformers' `BertModel` that initialise them, by name.
+
+        Used where a BERT is pretrained and `model.fusion_init` is bert; see `mmbert.model.warm_start`. Layers that the
+        BERT does not have are left out, and so is its pooler unless the last fusion layer starts from its last layer.
+        """
+        return {}
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """Fuse (B, T, D) text tokens with (B, P, D) image tokens."""

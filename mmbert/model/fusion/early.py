@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion
+from mmbert.model.fusion.base import Fusion, upper_bert_layers
 from mmbert.model.layers import Pooler, SelfAttentionLayer
 from mmbert.model.tokens import Fused, Tokens
 
@@ -27,6 +27,12 @@ class EarlyFusion(Fusion):
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.layers = nn.ModuleList(SelfAttentionLayer(config) for _ in range(config.fusion_layers))
         self.pooler = Pooler(config)
+
+    def modules_from_bert(self) -> dict[str, str]:
+        """See `Fusion`: all layers and the pooler, as in VisualBERT."""
+        # VisualBERT's embeddings of both modalities share a LayerNorm, and are followed by its first layer.
+        norm = {"image_norm": "embeddings.LayerNorm"} if self.config.text_layers == 0 else {}
+        return {**upper_bert_layers("layers", self.config), "pooler.dense": "pooler.dense", **norm}
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """See `Fusion`. Without text a learned token replaces [CLS]."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion
+from mmbert.model.fusion.base import Fusion, upper_bert_layers
 from mmbert.model.layers import Pooler, SelfAttentionLayer
 from mmbert.model.tokens import Fused, Tokens
 
@@ -29,6 +29,10 @@ class HybridBottleneckFusion(Fusion):
         self.absent_text = nn.Parameter(torch.randn(width) * scale)
         self.absent_image = nn.Parameter(torch.randn(width) * scale)
         self.pooler = Pooler(config, vectors=2)
+
+    def modules_from_bert(self) -> dict[str, str]:
+        """See `Fusion`: the text stream; the image stream and the shared tokens start random."""
+        return upper_bert_layers("text_layers", self.config)
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """See `Fusion`. An absent side has no part in the average; its pooled vector is learned."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion
+from mmbert.model.fusion.base import Fusion, upper_bert_layers
 from mmbert.model.layers import CrossAttentionLayer, Pooler
 from mmbert.model.tokens import Fused, Tokens
 
@@ -35,6 +35,10 @@ class HybridBridgeFusion(Fusion):
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.absent_image = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.pooler = Pooler(config, vectors=2)
+
+    def modules_from_bert(self) -> dict[str, str]:
+        """See `Fusion`: the text stream; bridges, cross-attention and the image stream start random."""
+        return upper_bert_layers("text_layers", self.config)
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """See `Fusion`. An absent side contributes zero to the other stream; its pooled vector is learned."""

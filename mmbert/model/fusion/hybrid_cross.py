@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion
+from mmbert.model.fusion.base import Fusion, upper_bert_layers
 from mmbert.model.layers import CrossAttentionLayer, Pooler
 from mmbert.model.tokens import Fused, Tokens
 
@@ -23,6 +23,10 @@ class HybridCrossFusion(Fusion):
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.layers = nn.ModuleList(CrossAttentionLayer(config) for _ in range(config.fusion_layers))
         self.pooler = Pooler(config)
+
+    def modules_from_bert(self) -> dict[str, str]:
+        """See `Fusion`: self-attention and feed-forward; cross-attention, which BERT lacks, starts random."""
+        return upper_bert_layers("layers", self.config)
 
     def forward(self, text: Tokens, image: Tokens) -> Fused:
         """See `Fusion`. An absent image contributes zero; without text a learned token replaces [CLS]."""
