@@ -9,6 +9,8 @@ from typing import Any, get_args, get_type_hints
 from mmbert.errors import UsageError, did_you_mean
 
 log = logging.getLogger("mmbert")
+ATTEMPT_AT_A_TYPE = re.compile(r"$|Expected a|Not a valid subclass|an? (class path|dict) |Does not validate")
+"""jsonargparse's messages about types of a union that a value does not have."""
 
 
 def validate_sections(config: Any, sections: Mapping[str, type | None]) -> None:
@@ -99,10 +101,38 @@ def explain_parser_error(message: str, options: Sequence[str], subcommands: Sequ
             f"--allow-import {name.split('.')[0]} on the command line."
         )
     typed = re.search(r"Parser key \"([\w.]+)\": (.*)", message)
+    if typed and (reason := _reason_in_class(typed.group(2))):
+        return f"{typed.group(1)}: {reason}"
     if typed:
         said = re.sub(r"<class '([\w.]+)'>", r"\1", typed.group(2))
         return f"{typed.group(1)}: {said[:1].lower()}{said[1:]}"
     return message
+
+
+def _reason_in_class(message: str) -> str:
+    """Find why a callback or logger was refused among jsonargparse's attempts at every type; "" if there is no reason.
+
+    Args:
+        message: In one line, "... Errors: - ATTEMPT - ATTEMPT Given value ...".
+    """
+    option = re.search(r"there is no option \w+\.( Did you mean '\w+'\?)?", message)
+    if option:
+        return option.group(0)
+    name = re.search(r"Expected a dot import path string: ([\w.]+)", message)
+    if name is not None:
+        from lightning.pytorch import callbacks, loggers
+
+        near = did_you_mean(name.group(1), [*callbacks.__all__, *loggers.__all__])
+        return f"there is no class {name.group(1)}; give a name of lightning.pytorch or a class's full path.{near}"
+    attempts = message.partition(" Errors: - ")[2].partition(" Given value")[0].split(" - ")
+    reasons = [attempt for attempt in attempts if not ATTEMPT_AT_A_TYPE.match(attempt)]
+    return re.sub(r"Problem with given class_path '(?:[\w.]+\.)?(\w+)'", r"\1", reasons[0]) if reasons else ""
+
+
+def explain_constructor_error(error: Exception) -> str:
+    """Turn what the constructor of a callback or logger raised into one sentence."""
+    message = " ".join(str(error).split())
+    return f"trainer: {_reason_in_class(message) or message[:400] or type(error).__name__}"
 
 
 def _closest(name: str, options: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
 
@@ -17,7 +18,7 @@ from mmbert.evaluation.options import EvaluationOptions
 from mmbert.model.options import ModelOptions
 from mmbert.runtime.import_policy import restrict_imports
 from mmbert.training.config_files import expand_bases, explicit_options, merge_objective_options
-from mmbert.training.option_checks import explain_parser_error
+from mmbert.training.option_checks import explain_constructor_error, explain_parser_error
 from mmbert.training.options import CheckpointOptions, OptimOptions
 
 SECTIONS: dict[str, type] = {
@@ -137,7 +138,10 @@ def parse_run(
     restrict_imports([])
     parser = run_parser(prog)
     config = parser.parse_args(expanded)
-    sections = parser.instantiate_classes(config)
+    try:
+        sections = parser.instantiate_classes(config)
+    except Exception as error:  # callbacks and loggers raise what they like, such as for a package that is missing
+        raise UsageError(explain_constructor_error(error)) from error
     assert isinstance(sections, Namespace)
     return RunOptions(parser, config, sections, explicit, trainer_objects or {})
 
@@ -198,4 +202,13 @@ def _to_text(value: Any) -> str:
 
 def dump_config(options: RunOptions) -> dict[str, Any]:
     """Every option with its default, as plain values."""
-    return yaml.safe_load(options.parser.dump(options.config, skip_none=False))
+    return yaml.safe_load(options.parser.dump(_without_enums(options.config), skip_none=False))
+
+
+def _without_enums(value: Any) -> Any:
+    """Replace the enums among the defaults of callbacks by their values, because jsonargparse can't dump them."""
+    if isinstance(value, Namespace):
+        return Namespace({key: _without_enums(inner) for key, inner in vars(value).items()})
+    if isinstance(value, list):
+        return [_without_enums(inner) for inner in value]
+    return value.value if isinstance(value, Enum) else value

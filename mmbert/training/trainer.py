@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.runtime.hardware import best_precision
@@ -17,6 +17,16 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Precisions of the trainer: weights stay in fp32."""
 ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 """Lightning's short names."""
+
+UNSUPPORTED_CALLBACKS = {
+    "LearningRateFinder": "it looks for an attribute lr of the module; set optim.lr",
+    "BatchSizeFinder": "it looks for an attribute batch_size of the module; set data.batch_size",
+    "BackboneFinetuning": "it looks for an attribute backbone of the module; use optim.freeze_text and freeze_image",
+    "GradientAccumulationScheduler": "the learning-rate schedule counts the steps of a fixed number of batches; use "
+    "trainer.accumulate_grad_batches",
+    "ModelPruning": "its masks don't reach model/; prune the saved model by torch.nn.utils.prune",
+}
+"""Callbacks of Lightning that would fail in a run, or have another effect than expected -> why, and what to use."""
 
 
 def resolve_precision(requested: Any) -> tuple[str, str]:
@@ -43,8 +53,10 @@ def validate_trainer_options(options: Mapping[str, Any]) -> None:
         UsageError: With the option, and what to use instead.
     """
     clip = options["gradient_clip_val"]
-    if (clip or 0) < 0:
+    if not (clip or 0) >= 0:  # also false for NaN
         raise UsageError(f"trainer.gradient_clip_val={clip}: above 0, or 0 for no clipping.")
+    if isinstance(options["accumulate_grad_batches"], int) and options["accumulate_grad_batches"] < 1:
+        raise UsageError(f"trainer.accumulate_grad_batches={options['accumulate_grad_batches']}: must be 1 or more.")
     if isinstance(options["logger"], bool):
         value = str(options["logger"]).lower()
         raise UsageError(
@@ -83,10 +95,8 @@ def trainer_options(options: Mapping[str, Any], *, explicit: Mapping[str, Any]) 
         UsageError: An option that a run can't support.
     """
     found = dict(options)
-    for (
-        key,
-        value,
-    ) in found.items():  # jsonargparse reads an int as a float where both are allowed: 1 batch, all batches
+    for key, value in found.items():
+        # jsonargparse reads an int as a float where both are allowed: 1 batch would be all batches.
         written = explicit.get(f"trainer.{key}")
         if isinstance(value, float) and type(written) is int:
             found[key] = written
@@ -97,12 +107,16 @@ def trainer_options(options: Mapping[str, Any], *, explicit: Mapping[str, Any]) 
         found["strategy"] = "ddp_find_unused_parameters_true"
     callbacks = found["callbacks"] or []
     found["callbacks"] = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+    for callback in found["callbacks"]:
+        for name in (kind.__name__ for kind in type(callback).__mro__):
+            if name in UNSUPPORTED_CALLBACKS:
+                raise UsageError(f"trainer.callbacks: {name} can't be used: {UNSUPPORTED_CALLBACKS[name]}.")
     loggers = found["logger"]
     found["logger"] = (
         list(loggers) if isinstance(loggers, list | tuple) else [] if loggers in (None, True) else [loggers]
     )
-    # Lightning's own default is off: ours is a callback. A ModelCheckpoint of the user's saves beside it.
-    found["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in found["callbacks"])
+    # Lightning's own default is off: ours is a callback. A checkpoint callback of the user's saves beside it.
+    found["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in found["callbacks"])
     found["use_distributed_sampler"] = False
     return found
 

@@ -1,14 +1,16 @@
 """`lightning.Trainer` from a run's options: what is adapted, what is refused."""
 
+import json
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, OnExceptionCheckpoint, Timer
 
 from mmbert.errors import UsageError
-from mmbert.training.run_options import parse_run
+from mmbert.training.run_options import dump_config, parse_run
 from mmbert.training.trainer import (
     PRECISIONS,
+    UNSUPPORTED_CALLBACKS,
     build_trainer,
     report_lightning_errors,
     resolve_precision,
@@ -41,6 +43,8 @@ def test_a_number_of_batches_stays_a_number_and_a_fraction_a_fraction() -> None:
         ("reload_dataloaders_every_n_epochs=1", "leave it out"),
         ("overfit_batches=2", "data.train_fraction"),
         ("gradient_clip_val=-1", "0 for no clipping"),
+        ("gradient_clip_val=.nan", "0 for no clipping"),
+        ("accumulate_grad_batches=0", "must be 1 or more"),
     ],
 )
 def test_option_without_effect_is_refused(argument: str, expected: str) -> None:
@@ -73,6 +77,47 @@ def test_a_model_checkpoint_of_the_user_is_let_in() -> None:
     assert options["enable_checkpointing"] is True
     trainer = build_trainer(options)
     assert sum(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks) == 1  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_CALLBACKS)
+def test_callback_that_would_fail_or_have_no_effect_is_refused(name: str) -> None:
+    arguments = {
+        "GradientAccumulationScheduler": ["--trainer.callbacks.scheduling={0: 2}"],
+        "ModelPruning": ["--trainer.callbacks.pruning_fn=l1_unstructured"],
+    }
+    with pytest.raises(UsageError, match=f"trainer.callbacks: {name} can't be used: "):
+        options_of(f"--trainer.callbacks={name}", *arguments.get(name, []))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["logger=WandbLogger"], "trainer: WandbLogger: .*wandb.* not met"),
+        (["callbacks=ModelCheckpoint", "callbacks.save_top_k=3"], r"trainer: ModelCheckpoint\(save_top_k=3"),
+        (["callbacks=EarlyStopping"], "trainer.callbacks: the following arguments are required: monitor$"),
+        (["callbacks=LearningRateMonitr"], "there is no class LearningRateMonitr.*Did you mean 'LearningRateMonitor'?"),
+        (
+            ["callbacks=EarlyStopping", "callbacks.monitr=x"],
+            "callbacks: there is no option monitr. Did you mean 'monit",
+        ),
+    ],
+)
+def test_callback_or_logger_that_can_not_be_built_is_one_sentence(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        options_of(*(f"--trainer.{argument}" for argument in arguments))
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_a_callback_with_an_enum_is_written_to_the_configuration() -> None:
+    arguments = ["--trainer.callbacks=Timer", "--trainer.callbacks.duration=00:00:00:05"]
+    written = dump_config(parse_run(arguments))["trainer"]["callbacks"]
+    again = parse_run([f"--trainer.callbacks={json.dumps(written)}"]).sections.trainer.callbacks
+    assert isinstance(again[0] if isinstance(again, list) else again, Timer) and "'interval': 'step'" in str(written)
+
+
+def test_a_checkpoint_on_exceptions_is_let_in() -> None:
+    options = options_of("--trainer.callbacks=OnExceptionCheckpoint", "--trainer.callbacks.dirpath=x")
+    assert isinstance(options["callbacks"][0], OnExceptionCheckpoint) and options["enable_checkpointing"] is True
 
 
 def test_several_processes_may_leave_parameters_unused() -> None:
