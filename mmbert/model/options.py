@@ -155,9 +155,9 @@ class ModelOptions(Architecture):
     """Pretrained ViT: a timm name with a weights tag ("vit_base_patch16_224.augreg_in21k"), a model on the hub
     ("hf-hub:OWNER/NAME"), or a local folder with config.json and model.safetensors. None: from scratch."""
     fusion_init: str = "bert"
-    """Initial weights of fusion layers and MLM head: bert or random. bert: the layers of `text_pretrained` that
-    `text_layers` leaves over initialise the fusion layers, where their sizes agree, and its MLM head that of the
-    objective mlm; what they lack, and everything without `text_pretrained`, is random."""
+    """Initial weights of the fusion and of the head of mlm. bert: the layers of `text_pretrained` above `text_layers`
+    initialise fusion layers of the same sizes, and its MLM head, if it has one, that of mlm; the rest is random.
+    random: everything is random, as without `text_pretrained`."""
 
 
 KEYS = tuple(f.name for f in dataclasses.fields(Architecture))
