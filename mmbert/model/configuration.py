@@ -53,15 +53,14 @@ class MMBertConfig(Architecture, PreTrainedConfig):
         # Imported here because the modules of these tables import this one.
         from mmbert.model.fusion import validate_fusion_name
         from mmbert.model.objectives import validate_objective_options
-        from mmbert.model.tasks import task_class
+        from mmbert.model.tasks import validate_task_options
 
         super().check()
         if self.num_images < 0:
             raise UsageError(f"num_images={self.num_images}: must be 0 or more.")
         validate_fusion_name(self.fusion)
         validate_objective_options(self)
-        if self.task is not None:
-            task_class(self.task)
+        validate_task_options(self)
 
     def all_objective_options(self) -> dict[str, dict[str, Any]]:
         """Return the options of each objective in `objectives`, including its loss weight as `weight`."""

@@ -70,7 +70,7 @@ def new_model(config: MMBertConfig) -> HeadedModel:
     return MMBertForPreTraining(config) if config.task is None else MMBertForTask(config)
 
 
-STARTS_ANEW = ("objectives", "task", "hidden_dropout_prob", "attention_probs_dropout_prob")
+STARTS_ANEW = ("objectives", "task", "task_options", "hidden_dropout_prob", "attention_probs_dropout_prob")
 """Keys that may differ from those of `model.pretrained`."""
 
 
@@ -112,12 +112,24 @@ def _build_from_folder(options: ModelOptions, task_keys: dict[str, Any]) -> Head
             )
     saved.labels, saved.num_images = task_keys.get("labels", []), task_keys.get("num_images", 1)
     model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "num_images")}))
-    _load_saved_weights(model, read_weights(Path(folder)), folder)
+    _load_saved_weights(model, read_weights(Path(folder)), folder, with_task=has_head(folder, model.config))
     return model
 
 
-def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: str) -> None:
+def has_head(folder: str, config: MMBertConfig) -> bool:
+    """Whether a saved model has a head for the same task, labels and number of images."""
+    saved = saved_config(folder)
+    return all(getattr(saved, key) == getattr(config, key) for key in ("task", "labels", "num_images"))
+
+
+def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: str, *, with_task: bool) -> None:
     """Load all weights of encoders and fusion, and those of heads that the folder has in the same shape.
+
+    Args:
+        model: Built with random weights.
+        state: Weights of the folder.
+        folder: For messages.
+        with_task: Load the head of the task; a head for other labels may have the same shape.
 
     Raises:
         UsageError: A tensor of the encoders or the fusion is missing, has another shape or is unknown.
@@ -141,6 +153,8 @@ def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: st
             f"instead of {tuple(expected[first].shape)}."
         )
     loaded = {name: x for name, x in state.items() if name in expected and x.shape == expected[name].shape}
+    if not with_task:
+        loaded = {name: x for name, x in loaded.items() if _head_of(name) != "task"}
     fresh = [_head_of(name) for name in expected if name not in loaded]
     model.load_state_dict({**expected, **loaded}, strict=True)
     unused = [_head_of(name) for name in state if name not in loaded]

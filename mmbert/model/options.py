@@ -76,6 +76,9 @@ class Architecture:
     task: str | None = None
     """Task to fine-tune for, whose head replaces those of the objectives: a name in `mmbert.model.tasks.TASKS` (vqa,
     decision). None: pretraining."""
+    task_options: dict[str, Any] | None = None
+    """Options of the task, such as `{"loss": "softmax"}` for vqa. None: the defaults of its class in
+    `mmbert.model.tasks`."""
 
     def check(self) -> None:
         """Check the values that can be checked without building the model.

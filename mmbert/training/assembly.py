@@ -5,6 +5,7 @@ The cheapest part comes first, so that a wrong option is reported before weights
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ from mmbert.data.prepare import prepare_missing
 from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.initialization import build_model, saved_config
-from mmbert.model.modeling import HeadedModel
+from mmbert.model.initialization import build_model, has_head, saved_config
+from mmbert.model.modeling import HeadedModel, MMBertForTask
 from mmbert.model.options import KEYS, ModelOptions
 from mmbert.training.options import OptimOptions
+
+log = logging.getLogger("mmbert")
 
 
 class Parts(NamedTuple):
@@ -74,6 +77,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         data = PairsDataModule(data_options, processor, seed=seed)
     else:
         data = LabelledDataModule(data_options, examples, labels, processor, task=task, seed=seed)
+        _start_new_head_at_prior(model, model_options.pretrained, data)
     model.mmbert.text_encoder.freeze(optim.freeze_text)
     model.mmbert.image_encoder.freeze(optim.freeze_image)
     if optim.activation_checkpointing:
@@ -81,6 +85,19 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     if optim.compile:
         model.compile(dynamic=True)
     return Parts(model, processor, data, preparation_seconds)
+
+
+def _start_new_head_at_prior(model: HeadedModel, pretrained: str | None, data: LabelledDataModule) -> None:
+    """Start the head's bias at the label frequencies of training, unless `pretrained` has a head for these labels."""
+    assert isinstance(model, MMBertForTask)
+    if model.task.initial_bias != "prior" or (pretrained is not None and has_head(pretrained, model.config)):
+        return
+    loss = model.task.start_at_prior(data.train_samples.scores)
+    log.info(
+        "the head of %s is new: its bias is the prior of %s labels in %s training examples, so the first loss is "
+        "about %.3f",
+        model.config.task, f"{len(model.task.labels):,}", f"{len(data.train_samples.scores):,}", loss,
+    )  # fmt: skip
 
 
 def validate_architecture(requested: Mapping[str, Any], built: MMBertConfig) -> None:
@@ -107,7 +124,7 @@ def validate_heads(options: ModelOptions, built: MMBertConfig) -> None:
     """Raise where the folder of the weights has no trained head for the task or an objective.
 
     Raises:
-        UsageError: With the option that gives trained heads.
+        UsageError: With the option that gives trained heads; or the task's head has other options.
     """
     saved = saved_config(str(options.pretrained))
     lacking = {*built.objective_options()} - {*saved.objective_options()} if built.task is None else {built.task}
@@ -115,6 +132,11 @@ def validate_heads(options: ModelOptions, built: MMBertConfig) -> None:
         raise UsageError(
             f"model.pretrained='{options.pretrained}' has no head for {', '.join(sorted(lacking))} with these labels, "
             "so a random one would be evaluated: give --ckpt_path RUN/checkpoints/best-step=N.ckpt."
+        )
+    if (saved.task_options or {}) != (built.task_options or {}):
+        raise UsageError(
+            f"model.task_options={built.task_options}, but the head in model.pretrained='{options.pretrained}' was "
+            f"trained with {saved.task_options}; give the same."
         )
 
 

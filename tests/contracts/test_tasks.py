@@ -1,6 +1,11 @@
 """Contract of every task under every fusion strategy, with zero, one and two images per text."""
 
+import json
+import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,22 +13,33 @@ from tiny import randomize, tiny_batch, tiny_config, tiny_examples, tiny_process
 
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples, shuffled_images
 from mmbert.data.readers.labelled import LabelledExample
+from mmbert.errors import UsageError
 from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.model.fusion import FUSIONS
+from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForTask
+from mmbert.model.options import ModelOptions
 from mmbert.model.tasks import TASKS
+from mmbert.training import assembly
 from mmbert.training.optim import parameter_groups
 from mmbert.training.options import OptimOptions
 
 LABELS = ["no", "yes", "maybe"]
 every_task = pytest.mark.parametrize("task", TASKS)
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
+every_option = pytest.mark.parametrize(
+    ("task", "options"),
+    [("vqa", {"loss": "sigmoid"}), ("vqa", {"loss": "softmax"}), ("decision", {"initial_bias": "prior"})],
+)
 images_each = pytest.mark.parametrize("images", [0, 1, 2])
 
 
-def model_of(task: str, fusion: str = "hybrid", images: int = 1) -> MMBertForTask:
+def model_of(
+    task: str, fusion: str = "hybrid", images: int = 1, options: dict[str, Any] | None = None
+) -> MMBertForTask:
     torch.manual_seed(0)
-    model = MMBertForTask(tiny_config(task=task, fusion=fusion, labels=LABELS, num_images=images)).eval()
+    config = tiny_config(task=task, fusion=fusion, labels=LABELS, num_images=images, task_options=options)
+    model = MMBertForTask(config).eval()
     randomize(model)
     return model
 
@@ -85,6 +101,127 @@ def test_saving_and_loading_keeps_labels_and_bits(task: str, tmp_path: Path) -> 
     loaded = MMBertForTask.from_pretrained(tmp_path).eval()
     assert loaded.task.labels == LABELS and loaded.config.num_images == 2 and loaded.config.task == task
     assert torch.equal(loaded(batch).objectives[task].logits, model(batch).objectives[task].logits)
+
+
+@every_option
+def test_saving_and_loading_keeps_options_and_loss(task: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model, batch = model_of(task, options=options), batch_of(1)
+    model.save_pretrained(tmp_path)
+    loaded = MMBertForTask.from_pretrained(tmp_path).eval()
+    assert loaded.config.task_options == options and loaded.task.label_loss is model.task.label_loss
+    assert torch.equal(loaded(batch).loss, model(batch).loss)
+
+
+@every_task
+def test_config_saved_before_there_were_options_has_the_defaults(task: str, tmp_path: Path) -> None:
+    model = model_of(task)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved.pop("task_options", None)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = MMBertForTask.from_pretrained(tmp_path)
+    assert loaded.task.label_loss is model.task.label_loss
+    assert type(loaded.task.label_loss).__name__ == {"vqa": "SigmoidLoss", "decision": "SoftmaxLoss"}[task]
+
+
+@every_task
+def test_unknown_option_is_rejected_and_every_allowed_one_exists(task: str) -> None:
+    with pytest.raises(UsageError, match=r"has no option 'initial_bia'.* Did you mean 'initial_bias'\?") as error:
+        model_of(task, options={"initial_bia": "prior"})
+    allowed = re.findall(r"allowed are ([\w, ]+)\.", str(error.value))[0].split(", ")
+    assert set(allowed) == ({"loss", "initial_bias"} if task == "vqa" else {"initial_bias"})
+    for option in allowed:
+        with pytest.raises(UsageError, match=rf"task_options\.{option}='zeros'; allowed are") as error:
+            model_of(task, options={option: "zeros"})
+        for value in re.findall(r"allowed are ([\w, ]+)\.", str(error.value))[0].split(", "):
+            assert model_of(task, options={option: value}).config.task_options == {option: value}
+    with pytest.raises(UsageError, match=r"Did you mean 'zero'\?"):
+        model_of(task, options={"initial_bias": "zeros"})
+    with pytest.raises(UsageError, match=r"task_options=\{'initial_bias': 'zero'\} without a task; .* vqa, decision"):
+        tiny_config(task_options={"initial_bias": "zero"})
+
+
+PRIOR = [{0: 1.0}, {1: 1.0}, {1: 1.0}, {1: 1.0}, {2: 1.0}, {2: 1.0}]
+"""Label scores: one example of "no", three of "yes" and two of "maybe"."""
+
+
+def prior_batch(images: int) -> dict[str, torch.Tensor]:
+    return {**batch_of(images, size=6), "label_scores": torch.eye(3)[[0, 1, 1, 1, 2, 2]]}
+
+
+@every_option
+@every_fusion
+@images_each
+def test_first_loss_is_the_entropy_of_the_labels(task: str, options: dict[str, Any], fusion: str, images: int) -> None:
+    """Within 2 %, as the weights of the head stay as drawn."""
+    torch.manual_seed(0)
+    config = tiny_config(task=task, fusion=fusion, labels=LABELS, num_images=images, task_options=options)
+    model, batch = MMBertForTask(config).eval(), prior_batch(images)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = model.task.start_at_prior(PRIOR)
+    assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == [
+        "task.head.3.bias"
+    ]
+    shares = [1 / 6, 3 / 6, 2 / 6]
+    entropy = -sum(p * math.log(p) for p in shares)
+    if options.get("loss") == "sigmoid":
+        entropy -= sum((1 - p) * math.log(1 - p) for p in shares)
+    assert expected == pytest.approx(entropy, rel=1e-9)
+    assert model(batch).loss.item() == pytest.approx(entropy, rel=0.02)
+    blank = {k: torch.zeros_like(v) if k == "pixel_values" else v for k, v in batch.items()}
+    for inputs in (batch, blank):
+        logits = model(inputs).objectives[task].logits
+        assert logits.argmax(dim=-1).tolist() == [1] * 6, "the most frequent label"
+        torch.testing.assert_close(model.task.probabilities(logits), torch.tensor([shares] * 6), rtol=0, atol=0.1)
+
+
+@every_option
+def test_only_sigmoids_have_a_loss_without_a_known_label(task: str, options: dict[str, Any]) -> None:
+    model, batch = model_of(task, options=options), batch_of(1)
+    known = {key: value[:3] for key, value in batch.items()}
+    batch["label_scores"][3] = 0
+    output, alone = model(batch).objectives[task], model(known).objectives[task]
+    sigmoid = options.get("loss") == "sigmoid"
+    assert model.task.has_target({}) == sigmoid and model.task.has_target({0: 1.0})
+    assert (len(output.targets), int(output.left_out)) == ((4, 0) if sigmoid else (3, 1))
+    torch.testing.assert_close(output.logits[:3], alone.logits)
+    if not sigmoid:
+        torch.testing.assert_close(output.loss, alone.loss)
+
+
+@every_task
+def test_only_new_heads_start_at_the_prior(task: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder's head of the same labels is trained; one of other labels only has the same shape."""
+    caplog.set_level("INFO", logger="mmbert")
+    data: Any = SimpleNamespace(train_samples=SimpleNamespace(scores=PRIOR))
+
+    def started(model: MMBertForTask, pretrained: str | None) -> bool:
+        caplog.clear()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        assembly._start_new_head_at_prior(model, pretrained, data)
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert changed in (set(), {"task.head.3.bias"})
+        assert bool(changed) == ("is the prior of 3 labels in 6 training examples" in caplog.text)
+        return bool(changed)
+
+    assert started(model_of(task), None)
+    assert not started(model_of(task, options={"initial_bias": "zero"}), None)
+    model = model_of(task)
+    model.save_pretrained(tmp_path)
+    assert not started(model, str(tmp_path))
+    assert started(MMBertForTask(tiny_config(task=task, labels=["a", "b", "c"])), str(tmp_path))
+    assert started(model_of(task, images=2), str(tmp_path))
+
+
+@every_task
+def test_head_for_other_labels_is_not_loaded(task: str, tmp_path: Path) -> None:
+    model = model_of(task)
+    model.save_pretrained(tmp_path)
+    for labels in (LABELS, ["a", "b", "c"]):
+        built = build_model(ModelOptions(pretrained=str(tmp_path), task=task), labels=labels)
+        for name, value in built.state_dict().items():
+            is_head = name.startswith("task.")
+            assert torch.equal(value, model.state_dict()[name]) == (labels == LABELS or not is_head), name
 
 
 @every_task

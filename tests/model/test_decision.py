@@ -35,6 +35,15 @@ def test_loss_is_cross_entropy() -> None:
     assert task("a", "b", "c").example_losses(logits, scores).item() == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_head_starts_at_the_log_frequencies_of_the_labels() -> None:
+    head = task("a", "b", "c")
+    loss = head.start_at_prior([{1: 1.0}, {1: 1.0}, {0: 1.0}, {2: 1.0}])
+    assert head.get_parameter("head.3.bias").tolist() == pytest.approx(
+        [-2 * math.log(2), -math.log(2), -2 * math.log(2)], rel=1e-6
+    )
+    assert loss == pytest.approx(1.5 * math.log(2), rel=1e-9)
+
+
 def test_consistency_is_the_share_of_statements_with_all_examples_right() -> None:
     rows = [example("true", "s1"), example("false", "s1"), example("true", "s2"), example("true", "s2")]
     found = task("false", "true").metrics(Predictions([1, 0, 1, 0], [0.9, 0.2, 0.8, 0.1]), rows)

@@ -28,9 +28,9 @@ def example(text: str, *answers: str, most_frequent_answer: str = "", kind: str 
     )
 
 
-def task(*labels: str) -> VisualQuestionAnswering:
+def task(*labels: str, **options: str) -> VisualQuestionAnswering:
     torch.manual_seed(0)
-    return VisualQuestionAnswering(tiny_config(task="vqa", labels=list(labels)))
+    return VisualQuestionAnswering(tiny_config(task="vqa", labels=list(labels)), **options)
 
 
 def test_vocabulary_counts_the_commonest_answer_of_each_question_in_its_normal_form() -> None:
@@ -69,6 +69,55 @@ def test_loss_sums_over_the_answers() -> None:
     logits, scores = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[0.3, 1.0, 0.0]])
     by_hand = math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
     assert task("a", "b", "c").example_losses(logits, scores).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_softmax_loss_divides_the_scores_by_their_sum() -> None:
+    logits, scores = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([[0.9, 0.3, 0.0], [0.0, 0.0, 0.0]])
+    by_hand = math.log(math.e + 2) - 0.75  # targets 0.75, 0.25, 0; the second question has no target
+    losses = task("a", "b", "c", loss="softmax").example_losses(logits, scores)
+    assert losses.tolist() == [pytest.approx(by_hand, rel=1e-6), 0.0]
+
+
+def entropy(p: float) -> float:
+    return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+
+QUESTIONS = [{0: 1.0}, {0: 1.0}, {0: 0.6, 1: 0.3}, {1: 0.9}]
+"""Label scores of four questions; no question has the answer c."""
+
+
+def test_sigmoids_start_at_the_log_odds_of_the_mean_scores() -> None:
+    head = task("a", "b", "c")
+    loss = head.start_at_prior(QUESTIONS)
+    by_hand = [0.65, 0.3, 0.125]  # the means; c counts as half of four questions
+    assert head.get_parameter("head.3.bias").tolist() == pytest.approx(
+        [math.log(p / (1 - p)) for p in by_hand], rel=1e-6
+    )
+    assert loss == pytest.approx(entropy(0.65) + entropy(0.3) - math.log(1 - 0.125), rel=1e-9)
+
+
+def test_softmax_starts_at_the_log_of_the_mean_targets() -> None:
+    head = task("a", "b", "c", loss="softmax")
+    loss = head.start_at_prior(QUESTIONS)
+    assert head.get_parameter("head.3.bias").tolist() == pytest.approx(
+        [math.log(2 / 3), math.log(1 / 3), math.log(1 / 8)], rel=1e-6
+    )
+    # Entropy of 2/3 and 1/3, and what c takes: the exponentials of the logits sum to 9/8.
+    assert loss == pytest.approx(entropy(1 / 3) + math.log(9 / 8), rel=1e-9)
+
+
+def test_prior_of_an_answer_to_every_question_is_finite() -> None:
+    head = task("a", "b")
+    loss = head.start_at_prior([{0: 1.0}, {0: 1.0}])
+    assert head.get_parameter("head.3.bias").tolist() == pytest.approx([math.log(3), -math.log(3)], rel=1e-6)
+    assert loss == pytest.approx(2 * math.log(4 / 3), rel=1e-9)
+
+
+def test_358_answers_have_a_first_loss_of_a_few_nats() -> None:
+    """With bias 0 it is 358 ln 2 = 248; each answer once among 358 questions has an entropy of about (ln 358 + 1)."""
+    head = task(*map(str, range(358)))
+    loss = head.start_at_prior([{label: 1.0} for label in range(358)])
+    assert loss == pytest.approx(358 * entropy(1 / 358), rel=1e-9) and 6.8 < loss < 6.9
 
 
 def test_question_out_of_the_vocabulary_stays_in_the_denominator() -> None:

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mmbert.errors import UsageError
+from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import (
     EncodedBatch,
@@ -17,6 +17,7 @@ from mmbert.model.objectives.base import (
     full_precision,
     no_autocast,
 )
+from mmbert.model.tasks.label_losses import LABEL_LOSSES
 from mmbert.model.tokens import Tokens
 from mmbert.runtime.distributed import global_mean
 
@@ -75,21 +76,38 @@ def normalize_text(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+INITIAL_BIASES = ("prior", "zero")
+
+
 class Task(Objective):
     """Base class of tasks: a head on the joint vector, its loss and its metrics, listed in `TASKS`.
 
     The head is that of ViLT (arXiv:2102.03334): linear to twice the width, LayerNorm, GELU, linear to the labels. A
     text with several images is fused with each, and the joint vectors are concatenated (NLVR2 in ViLT and UNITER).
+
+    The constructor takes the model's configuration and the options of `config.task_options` as keyword arguments.
     """
 
     monitors: tuple[str, ...]
     """Metrics that can select the best checkpoint; the first is the default."""
 
-    def __init__(self, config: MMBertConfig):
+    def __init__(self, config: MMBertConfig, *, loss: str, initial_bias: str = "prior"):
+        """Build the head.
+
+        Args:
+            config: The model's configuration.
+            loss: "sigmoid" or "softmax"; see `mmbert.model.tasks.label_losses`.
+            initial_bias: "prior": a run starts a new head with `start_at_prior`; "zero": its bias is 0.
+
+        Raises:
+            UsageError: A value that is not allowed, or no labels.
+        """
         super().__init__()
+        self.check_options(loss=loss, initial_bias=initial_bias)
         if not config.labels:
             raise UsageError(f"task={config.task!r} has no labels; they are taken from the training data.")
         self.labels, self.num_images = list(config.labels), config.num_images
+        self.label_loss, self.initial_bias = LABEL_LOSSES[loss], initial_bias
         width = config.hidden_size
         self.head = nn.Sequential(
             nn.Linear(max(1, self.num_images) * width, 2 * width),
@@ -97,6 +115,19 @@ class Task(Objective):
             nn.GELU(),
             nn.Linear(2 * width, len(self.labels)),
         )
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Check the values of the constructor's options.
+
+        Raises:
+            UsageError: A value that is not allowed.
+        """
+        for name, allowed in (("loss", [*LABEL_LOSSES]), ("initial_bias", [*INITIAL_BIASES])):
+            value = options.get(name, allowed[0])
+            if value not in allowed:
+                near = did_you_mean(str(value), allowed)
+                raise UsageError(f"task_options.{name}={value!r}; allowed are {', '.join(allowed)}.{near}")
 
     @classmethod
     def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:
@@ -114,16 +145,43 @@ class Task(Objective):
         raise NotImplementedError
 
     def has_target(self, scores: Mapping[int, float]) -> bool:
-        """Whether an example with these label scores has a loss; VQA's sigmoids have one even if no answer is known."""
-        return True
+        """Whether an example with these label scores has a loss; sigmoids have one even if no label is known."""
+        return bool(scores) or not self.label_loss.needs_known_label
 
     def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
         """Compute (B,) losses, in nats, from (B, labels) logits and scores."""
-        raise NotImplementedError
+        return self.label_loss.losses(logits, label_scores)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Convert (B, labels) logits to values from 0 to 1, in the same order."""
-        raise NotImplementedError
+        return self.label_loss.probabilities(logits)
+
+    @torch.no_grad()
+    def start_at_prior(self, scores: Sequence[Mapping[int, float]]) -> float:
+        """Start the bias of the head at the frequencies of the labels: their log-odds (sigmoid) or logs (softmax).
+
+        The weights stay as drawn: their logits are small beside the bias, and with weights of 0 the layers below have
+        no gradient at first and learn more slowly. A label of no example, or of every example, counts as half an
+        example, so that the bias is finite.
+
+        Args:
+            scores: Label scores of the training examples, at least one of which has a target.
+
+        Returns:
+            Mean loss of these examples by the bias alone, in nats; the first loss is near it.
+        """
+        entries = [(row, label, score) for row, found in enumerate(scores) for label, score in found.items()]
+        rows, labels = torch.tensor([entry[:2] for entry in entries], dtype=torch.int64).reshape(-1, 2).T
+        values = torch.tensor([score for _, _, score in entries], dtype=torch.float64)
+        totals = torch.bincount(rows, values, minlength=len(scores))
+        targets = self.label_loss.targets(values, totals[rows])
+        count = sum(map(self.has_target, scores))
+        frequencies = torch.bincount(labels, targets, minlength=len(self.labels)) / count
+        prior = self.label_loss.prior_logits(frequencies.clamp(0.5 / count, 1 - 0.5 / count))
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.copy_(prior)
+        return self.example_losses(prior[None], frequencies[None]).item()  # both losses are linear in the targets
 
     def accuracies(self, labels: Sequence[int], examples: Sequence[TaskExample]) -> list[float]:
         """Compute the accuracy of each predicted label on its example, from 0 to 1."""
@@ -173,12 +231,13 @@ class Task(Objective):
         """Compute the loss; reads `label_scores` (B, labels)."""
         image = encoded.image if self.num_images else None
         logits = self.logits(self.pooled(encoded.model, encoded.text, image))
-        scores = encoded.batch["label_scores"]
+        scores = encoded.batch["label_scores"].to(logits.dtype)
         with no_autocast(logits):
-            total = self.example_losses(logits, scores.to(logits.dtype)).sum()
-        count = torch.tensor(len(logits), device=logits.device)
+            total = self.example_losses(logits, scores).sum()
+        has_target = (scores > 0).any(dim=-1) | (not self.label_loss.needs_known_label)
+        loss = global_mean(total, has_target.sum())
         return ObjectiveOutput(
-            global_mean(total, count), logits.detach(), scores.argmax(dim=-1), torch.zeros_like(count)
+            loss, logits.detach()[has_target], scores.argmax(dim=-1)[has_target], (~has_target).sum()
         )
 
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from mmbert.errors import UsageError
 from mmbert.metrics.ranking import auroc
+from mmbert.model.configuration import MMBertConfig
 from mmbert.model.tasks.base import Predictions, Task, TaskExample
 
 
@@ -14,6 +12,10 @@ class Decision(Task):
     """Single-label classification: cross-entropy; accuracy, AUROC, and consistency over repeated statements."""
 
     monitors = ("accuracy", "auroc", "consistency")
+
+    def __init__(self, config: MMBertConfig, *, initial_bias: str = "prior"):
+        """Build the head; see `Task`."""
+        super().__init__(config, loss="softmax", initial_bias=initial_bias)
 
     @classmethod
     def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:
@@ -31,18 +33,6 @@ class Decision(Task):
     def scores(cls, answers: Sequence[str], number: Mapping[str, int]) -> dict[int, float]:
         """Score the annotated label 1."""
         return {number[answer]: 1.0 for answer in answers if answer in number}
-
-    def has_target(self, scores: Mapping[int, float]) -> bool:
-        """Whether the annotated label is one of the training data."""
-        return bool(scores)
-
-    def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
-        """Compute the cross-entropy."""
-        return F.cross_entropy(logits, label_scores, reduction="none")
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Softmax over the labels."""
-        return logits.softmax(dim=-1)
 
     def accuracies(self, labels: Sequence[int], examples: Sequence[TaskExample]) -> list[float]:
         """Return 1 for the annotated label, 0 for any other."""

@@ -3,22 +3,32 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from mmbert.errors import UsageError
 from mmbert.metrics.vqa import normalize_answer, question_accuracy
+from mmbert.model.configuration import MMBertConfig
 from mmbert.model.tasks.base import Predictions, Task, TaskExample
 
 
 class VisualQuestionAnswering(Task):
-    """Multi-label classification over an answer vocabulary with soft targets (arXiv:1708.02711).
+    """Classification over an answer vocabulary with soft targets (arXiv:1708.02711).
 
-    The vocabulary holds the answers that are the most frequent one of at least `min_count` training questions, in the
-    normal form of the official metric. Questions whose answers are not in the vocabulary count in every metric.
+    A probability by sigmoid is the expected official accuracy of the answer. The vocabulary holds the answers that are
+    the most frequent one of at least `min_count` training questions, in the normal form of the official metric.
+    Questions whose answers are not in the vocabulary count in every metric.
     """
 
     monitors = ("accuracy",)
+
+    def __init__(self, config: MMBertConfig, *, loss: str = "sigmoid", initial_bias: str = "prior"):
+        """Build the head.
+
+        Args:
+            config: The model's configuration.
+            loss: "sigmoid": binary cross-entropy of each answer; "softmax": cross-entropy over the answers, for small
+                vocabularies.
+            initial_bias: See `Task`.
+        """
+        super().__init__(config, loss=loss, initial_bias=initial_bias)
 
     @classmethod
     def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:
@@ -52,14 +62,6 @@ class VisualQuestionAnswering(Task):
                 if score > 0:
                     found[number[answer]] = score
         return found
-
-    def example_losses(self, logits: Tensor, label_scores: Tensor) -> Tensor:
-        """Compute the binary cross-entropy, summed over the labels."""
-        return F.binary_cross_entropy_with_logits(logits, label_scores, reduction="none").sum(dim=-1)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Sigmoid of each label: its expected official accuracy; they do not sum to 1."""
-        return logits.sigmoid()
 
     def accuracies(self, labels: Sequence[int], examples: Sequence[TaskExample]) -> list[float]:
         """Compute the official accuracy of each predicted answer."""
