@@ -240,6 +240,8 @@ class TrainingRun:
     def _warn_if_cut_short(self) -> None:
         """Warn where trainer.max_time ended the run before its learning-rate schedule could."""
         step, total = self.trainer.global_step, self.module.total_steps()
+        if step == 0:
+            log.warning("no optimizer step was taken: the initial weights are tested and saved")
         timers = [c for c in self.trainer.callbacks if isinstance(c, Timer)]  # pyright: ignore
         if not any(timer.time_remaining() == 0 for timer in timers) or step >= total:
             return

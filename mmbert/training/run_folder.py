@@ -40,8 +40,10 @@ def new_run_folder(root: str | Path, name: str, *, create: bool = True) -> Path:
         create: Create the folder; only the first process does.
 
     Raises:
-        UsageError: The folder can't be created.
+        UsageError: The folder can't be created, or would not lie below `root`.
     """
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or "\0" in name:
+        raise UsageError(f"name={name!r}: the name of a folder below trainer.default_root_dir, such as run.")
     folder, number = Path(root) / name, 1
     if not create:
         return folder
@@ -225,7 +227,9 @@ def metric_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 def print_results(metrics: Mapping[str, Any], *, folder: Path) -> None:
     """Print the table of metrics: one row a metric, one column a split."""
     splits, rows = metric_rows(metrics)
-    table = Table(title=f"results in {folder}", title_justify="left")
+    table = Table(title=f"results in {folder}", title_justify="left", caption_justify="left")
+    if any(name.endswith("/R@1") for name in metrics):
+        table.caption = "R@K: 1 caption per image"
     table.add_column("metric")
     for split in splits:
         table.add_column(split, justify="right")

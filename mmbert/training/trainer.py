@@ -72,6 +72,8 @@ def validate_trainer_options(options: Mapping[str, Any]) -> None:
         raise UsageError(
             "trainer.use_distributed_sampler=false: every process gets its share of a batch; leave it out."
         )
+    if options["barebones"]:
+        raise UsageError("trainer.barebones=true: a run logs, validates and saves; leave it out.")
     if options["reload_dataloaders_every_n_epochs"]:
         raise UsageError(
             f"trainer.reload_dataloaders_every_n_epochs={options['reload_dataloaders_every_n_epochs']}: the loaders of "
@@ -162,5 +164,8 @@ def build_trainer(options: Mapping[str, Any]) -> L.Trainer:
     Raises:
         UsageError: Lightning refuses the options.
     """
-    with report_lightning_errors():
-        return L.Trainer(**options)
+    try:
+        with report_lightning_errors():
+            return L.Trainer(**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"trainer: {_first_sentences(error)}") from error

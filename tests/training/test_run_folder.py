@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 
 from mmbert.errors import UsageError
-from mmbert.training.run_folder import make_folder, metric_rows, new_run_folder
+from mmbert.training.run_folder import make_folder, metric_rows, new_run_folder, print_results
 
 
 def test_taken_name_gets_a_number(tmp_path: Path) -> None:
     assert [new_run_folder(tmp_path / "runs", "a").name for _ in range(3)] == ["a", "a-2", "a-3"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../elsewhere", "/elsewhere", "a\0b"])
+def test_name_of_a_run_stays_below_the_root(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"name=.*a folder below trainer.default_root_dir"):
+        new_run_folder(tmp_path, name)
+    assert new_run_folder(tmp_path, "group/a").parent == tmp_path / "group"
 
 
 def test_dangling_link_and_file_are_refused_by_name(tmp_path: Path) -> None:
@@ -44,3 +51,10 @@ def test_table_lists_the_most_wanted_metrics_first_and_recalls_in_order() -> Non
         "itm_accuracy", "mlm_loss", "retrieval_images",
     ]  # fmt: skip
     assert rows[5] == ["rsum", "1", "0.5"]
+
+
+def test_table_of_a_run_names_its_retrieval_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    print_results({"test/text_to_image/R@1": 0.5}, folder=Path("x"))
+    assert "1 caption per image" in capsys.readouterr().out
+    print_results({"test/vqa_accuracy": 0.5}, folder=Path("x"))
+    assert "caption" not in capsys.readouterr().out

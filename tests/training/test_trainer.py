@@ -45,6 +45,7 @@ def test_a_number_of_batches_stays_a_number_and_a_fraction_a_fraction() -> None:
         ("gradient_clip_val=-1", "0 for no clipping"),
         ("gradient_clip_val=.nan", "0 for no clipping"),
         ("accumulate_grad_batches=0", "must be 1 or more"),
+        ("barebones=true", "leave it out"),
     ],
 )
 def test_option_without_effect_is_refused(argument: str, expected: str) -> None:
@@ -132,6 +133,8 @@ def test_several_processes_may_leave_parameters_unused() -> None:
 def test_what_lightning_refuses_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="trainer: "):
         build_trainer({"accelerator": "gpu"})
+    with pytest.raises(UsageError, match="trainer: .*strategy='foo'"):
+        build_trainer({"accelerator": "cpu", "strategy": "foo"})
     with pytest.raises(UsageError, match="no wandb"), report_lightning_errors():
         raise ModuleNotFoundError("no wandb", name="wandb")
     with pytest.raises(ModuleNotFoundError), report_lightning_errors():
