@@ -65,28 +65,46 @@ def _plan_fusion(fusion: Fusion, bert: PretrainedBert) -> tuple[dict[str, str], 
     """Return parameter of the fusion -> tensor of the BERT, and a description."""
     config, available = fusion.config, bert.config.num_hidden_layers
     modules = fusion.modules_from_bert()
-    requested = sorted({number for name in modules.values() if (number := _layer_number(name)) is not None})
-    found = [number for number in requested if number < available]
+    layers = sorted({number for name in modules.values() if (number := _layer_number(name)) is not None})
     where, random = f"text_pretrained='{bert.source}'", f"fusion='{config.fusion}' starts random"
-    if not requested:
+    if not layers:
         return {}, f"{random}: it has no layers that BERT has"
-    if not found:
+    if layers[0] >= available:
         return {}, f"{random}: text_layers={config.text_layers} takes all {available} layers of {where}"
     differences = _differences(config)
     if differences:
         return {}, f"{random}: {differences} of {where}"
+    if layers[-1] != available - 1:  # BERT's pooler reads its last layer
+        modules = {own: theirs for own, theirs in modules.items() if not theirs.startswith("pooler.")}
+    sources = _fusion_sources(fusion, modules, bert)
+    parameters = [name for name, _ in fusion.named_parameters()]
+    used = list(dict.fromkeys(_layer_or_module(source) for source in sources.values()))
+    description = (
+        f"{len(sources)} of {len(parameters)} tensors of fusion='{config.fusion}' start from {', '.join(used)}"
+    )
+    missing = sum(number >= available for number in layers)
+    if missing:
+        description += f"; {missing} of {len(layers)} layers start random"
+    rest = describe_counts(_part(name) for name in parameters if name not in sources)
+    return sources, f"{description}; random: {rest or 'none'}"
+
+
+def _fusion_sources(fusion: Fusion, modules: Mapping[str, str], bert: PretrainedBert) -> dict[str, str]:
+    """Return parameter of the fusion -> tensor of the BERT, for modules that the BERT has.
+
+    Raises:
+        UsageError: A tensor of one of its layers is missing or has another shape; an unknown module of the fusion.
+    """
     sources: dict[str, str] = {}
     for own, theirs in modules.items():
         number = _layer_number(theirs)
-        if number is not None and number >= available:
+        if number is not None and number >= bert.config.num_hidden_layers:
             continue
-        if theirs.startswith("pooler.") and requested[-1] != available - 1:
-            continue  # it reads BERT's last layer
         try:
             parameters = fusion.get_submodule(own).named_parameters()
         except AttributeError as error:
             raise UsageError(
-                f"fusion='{config.fusion}': modules_from_bert() names '{own}', which the fusion does not have."
+                f"fusion='{fusion.config.fusion}': modules_from_bert() names '{own}', which the fusion does not have."
             ) from error
         for kind, parameter in parameters:
             source = f"{theirs}.{kind}"
@@ -94,20 +112,12 @@ def _plan_fusion(fusion: Fusion, bert: PretrainedBert) -> tuple[dict[str, str], 
             if tensor is not None and tensor.shape == parameter.shape:
                 sources[f"{own}.{kind}"] = source
             elif number is not None:
-                shape = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+                found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
                 raise UsageError(
-                    f"{where}: '{source}', from which fusion.{own} of shape {tuple(parameter.shape)} starts, {shape}; "
-                    "give intact weights, or model.fusion_init=random."
+                    f"text_pretrained='{bert.source}': '{source}', from which fusion.{own} of shape "
+                    f"{tuple(parameter.shape)} starts, {found}; give intact weights, or model.fusion_init=random."
                 )
-    total = [name for name, _ in fusion.named_parameters()]
-    rest = describe_counts(_part(name) for name in total if name not in sources)
-    others = sorted({source.rpartition(".")[0] for source in sources.values() if _layer_number(source) is None})
-    layers = f"encoder.layer.{found[0]}" + (f" to {found[-1]}" if len(found) > 1 else "")
-    parts = " and ".join([layers, *others])
-    description = f"{len(sources)} of {len(total)} tensors of fusion='{config.fusion}' start from {parts} of {where}"
-    if len(found) < len(requested):
-        description += f", {len(requested) - len(found)} of {len(requested)} layers start random"
-    return sources, f"{description}; random: {rest or 'none'}"
+    return sources
 
 
 def _plan_mlm_head(head: nn.Module, config: MMBertConfig, bert: PretrainedBert) -> tuple[dict[str, str], str]:
@@ -118,7 +128,7 @@ def _plan_mlm_head(head: nn.Module, config: MMBertConfig, bert: PretrainedBert) 
             n for n in bert.state if n.startswith(OUTSIDE) and f".{n.removeprefix(OUTSIDE)}".endswith(f".{theirs}")
         ]
         if len(found) != 1:
-            return {}, f"the MLM head starts random: the file has {len(found)} tensors named {theirs}"
+            return {}, f"the MLM head starts random: the file has {len(found) or 'no'} tensors named {theirs}"
         sources[own] = found[0]
         given, expected = tuple(bert.state[found[0]].shape), tuple(head.get_parameter(own).shape)
         if given != expected:
@@ -142,6 +152,11 @@ def _layer_number(name: str) -> int | None:
     """Return the number of the layer of `BertModel` that a module or tensor belongs to, counted from 0."""
     parts = name.split(".")
     return int(parts[2]) if parts[:2] == ["encoder", "layer"] and len(parts) > 2 and parts[2].isdigit() else None
+
+
+def _layer_or_module(source: str) -> str:
+    """Return the layer or module of `BertModel` that a tensor belongs to: "encoder.layer.6", "pooler.dense"."""
+    return source.rpartition(".")[0] if _layer_number(source) is None else ".".join(source.split(".")[:3])
 
 
 def _part(name: str) -> str:
