@@ -224,6 +224,18 @@ def test_head_for_other_labels_is_not_loaded(task: str, tmp_path: Path) -> None:
             assert torch.equal(value, model.state_dict()[name]) == (labels == LABELS or not is_head), name
 
 
+def test_head_is_evaluated_with_the_options_of_its_training(tmp_path: Path) -> None:
+    model_of("vqa", options={"loss": "softmax"}).save_pretrained(tmp_path)
+    for options, raises in (({"loss": "softmax"}, False), (None, True)):
+        start = ModelOptions(pretrained=str(tmp_path), task="vqa", task_options=options)
+        built = build_model(start, labels=LABELS).config
+        if raises:
+            with pytest.raises(UsageError, match=r"task_options=None, but .* trained with \{'loss': 'softmax'\}"):
+                assembly.validate_heads(start, built)
+        else:
+            assembly.validate_heads(start, built)
+
+
 @every_task
 def test_head_has_its_own_learning_rate_and_every_parameter_one_group(task: str) -> None:
     model = model_of(task)
