@@ -37,7 +37,7 @@ def test_full_disk_stops_the_run_and_costs_one_save_interval(tiny: list[str], tm
     code, errors = fit_on_a_full_disk(tiny, full, "--name=run", "--resume=auto")
     assert code == 1
     assert "step=7.ckpt: the checkpoint could not be written" in errors
-    assert "make room and go on with --resume auto" in errors
+    assert "make room and resume with --resume auto" in errors
     assert "Traceback" not in errors
     assert {p.name: p.read_bytes() for p in (full / "run/checkpoints").iterdir()} == before
     fit(tiny, full, "--name=run", "--resume=auto")
