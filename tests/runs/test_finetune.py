@@ -97,7 +97,7 @@ def test_pretrained_weights_arrive_and_the_head_is_fresh(
     (tmp_path / "lone.yaml").write_text(f"model: {{pretrained: {before}, hidden_size: 384}}")
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(tmp_path / "lone.yaml"), *tiny[-14:]])
-    assert "model.hidden_size=384, but what the weights come from has 32" in capsys.readouterr().err
+    assert "model.hidden_size=384, but the pretrained weights have 32" in capsys.readouterr().err
     again = ["test", "--config", str(tmp_path / "run/config.yaml"), "--name=again"]
     with pytest.raises(SystemExit):
         main(again)
