@@ -160,9 +160,9 @@ class Task(Objective):
     def start_at_prior(self, scores: Sequence[Mapping[int, float]]) -> float:
         """Start the bias of the head at the frequencies of the labels: their log-odds (sigmoid) or logs (softmax).
 
-        The weights stay as drawn: their logits are small beside the bias, and with weights of 0 the layers below have
-        no gradient at first and learn more slowly. A label of no example, or of every example, counts as half an
-        example, so that the bias is finite.
+        The weights stay as drawn: their part of the logits is small, and weights of 0 would give the layers below no
+        gradient in the first step. A label of no example, or of every example, counts as half an example, so that the
+        bias is finite.
 
         Args:
             scores: Label scores of the training examples, at least one of which has a target.
