@@ -189,8 +189,8 @@ def run_identity(config: Any, built: MMBertConfig, data: SplitsDataModule) -> di
     total = hashlib.sha256()
     for example in data.examples["train"]:
         total.update("\0".join([*example.contents, ""]).encode("utf-8", "surrogatepass"))
-    length = ("accumulate_grad_batches", "max_epochs", "max_steps", "precision")
-    trainer = {f"trainer.{k}": config.trainer[k] for k in length}
+    length = ("accumulate_grad_batches", "limit_train_batches", "max_epochs", "max_steps")
+    trainer = {f"trainer.{k}": config.trainer[k] for k in (*length, "gradient_clip_val", "precision")}
     return {
         **{k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in {**flat, **trainer}.items()},
         "seed_everything": int(config.seed_everything),

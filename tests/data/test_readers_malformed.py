@@ -77,6 +77,7 @@ def test_byte_order_mark_is_accepted(root: Path) -> None:
         ("images.1", "x", "images[1]", "the image is the string 'x'"),
         ("images.1.id", changed, "images[1]", "no key 'id'"),
         ("images.1.id", 7, "images[1]", "id 7 is also the id of"),
+        ("images.1.id", "7", "images[1]", "id '7' beside id 7 of"),
         ("images.1.id", True, "images[1]", "id is true"),
         ("images.1.file_name", None, "images[1]", "file_name is null"),
         ("images.1.file_name", "a.jpg", "images[1]", "again"),

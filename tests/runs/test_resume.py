@@ -112,7 +112,7 @@ def test_torn_checkpoint_falls_back_with_a_warning(
     else:
         newest.with_name(newest.name + ".sha256").unlink()
     fit(tiny, tmp_path, "--name=run", "--resume=auto")
-    assert "is torn" in caplog.text
+    assert "is damaged" in caplog.text
     assert trace(tmp_path) == trace(whole)
 
 
@@ -122,6 +122,8 @@ def test_torn_checkpoint_falls_back_with_a_warning(
         ("--data.batch_size=8", "data.batch_size was 16 and is 8"),
         ("--model.fusion=late", "model.fusion was 'hybrid' and is 'late'"),
         ("--seed_everything=1", "seed_everything was 0 and is 1"),
+        ("--trainer.gradient_clip_val=0.5", "trainer.gradient_clip_val was 1.0 and is 0.5"),
+        ("--trainer.limit_train_batches=2", "trainer.limit_train_batches was None and is 2"),
     ],
 )
 def test_resume_refuses_another_run(

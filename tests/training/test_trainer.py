@@ -133,7 +133,7 @@ def test_several_processes_may_leave_parameters_unused() -> None:
 def test_what_lightning_refuses_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="trainer: "):
         build_trainer({"accelerator": "gpu"})
-    with pytest.raises(UsageError, match="trainer: .*strategy='foo'"):
+    with pytest.raises(UsageError, match=r"trainer: .*strategy='foo'"):
         build_trainer({"accelerator": "cpu", "strategy": "foo"})
     with pytest.raises(UsageError, match="no wandb"), report_lightning_errors():
         raise ModuleNotFoundError("no wandb", name="wandb")

@@ -1,5 +1,6 @@
 """Reader of COCO captions: `images` and `annotations` joined by `image_id`; one file is one split."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def read_coco(
             key = _identifier(record, "id", place)
             if key in known_images:
                 raise DataError(place, f"id {quote(key)} is also the id of {known_images[key][1]}", "each id once")
+            if (twin := _other_type(key, known_images)) is not None and str(twin) == str(key):
+                found = f"id {key!r} beside id {twin!r} of {known_images[twin][1]}"
+                raise DataError(place, found, "ids of one type, numbers or strings")
             bad_ids.add(key)
             file, _ = images.find(field(record, "file_name", str, place), place)
             if file in files:
@@ -109,7 +113,7 @@ def _identifier(record: dict[str, Any], key: str, place: str) -> int | str:
     return value if isinstance(value, str) else field(record, key, int, place)
 
 
-def _other_type(key: int | str, known: dict[int | str, list[str]]) -> int | str | None:
+def _other_type(key: int | str, known: Mapping[int | str, object]) -> int | str | None:
     """Find the known id that differs in its type only, as 42 and "42" do: the usual reason for an unknown one."""
     if isinstance(key, int):
         twin: int | str = str(key)
