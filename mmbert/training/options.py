@@ -1,5 +1,6 @@
 """Options of the sections `optim` and `checkpoint`."""
 
+import math
 from dataclasses import dataclass
 
 from mmbert.errors import UsageError, did_you_mean
@@ -49,16 +50,16 @@ class OptimOptions:
         if self.schedule not in SCHEDULES:
             near = did_you_mean(self.schedule, SCHEDULES)
             raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.{near}")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise UsageError(f"optim.lr={self.lr}: must be above 0.")
         for part in ("text", "image", "fusion", "head"):
             name = f"{part}_lr_factor"
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"optim.{name}={getattr(self, name)}: must be 0 or more.")
-        if not self.weight_decay >= 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"optim.weight_decay={self.weight_decay}: must be 0 or more.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"optim.betas={list(self.betas)}: each from 0 to below 1.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optim.betas={list(self.betas)}: two numbers, each from 0 to below 1.")
         for name in ("warmup", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"optim.{name}={getattr(self, name)}: a fraction from 0 to 1.")
@@ -88,7 +89,7 @@ class CheckpointOptions:
         """
         if self.every_n_steps is not None and self.every_n_steps < 1:
             raise UsageError(f"checkpoint.every_n_steps={self.every_n_steps}: must be 1 or more.")
-        if self.every_seconds < 0:
+        if not self.every_seconds >= 0:  # also false for NaN
             raise UsageError(f"checkpoint.every_seconds={self.every_seconds}: must be 0 or more.")
         if not 0 < self.max_time_fraction <= 1:
             raise UsageError(f"checkpoint.max_time_fraction={self.max_time_fraction}: above 0, up to 1.")

@@ -10,7 +10,7 @@ from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.optim import build_optimizer, lr_factor, parameter_groups
-from mmbert.training.options import SCHEDULES, OptimOptions
+from mmbert.training.options import SCHEDULES, CheckpointOptions, OptimOptions
 
 
 def model(**overrides: object) -> MMBertForPreTraining:
@@ -120,7 +120,10 @@ def test_optimizer_moves_with_the_schedule() -> None:
     [
         ({"schedule": "cosin"}, r"optim\.schedule='cosin'; allowed are cosine, linear, constant"),
         ({"lr": 0.0}, r"optim\.lr=0\.0: must be above 0"),
-        ({"lr": float("nan")}, r"optim\.lr=nan"),
+        *(({"lr": value}, rf"optim\.lr={value}") for value in (math.nan, math.inf)),
+        *(({"head_lr_factor": value}, rf"optim\.head_lr_factor={value}") for value in (-1.0, math.nan, math.inf)),
+        *(({"weight_decay": value}, rf"optim\.weight_decay={value}") for value in (-1.0, math.nan, math.inf)),
+        *(({"betas": value}, r"optim\.betas=\[") for value in ((0.9,), (0.9, 1.0), (math.nan, 0.9), (-0.1, 0.9))),
         ({"warmup": 1.5}, r"optim\.warmup=1\.5: a fraction from 0 to 1"),
         ({"final_lr": -0.1}, r"optim\.final_lr=-0\.1: a fraction"),
     ],
@@ -129,3 +132,10 @@ def test_options_refuse_values_out_of_range(overrides: dict, message: str) -> No
     OptimOptions().check()
     with pytest.raises(UsageError, match=message):
         OptimOptions(**overrides).check()
+
+
+def test_checkpoint_options_refuse_values_out_of_range() -> None:
+    CheckpointOptions(every_seconds=math.inf).check()
+    for options in ({"every_seconds": math.nan}, {"every_seconds": -1.0}, {"max_time_fraction": math.nan}):
+        with pytest.raises(UsageError, match=f"checkpoint.{next(iter(options))}="):
+            CheckpointOptions(**options).check()
