@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import argparse
+import os
 from typing import Any
 
 from mmbert.runtime.import_policy import OPTION, allow_import_from_cwd
@@ -21,3 +22,11 @@ def add_allow_import(command: argparse.ArgumentParser) -> None:
     """Add the option that lets files name classes of a module; see `mmbert.runtime.allowed_imports`."""
     command.add_argument(OPTION, metavar="MODULE", action=_AllowImport, default=argparse.SUPPRESS,
                          help="A module of yours that a fusion comes from, such as my_fusion.")  # fmt: skip
+
+
+def utf8_text(argument: str) -> str:
+    """Decode a text of the command line as UTF-8 in any locale; Python takes the locale's encoding."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument

@@ -12,6 +12,7 @@ from tiny import SPECIAL, WORDS, randomize, tiny_config, tiny_examples, tiny_pro
 
 import mmbert
 from mmbert import LoadedModel
+from mmbert.cli.command_line import utf8_text
 from mmbert.cli.main import main
 from mmbert.data.images import BadImageError
 from mmbert.data.queries import Query, QueryBatches
@@ -346,3 +347,8 @@ def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pyt
             main([str(argument) for argument in arguments])
         errors = capsys.readouterr().err.splitlines()
         assert stopped.value.code == code and len(errors) == 1 and message in errors[0], errors
+
+
+def test_texts_of_the_command_line_are_utf8_in_any_locale() -> None:
+    in_c_locale = "größe".encode().decode("ascii", "surrogateescape")
+    assert [utf8_text(text) for text in ("größe", in_c_locale, "a cat")] == ["größe", "größe", "a cat"]

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmbert.cli.command_line import add_model
+from mmbert.cli.command_line import add_model, utf8_text
 from mmbert.errors import printable
 from mmbert.runtime.terminal import print_line
 
@@ -16,7 +16,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_ask)
     add_model(command)
     command.add_argument("image", metavar="IMAGE", help="An image file.")
-    command.add_argument("question", metavar="QUESTION", help="A question or statement about it.")
+    command.add_argument("question", metavar="QUESTION", type=utf8_text, help="A question or statement about it.")
     command.add_argument("--top_k", type=int, default=5, help="Number of answers (default 5).")
     command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
 

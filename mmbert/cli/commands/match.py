@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmbert.cli.command_line import add_model
+from mmbert.cli.command_line import add_model, utf8_text
 from mmbert.errors import printable
 from mmbert.runtime.terminal import print_line
 
@@ -16,7 +16,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_match)
     add_model(command)
     command.add_argument("image", metavar="IMAGE", help="An image file.")
-    command.add_argument("texts", metavar="TEXT", nargs="+", help="One or more texts.")
+    command.add_argument("texts", metavar="TEXT", nargs="+", type=utf8_text, help="One or more texts.")
     command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
 
 
