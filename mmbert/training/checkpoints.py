@@ -173,6 +173,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def ran_out_of_time(trainer: L.Trainer) -> bool:
+    """Whether trainer.max_time, or a `Timer` callback, ended the training."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    remaining = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
+    return any(seconds is not None and seconds <= 0 for seconds in remaining)
+
+
 class RunCheckpoints(L.Callback):
     """Save the last two checkpoints, the best on validation, and one where a signal ends the run.
 
@@ -262,8 +269,7 @@ class RunCheckpoints(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the end of training, so that a test which is killed can be repeated."""
-        out_of_time = any(c.time_remaining() == 0 for c in trainer.callbacks if isinstance(c, Timer))  # pyright: ignore
-        ended_early = trainer.should_stop and not out_of_time
+        ended_early = trainer.should_stop and not ran_out_of_time(trainer)
         if trainer.global_step > self._saved_step or ended_early != self._ended_early:
             self._ended_early = ended_early
             self.save(trainer)

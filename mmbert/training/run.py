@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenised 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer, WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.errors import UsageError, did_you_mean
@@ -29,6 +29,7 @@ from mmbert.training.checkpoints import (
     default_monitor,
     is_complete,
     latest_complete_checkpoint,
+    ran_out_of_time,
     step_of,
 )
 from mmbert.training.frozen import restore_frozen
@@ -242,8 +243,7 @@ class TrainingRun:
         step, total = self.trainer.global_step, self.module.total_steps()
         if step == 0:
             log.warning("no optimizer step was taken: the initial weights are tested and saved")
-        timers = [c for c in self.trainer.callbacks if isinstance(c, Timer)]  # pyright: ignore
-        if not any(timer.time_remaining() == 0 for timer in timers) or step >= total:
+        if step >= total or not ran_out_of_time(self.trainer):
             return
         warmup = self.options.sections.optim.warmup * total
         within = "within its warm-up" if step < warmup else "with its learning rate not yet decayed"

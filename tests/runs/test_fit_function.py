@@ -210,6 +210,16 @@ def test_frozen_weights_are_left_out_of_checkpoints(sections: dict[str, dict[str
         TrainingRun(parse_run([*arguments, f"--trainer.default_root_dir={tmp_path}"]), command="test").test()
 
 
+def test_run_that_max_time_ends_in_its_warm_up_warns(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"name": "run", "trainer": {"max_time": "00:00:00:01", "max_epochs": 100_000, "max_steps": -1}}
+    steps = trained(sections, tmp_path, **options).metrics["run/steps"]
+    assert "trainer.max_time ended the run at step" in caplog.text and "within its warm-up" in caplog.text
+    options["trainer"]["max_time"] = "00:00:00:02"
+    assert trained(sections, tmp_path, resume="auto", **options).metrics["run/steps"] > steps, "more time trains on"
+
+
 def test_model_is_saved_before_the_test(
     sections: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

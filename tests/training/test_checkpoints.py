@@ -15,6 +15,7 @@ from mmbert.evaluation.pairs import metric_names
 from mmbert.model.objectives import OBJECTIVES
 from mmbert.model.tasks import TASKS
 from mmbert.training.checkpoints import (
+    RunCheckpoints,
     VerifiedCheckpointIO,
     checksum_path,
     is_better,
@@ -22,6 +23,7 @@ from mmbert.training.checkpoints import (
     latest_complete_checkpoint,
     tensor_bytes,
 )
+from mmbert.training.options import CheckpointOptions
 
 CHECKPOINT = {"state_dict": {"weight": torch.arange(50_000.0), "bias": torch.ones(3)}, "epoch": 3}
 
@@ -150,3 +152,21 @@ def test_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
 
 def test_tensor_bytes_counts_nested_tensors() -> None:
     assert tensor_bytes({"a": [torch.zeros(3), {"b": torch.zeros(2, dtype=torch.int8)}], "c": "text"}) == 14
+
+
+def test_expensive_checkpoints_are_saved_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save of 3 s may be repeated after 150 s at 2 %; a cheap one every 10 steps at first, then every 30 s."""
+    now = [0.0]
+    monkeypatch.setattr("mmbert.training.checkpoints.time.monotonic", lambda: now[0])
+    checkpoints = RunCheckpoints(tmp_path, CheckpointOptions())
+    now[0] = 1.0
+    assert next(step for step in range(1, 25) if checkpoints._is_due(step)) == 10
+    checkpoints._save_seconds = 3.0
+    for now[0], due in ((29.0, False), (149.0, False), (151.0, True)):
+        assert checkpoints._is_due(11) == checkpoints._is_due(500) == due
+    checkpoints._save_seconds = 0.1
+    for now[0], due in ((29.0, False), (31.0, True)):
+        assert checkpoints._is_due(500) == due
+    every = RunCheckpoints(tmp_path, CheckpointOptions(every_n_steps=4))
+    every._save_seconds = 1000.0
+    assert [every._is_due(step) for step in (3, 4)] == [False, True]
