@@ -81,7 +81,7 @@ def _no_folder(folder: Path, reason: str) -> str:
 
 
 def process_start() -> float:
-    """When this process started, in seconds since 1970; on systems without /proc when mmbert was imported."""
+    """Start time of this process, in seconds since 1970; on systems without /proc that of importing mmbert."""
     try:
         ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
         boot = next(
@@ -129,7 +129,7 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_predictions(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes what a model says of every example of a split, one row each, as VQA's server takes it."""
+    """Write predictions of a split, one row an example, in the format of VQA's evaluation server."""
     numbers = [row["question_id"] for row in rows]
     assert len(set(numbers)) == len(numbers), "an example was predicted twice"
     file.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
