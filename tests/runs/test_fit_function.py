@@ -180,8 +180,6 @@ def test_averaged_weights_are_tested_and_saved(sections: dict[str, dict[str, Any
         sections, tmp_path, name="swa", optim={"lr": 0.01},
         trainer={"max_epochs": 4, "callbacks": [StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2)]},
     )  # fmt: skip
-    last = latest_complete_checkpoint(swa.folder / "checkpoints")
-    assert last is not None
     saved = {run.folder.name: load_file(run.folder / "model/model.safetensors") for run in (plain, ema, swa)}
     name = "mmbert.fusion.text_layers.0.self_attention.query.weight"
     name = name if name in saved["plain"] else next(n for n in saved["plain"] if n.endswith("query.weight"))
@@ -190,6 +188,10 @@ def test_averaged_weights_are_tested_and_saved(sections: dict[str, dict[str, Any
     content = torch.load(best, weights_only=True)
     assert torch.equal(content["state_dict"][f"model.{name}"], saved["ema"][name])
     assert not torch.equal(content["current_model_state"][f"model.{name}"], saved["ema"][name])
+    swa_best = torch.load(next((swa.folder / "checkpoints").glob("best-*.ckpt")), weights_only=True)["state_dict"]
+    assert not torch.equal(swa_best[f"model.{name}"], saved["swa"][name]), (
+        "no checkpoint before the end has the average"
+    )
 
 
 def test_frozen_weights_are_left_out_of_checkpoints(sections: dict[str, dict[str, Any]], tmp_path: Path) -> None:
