@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from tiny import difference, inputs, randomize, tiny_batch, tiny_config
 from torch import nn
@@ -223,3 +224,20 @@ def test_encoder_that_is_thawed_trains_again() -> None:
     encoder.freeze("none")
     assert all(module.training for module in encoder.modules())
     assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_stem_with_pooling_equals_timm() -> None:
+    """The pooling of a convolutional stem runs in another memory format, which changes no value."""
+    name, sizes = (
+        "vit_tiny_r_s16_p8_224",
+        {"img_size": 64, "patch_size": 4, "embed_dim": 32, "num_heads": 2, "depth": 1},
+    )
+    torch.manual_seed(0)
+    expected = timm.create_model(name, num_classes=0, **sizes).eval()
+    torch.manual_seed(0)
+    vit = create_vit(name, **sizes).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert vit.state_dict().keys() == expected.state_dict().keys()
+    pooled = [x.patch_embed.backbone(images) for x in (vit, expected)]
+    assert torch.equal(*pooled) and pooled[0].is_contiguous(memory_format=torch.channels_last)
+    assert (vit.forward_features(images) - expected.forward_features(images)).abs().max() < 1e-5

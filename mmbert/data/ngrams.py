@@ -1,0 +1,98 @@
+"""Content words and n-grams of captions, found by comparing the captions of one image."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mmbert.data.examples import Example
+from mmbert.errors import UsageError
+
+WORD = re.compile(r"\w+")
+MIN_LIFT = 1.4
+"""Content words are in a further caption of the same image at least this many times as often as in any caption."""
+MIN_CAPTIONS = 20
+"""Captions that a content word occurs in, at least."""
+Unit = TypeVar("Unit", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """Caption n-grams of a training split."""
+
+    names: list[str]
+    """Words of each n-gram, joined by spaces, the most frequent first."""
+    frequencies: list[float]
+    """Fraction of the training images of which a caption has it."""
+    of_images: list[tuple[int, ...]]
+    """Numbers of the n-grams in the captions of each training image."""
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text into lower-case words."""
+    return WORD.findall(text.lower())
+
+
+def content_units(images: Iterable[Sequence[Collection[Unit]]]) -> frozenset[Unit]:
+    """Find the words (or tokens) that say something about the image.
+
+    If a caption has a word that describes its image, further captions of the image have it more often than chance.
+
+    Args:
+        images: The captions of each image, each caption as its different words or tokens.
+
+    Returns:
+        Those with a lift of at least `MIN_LIFT` in at least `MIN_CAPTIONS` captions.
+    """
+    count: Counter[Unit] = Counter()
+    repeated: Counter[Unit] = Counter()
+    num_captions = 0
+    for captions in images:
+        if len(captions) < 2:
+            continue
+        num_captions += len(captions)
+        in_image = Counter(unit for caption in captions for unit in caption)
+        for unit, n in in_image.items():
+            count[unit] += n
+            repeated[unit] += n * (n - 1) / (len(captions) - 1)  # pyright: ignore[reportArgumentType]
+    return frozenset(
+        unit for unit, n in count.items() if n >= MIN_CAPTIONS and repeated[unit] / n >= MIN_LIFT * n / num_captions
+    )
+
+
+def find_ngrams(examples: Sequence[Example], *, longest: int, min_fraction: float) -> NGrams:
+    """Find the word sequences that describe images: content words at both ends, in enough images.
+
+    Args:
+        examples: Training images with their captions.
+        longest: Words of the longest n-gram.
+        min_fraction: Fraction of the images that an n-gram must describe.
+
+    Raises:
+        UsageError: The captions have no such n-gram.
+    """
+    images = [[split_words(caption) for caption in example.captions] for example in examples]
+    content = content_units([[{*words} for words in captions] for captions in images])
+    found = [
+        {
+            " ".join(words[i : i + n])
+            for words in captions
+            for n in range(1, longest + 1)
+            for i in range(len(words) - n + 1)
+            if words[i] in content and words[i + n - 1] in content
+        }
+        for captions in images
+    ]
+    count = Counter(name for names in found for name in names)
+    kept = sorted((name for name, n in count.items() if n >= min_fraction * len(images)), key=lambda x: (-count[x], x))
+    if not kept:
+        several = sum(len(example.captions) > 1 for example in examples)
+        raise UsageError(
+            f"objectives.ngrams: no n-gram of content words is in the captions of {min_fraction:.2%} of the "
+            f"{len(examples):,} training images, of which {several:,} have several captions, which it takes to tell "
+            "content words. Choose a smaller min_fraction, or leave the objective out."
+        )
+    number = {name: i for i, name in enumerate(kept)}
+    of_images = [tuple(sorted(number[name] for name in names if name in number)) for names in found]
+    return NGrams(kept, [count[name] / len(images) for name in kept], of_images)
