@@ -25,7 +25,7 @@ def add_allow_import(command: argparse.ArgumentParser) -> None:
 
 
 def utf8_text(argument: str) -> str:
-    """Decode a text of the command line as UTF-8 in any locale; Python takes the locale's encoding."""
+    """Decode a text or name on the command line as UTF-8 in any locale; Python takes the locale's encoding."""
     try:
         return os.fsencode(argument).decode("utf-8")
     except UnicodeError:

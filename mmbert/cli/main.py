@@ -6,7 +6,7 @@ import sys
 from typing import NamedTuple, NoReturn
 
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.runtime.terminal import report_user_errors, set_up_logging
+from mmbert.runtime.terminal import escape_unprintable, report_user_errors, set_up_logging
 
 
 class Command(NamedTuple):
@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None, *, default: list[str] | None = None
         print(f"mmbert {mmbert.__version__}")
         return
     set_up_logging()
+    escape_unprintable(sys.stdout)
     with report_user_errors():
         if name not in COMMANDS:
             raise UsageError(_unknown(name))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mmbert.data.images import ImageSource, as_image_list, is_iterable, load_image
-from mmbert.errors import UsageError, quote
+from mmbert.errors import DataError, UsageError, quote
 
 SETTINGS_FILE = "image_settings.json"
 VOCABULARY_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 """Files that hold a tokenizer's vocabulary; a folder with a tokenizer has one of them."""
+MERGES_FILE = "merges.txt"
+"""Second file of a BPE tokenizer: without it every word is read letter by letter."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,22 @@ class ImageSettings:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        """Check the values, which may come from a file.
+
+        Raises:
+            UsageError: A value that no image can be resized or normalized with.
+        """
+        allowed = [mode.value for mode in InterpolationMode]
+        if self.interpolation not in allowed:
+            raise UsageError(f"interpolation={self.interpolation!r}; allowed are {', '.join(allowed)}.")
+        if not isinstance(self.image_size, int) or self.image_size < 1:
+            raise UsageError(f"image_size={self.image_size!r}: a number of pixels.")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if len(value) != 3 or not all(isinstance(x, int | float) for x in value):
+                raise UsageError(f"{name}={[*value]}: one number for each of the 3 channels.")
 
     @classmethod
     def of_timm(cls, pretrained_cfg: dict[str, Any], image_size: int) -> "ImageSettings":
@@ -220,14 +238,22 @@ class MMBertProcessor:
 
         Raises:
             UsageError: The folder lacks one of them.
+            DataError: `image_settings.json` is not what `save_pretrained` wrote.
         """
         file = Path(folder) / SETTINGS_FILE
         if not file.is_file():
             raise UsageError(f"'{folder}' is no mmbert model folder: {SETTINGS_FILE} is missing.")
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        length = settings.pop("max_text_length")
-        settings["mean"], settings["std"] = tuple(settings["mean"]), tuple(settings["std"])
-        return cls(load_tokenizer(str(folder)), ImageSettings(**settings), max_text_length=length)
+        keys = {"max_text_length", *(field.name for field in fields(ImageSettings))}
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if content.keys() != keys:
+                raise ValueError(f"the keys {', '.join(content)}")
+            length = int(content.pop("max_text_length"))
+            content["mean"], content["std"] = tuple(content["mean"]), tuple(content["std"])
+            settings = ImageSettings(**content)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(str(file), str(error), f"the keys {', '.join(sorted(keys))} with valid values") from error
+        return cls(load_tokenizer(str(folder)), settings, max_text_length=length)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -243,17 +269,37 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             f"tokenizer '{source}': the folder has no vocabulary; expected one of {', '.join(VOCABULARY_FILES)}. "
             "Copy the tokenizer's files into it, or name another tokenizer by data.tokenizer."
         )
+    for name in (*VOCABULARY_FILES, MERGES_FILE):
+        if (folder / name).is_file() and (folder / name).stat().st_size == 0:
+            raise UsageError(f"tokenizer '{source}': the file {name} is empty; copy the tokenizer's files again.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the tokenizers library raises plain Exception for a broken file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"tokenizer '{source}' is neither on the hub nor a folder with one: {reason}") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+    vocabulary = tokenizer.get_vocab()
+    words = vocabulary.keys() - {*tokenizer.all_special_tokens} - tokenizer.get_added_vocab().keys()
+    if not words:
         raise UsageError(
-            f"tokenizer '{source}' knows its {len(tokenizer)} special tokens only, so every word would be "
+            f"tokenizer '{source}' knows its {len(vocabulary)} special tokens only, so every word would be "
             f"{tokenizer.unk_token}: its vocabulary file is missing or empty; name another by data.tokenizer."
         )
+    if not _reads_its_words(tokenizer, words):
+        raise UsageError(
+            f"tokenizer '{source}' recognises none of the {len(words)} words in its own vocabulary: a file of it is "
+            "missing or of another tokenizer; name another by data.tokenizer."
+        )
     return tokenizer
+
+
+def _reads_its_words(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> bool:
+    """Whether any of the first 1,000 words in a tokenizer's vocabulary, written as text, gives a known token."""
+    texts = [tokenizer.convert_tokens_to_string([word]).strip() for word in sorted(words)[:1000]]
+    try:
+        found: Any = tokenizer([text for text in texts if text] or [""], add_special_tokens=False, verbose=False)
+    except Exception:  # as in `load_tokenizer`: a vocabulary without [UNK]
+        return False
+    return any(token != tokenizer.unk_token_id for row in found["input_ids"] for token in row)
 
 
 def as_text_list(texts: str | Iterable[str]) -> list[str]:

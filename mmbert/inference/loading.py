@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from mmbert.data.processor import MMBertProcessor
+from mmbert.data.processor import SETTINGS_FILE, MMBertProcessor
 from mmbert.errors import DataError, UsageError
+from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import quiet_transformers
 from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel, MMBertPreTrainedModel
+from mmbert.model.weights import check_finite
 
 CLASSES = {model.__name__: model for model in (MMBertForPreTraining, MMBertForTask, MMBertModel)}
 """Class names that config.json may have under "architectures"."""
@@ -25,7 +27,8 @@ def load_folder(path: str | Path) -> tuple[MMBertPreTrainedModel, MMBertProcesso
 
     Raises:
         UsageError: The folder is not a model of mmbert.
-        DataError: Its weights are missing, broken or of another architecture.
+        DataError: Its weights are missing, broken, not finite or of another architecture; or the tokenizer or the
+            image settings are those of another model.
     """
     folder = Path(path)
     try:
@@ -49,4 +52,20 @@ def load_folder(path: str | Path) -> tuple[MMBertPreTrainedModel, MMBertProcesso
         if report[kind]:
             found = f"{kind.replace('_', ' ')}, first {sorted(report[kind])[0]!r}"
             raise DataError(str(folder), found, f"the weights of the {name} that config.json describes")
+    check_finite(model.named_parameters(), str(folder))
+    _check_processor(processor, model.config, folder)
     return model.eval(), processor
+
+
+def _check_processor(processor: MMBertProcessor, config: MMBertConfig, folder: Path) -> None:
+    """Raise where tokenizer or image settings are those of another model."""
+    facts = {
+        "entries in its tokenizer": (len(processor.tokenizer), config.vocab_size),
+        f"max_text_length in {SETTINGS_FILE}": (processor.max_text_length, config.max_position_embeddings),
+    }
+    for what, (found, allowed) in facts.items():
+        if found > allowed:
+            raise DataError(str(folder), f"{found} {what}", f"at most {allowed}, as config.json says")
+    if processor.image_settings.image_size != config.image_size:
+        found = f"image_size={processor.image_settings.image_size} in {SETTINGS_FILE}"
+        raise DataError(str(folder), found, f"{config.image_size}, as config.json says")

@@ -16,7 +16,7 @@ from mmbert.model.options import KEYS, ModelOptions
 from mmbert.model.pretrained_bert import fill_text_architecture, load_bert_weights, read_bert
 from mmbert.model.pretrained_vit import fill_image_architecture, load_vit_weights, read_vit
 from mmbert.model.warm_start import WarmStart, plan_warm_start
-from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, describe_counts, not_used, read_weights
+from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, check_finite, describe_counts, not_used, read_weights
 
 log = logging.getLogger("mmbert")
 
@@ -133,6 +133,7 @@ def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: st
 
     Raises:
         UsageError: A tensor of the encoders or the fusion is missing, has another shape or is unknown.
+        DataError: Weights that are not finite.
     """
     where = f"model.pretrained='{folder}'"
     if state and not any(name.startswith("mmbert.") for name in state):
@@ -157,6 +158,7 @@ def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: st
         loaded = {name: x for name, x in loaded.items() if _head_of(name) != "task"}
     fresh = [_head_of(name) for name in expected if name not in loaded]
     model.load_state_dict({**expected, **loaded}, strict=True)
+    check_finite(model.named_parameters(), where)
     unused = [_head_of(name) for name in state if name not in loaded]
     log.info(
         "%s: %d of the %d tensors in the file loaded; newly initialized: %s%s",

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.fusion.base import BERT_NAMES
-from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, copy_weights, read_weights, shard_names
+from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, check_finite, copy_weights, read_weights, shard_names
 
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 """A tensor that every BERT has; what stands before it in a file is the prefix of the encoder's names."""
@@ -83,7 +83,7 @@ def read_bert(source: str) -> PretrainedBert:
 
     Raises:
         UsageError: Nothing found, another kind of model, or a configuration that mmbert can't express.
-        DataError: Broken weights.
+        DataError: Broken weights, or some that are not finite.
     """
     try:
         content: dict[str, Any] = BertConfig.get_config_dict(source)[0]
@@ -100,7 +100,9 @@ def read_bert(source: str) -> PretrainedBert:
             raise
         reason = " ".join(str(error).split())
         raise UsageError(f"text_pretrained='{source}': config.json describes no BERT: {reason}") from error
-    return PretrainedBert(source, config, _encoder_names(read_weights(folder), source))
+    state = read_weights(folder)
+    check_finite(state.items(), f"text_pretrained='{source}'")
+    return PretrainedBert(source, config, _encoder_names(state, source))
 
 
 def _weights_folder(source: str) -> Path:
@@ -151,7 +153,7 @@ def _encoder_names(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Rename tensors to the names of `BertModel`, whatever prefix a wrapper or a larger model gave them.
 
     Raises:
-        UsageError: The file has no word embeddings, or those of several encoders.
+        UsageError: The file has no word embeddings, those of several encoders, or a tensor under two names.
     """
     found = sorted({name.removesuffix(WORD_EMBEDDINGS) for name in state if _is_word_embedding(name)})
     if len(found) != 1:
@@ -167,6 +169,8 @@ def _encoder_names(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         inner = name.removeprefix(prefix) if name.startswith(prefix) else OUTSIDE + name
         # TensorFlow's names of the LayerNorm parameters, in old files.
         inner = inner.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if inner in renamed:
+            raise UsageError(f"text_pretrained='{source}': the file has '{inner}' under two names, one is '{name}'.")
         renamed[inner] = value
     return renamed
 
@@ -216,13 +220,7 @@ def load_bert_weights(module: BertModel, bert: PretrainedBert, *, used_elsewhere
         if parts[:2] == ["encoder", "layer"] and parts[2].isdigit() and used <= int(parts[2]) < available:
             is_copied = any(other.startswith(f"{layer}.") for other in used_elsewhere)
             return layer if not is_copied or ".".join(parts[3:-1]) in BERT_NAMES.values() else ""
-        return (
-            name
-            if name in ("embeddings.position_ids", "embeddings.token_type_ids")
-            else "pooler"
-            if parts[0] == "pooler"
-            else ""
-        )
+        return name if name in UNUSED_BUFFERS else "pooler" if parts[0] == "pooler" else ""
 
     copy_weights(
         module, bert.state, source=f"text_pretrained='{bert.source}'", unused=unused, used_elsewhere=used_elsewhere

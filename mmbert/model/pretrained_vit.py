@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmbert.errors import UsageError
 from mmbert.model.encoders import POOLING_PARTS, create_vit, side, vit_sizes
 from mmbert.model.options import TIMM_FACTORY_ARGUMENTS, TIMM_KEYS
-from mmbert.model.weights import copy_weights, not_used
+from mmbert.model.weights import check_finite, copy_weights, not_used
 
 log = logging.getLogger("mmbert")
 
@@ -40,12 +40,14 @@ def read_vit(source: str, *, image_size: int) -> PretrainedVit:
 
     Raises:
         UsageError: Nothing found, not a ViT, or a tensor that the file lacks or the ViT has no place for.
+        DataError: Weights that are not finite.
     """
     where = f"image_pretrained='{source}'"
     name, architecture, saved_arguments, state = _read_source(source)
     for prefix in WRAPPER_PREFIXES:
         if all(tensor.startswith(prefix) for tensor in state):
             state = {tensor.removeprefix(prefix): value for tensor, value in state.items()}
+    check_finite(state.items(), where)
     arguments = _arguments(saved_arguments, where)
     if "global_pool" not in arguments and "norm.weight" not in state and "fc_norm.weight" in state:
         arguments["global_pool"] = "avg"  # its tokens are not normalised before pooling

@@ -57,6 +57,21 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return state
 
 
+def check_finite(weights: Iterable[tuple[str, Tensor]], source: str) -> None:
+    """Raise on weights that are no numbers, such as those of a run that diverged.
+
+    Args:
+        weights: Names and tensors; no buffers, which may be infinite on purpose.
+        source: What they come from, for the message.
+
+    Raises:
+        DataError: A tensor has NaN or infinite values; with its name.
+    """
+    for name, value in weights:
+        if value.is_floating_point() and not value.isfinite().all():
+            raise DataError(source, f"NaN or infinite values in '{name}'", "finite weights")
+
+
 def copy_weights(
     module: nn.Module,
     state: Mapping[str, Tensor],

@@ -1,6 +1,7 @@
 """What a user reads on the terminal: our own log lines, and one sentence for each user error."""
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -43,10 +44,10 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
 
 
-def print_line(line: str) -> None:
-    """Print a line with any characters on a terminal of any encoding."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+def escape_unprintable(stream: object) -> None:
+    """Let a stream of another encoding than UTF-8 print any character, escaped where it has none, as stderr does."""
+    if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+        stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ class TrainingRun:
         self.started = time.time() if started is None else started
         config, sections = options.config, options.sections
         validate_sections(config, {**SECTIONS, "trainer": None})
+        if config.seed_everything is None or not 0 <= config.seed_everything < 2**32:
+            raise UsageError(f"--seed_everything {config.seed_everything}: a number from 0 to {2**32 - 1:,}.")
+        if config.name is None:
+            raise UsageError("name: expected the name of the run's folder. Got value: null")
         if (config.threads or 1) > MAX_THREADS:
             raise UsageError(f"--threads {config.threads}: at most {MAX_THREADS:,}.")
         sections.evaluation.check()
@@ -171,7 +176,7 @@ class TrainingRun:
         chosen = {**dict(sections.trainer), "precision": config.trainer.precision, **self.options.trainer_objects}
         options = trainer_options(chosen, explicit=self.options.explicit)
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        resumed = None
+        resumed, created = None, first and not self.dry and config.resume is None
         if not (self.dry and config.resume is None):
             self.folder, resumed = self._find_folder(options["default_root_dir"], create=first and not self.dry)
         self.trace = Trace(self.folder / "trace.csv")
@@ -188,7 +193,12 @@ class TrainingRun:
                 (self.folder / "config.yaml").write_text(self._resolved_config(), encoding="utf-8")
         callbacks, options["enable_progress_bar"] = progress_callbacks(callbacks, options["enable_progress_bar"])
         options.update(callbacks=callbacks, plugins=[*(options["plugins"] or []), VerifiedCheckpointIO()])
-        return build_trainer(options)
+        try:
+            return build_trainer(options)
+        except UsageError:
+            if created:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def _find_folder(self, root: str, *, create: bool) -> tuple[Path, Path | None]:
         """The run's folder, and the checkpoint that it resumes from."""

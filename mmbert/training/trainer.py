@@ -167,5 +167,7 @@ def build_trainer(options: Mapping[str, Any]) -> L.Trainer:
     try:
         with report_lightning_errors():
             return L.Trainer(**options)
+    except UsageError:
+        raise
     except (TypeError, ValueError) as error:
         raise UsageError(f"trainer: {_first_sentences(error)}") from error

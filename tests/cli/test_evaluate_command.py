@@ -1,5 +1,6 @@
 """`mmbert evaluate` and its Python functions on a saved model, from files to the printed tables and the report."""
 
+import io
 import json
 import os
 import subprocess
@@ -200,6 +201,33 @@ def test_foils_are_printed_by_category(folder: Path, tmp_path: Path, capsys: pyt
     assert printed[0] == ["category", "count", "accuracy", "blank", "shuffled"]
     assert [row[0] for row in printed[1:]] == ["overall", "swap"] and printed[1][4] == "-", "there is one image"
     assert json.loads(out.read_text())["swap"]["count"] == 1
+
+
+def in_c_locale(text: str) -> str:
+    """An argument as Python gives it where the locale's encoding is ASCII."""
+    return text.encode().decode("ascii", "surrogateescape")
+
+
+def test_names_are_utf8_and_any_character_is_printed_in_any_locale(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    renamed = [{"datei": row["file"], "größe": row["text"], "teil": "prüfung"} for row in rows]
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in renamed), encoding="utf-8"
+    )
+    foils = {"1": {"filename": "0.png", "caption": "a", "negative_caption": "b", "category": "größe"}}
+    (tmp_path / "f.json").write_text(json.dumps(foils, ensure_ascii=False), encoding="utf-8")
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii", errors="surrogateescape"))
+    names = ["--image_key", "datei", "--caption_key", in_c_locale("größe"), "--split_key", "teil"]
+    start = ["evaluate", "retrieval", str(folder / "model"), "--annotations", str(tmp_path / "a.jsonl")]
+    data = ["--format", "jsonl", "--images", str(folder / "images"), "--scorer", "itc"]
+    main([*start, *data, *names, "--split", in_c_locale("prüfung")])
+    main(["evaluate", "foils", str(folder / "model"), "--foils", str(tmp_path / "f.json"), *data[2:4]])
+    sys.stdout.flush()
+    printed = output.getvalue().decode("ascii")
+    assert "of split pr\\xfcfung" in printed and "gr\\xf6\\xdfe" in printed
 
 
 def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

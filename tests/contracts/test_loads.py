@@ -158,6 +158,10 @@ BERT_REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], 
         lambda s: {f"{prefix}.{n}": x.clone() for prefix in ("text", "momentum") for n, x in s.items()},
         "several text encoders, under 'momentum.', 'text.'",
     ),
+    "a tensor under two names": (
+        lambda s: s | {"embeddings.LayerNorm.gamma": s["embeddings.LayerNorm.weight"].clone()},
+        "has 'embeddings.LayerNorm.weight' under two names",
+    ),
     "no BERT at all": (lambda _: {"conv.weight": torch.zeros(2)}, "none of its 1 tensors is named .*'conv.weight'"),
 }
 
@@ -565,3 +569,62 @@ def test_backbone_can_be_started_from(tmp_path: Path) -> None:
     for name, value in backbone.state_dict().items():
         assert torch.equal(model.mmbert.state_dict()[name], value), name
     assert model(tiny_batch()).loss.isfinite()
+
+
+# --- Weights that are no numbers -----------------------------------------------------------------------------------
+
+
+def with_nan(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One value of the last 2-dimensional tensor becomes NaN."""
+    name = [name for name, x in state.items() if x.ndim == 2 and x.is_floating_point()][-1]
+    state[name][0, 0] = torch.nan
+    return state
+
+
+def test_weights_that_are_not_finite_are_rejected(tmp_path: Path) -> None:
+    """Such as those of a diverged run, from every kind of source."""
+    save_bert(tmp_path / "bert")
+    save_vit(tmp_path / "vit", "plain")
+    MMBertForPreTraining(tiny_config()).save_pretrained(tmp_path / "saved")
+    tiny_processor().save_pretrained(tmp_path / "saved")
+    for kind in ("bert", "vit", "saved"):
+        rewrite(tmp_path / kind, with_nan)
+    for load in (
+        lambda: load_text(tmp_path / "bert"),
+        lambda: image_model(tmp_path / "vit"),
+        lambda: build_model(ModelOptions(pretrained=str(tmp_path / "saved"))),
+        lambda: mmbert.load(tmp_path / "saved"),
+    ):
+        with pytest.raises(DataError, match=r"NaN or infinite values in '[\w.]+'; expected finite weights"):
+            load()
+
+
+FOREIGN_FILES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "longer texts": ("image_settings.json", {"max_text_length": 17}, "17 max_text_length .* expected at most 16"),
+    "larger images": ("image_settings.json", {"image_size": 32}, "image_size=32 in .* expected 16"),
+    "a smaller vocabulary": ("config.json", {"vocab_size": 9}, ""),
+    "a key too many": ("image_settings.json", {"crop": 1}, "image_settings.json: the keys .*crop; expected the keys"),
+    "two channels": ("image_settings.json", {"mean": [0.5, 0.5]}, "one number for each of the 3 channels"),
+    "an unknown interpolation": ("image_settings.json", {"interpolation": "cubic"}, "interpolation='cubic'; allowed"),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN_FILES)
+def test_processor_files_of_another_model_are_rejected(change: str, tmp_path: Path) -> None:
+    file, changes, message = FOREIGN_FILES[change]
+    config = tiny_config(**(changes if file == "config.json" else {}))
+    MMBertForPreTraining(config).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    if file != "config.json":
+        settings = json.loads((tmp_path / file).read_text())
+        (tmp_path / file).write_text(json.dumps(settings | changes))
+    with pytest.raises(DataError, match=message or r"\d+ entries in its tokenizer; expected at most 9"):
+        mmbert.load(tmp_path)
+
+
+def test_image_settings_that_are_no_json_are_rejected(tmp_path: Path) -> None:
+    MMBertForPreTraining(tiny_config()).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    (tmp_path / "image_settings.json").write_text("{")
+    with pytest.raises(DataError, match=r"image_settings.json: .*; expected the keys image_size, interpolation"):
+        mmbert.load(tmp_path)

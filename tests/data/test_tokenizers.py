@@ -1,5 +1,6 @@
 """Tokenizers: one without a vocabulary is an error, unknown words are counted, and every kind marks its words."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,60 @@ def test_tokenizer_that_knows_special_tokens_only_is_an_error(tmp_path: Path) ->
         load_tokenizer(folder)
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "cat"]))
     assert len(load_tokenizer(folder)) == 6
+
+
+def bpe_folder(folder: Path) -> Path:
+    """A RoBERTa tokenizer as vocab.json and merges.txt, which reads "cat" as one token."""
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "c", "a", "t", "ca", "cat"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(letters)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    return folder
+
+
+BROKEN_FILES = {
+    "no merges.txt": ("merges.txt", None, "is neither on the hub nor a folder with one"),
+    "an empty merges.txt": ("merges.txt", "", "the file merges.txt is empty"),
+    "no vocab.json": ("vocab.json", None, "the folder has no vocabulary"),
+    "an empty vocab.json": ("vocab.json", "", "the file vocab.json is empty"),
+    "a pointer of Git LFS": ("vocab.json", "version https://git-lfs.github.com/spec/v1\n", "is neither on the hub nor"),
+    "special tokens only": (
+        "vocab.json",
+        '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}',
+        "out of vocabulary",
+    ),
+    "a broken tokenizer.json": ("tokenizer.json", "{}", "is neither on the hub nor a folder with one"),
+    "an empty SentencePiece model": ("sentencepiece.bpe.model", "", "the file sentencepiece.bpe.model is empty"),
+}
+
+
+@pytest.mark.parametrize("change", BROKEN_FILES)
+def test_tokenizer_folder_with_a_missing_or_broken_file_is_an_error(change: str, tmp_path: Path) -> None:
+    folder = bpe_folder(tmp_path)
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.convert_ids_to_tokens(tokenizer("cat")["input_ids"]) == ["<s>", "cat", "</s>"]
+    file, content, message = BROKEN_FILES[change]
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_tokenizer(str(folder))
+
+
+def test_tokens_added_to_a_missing_vocabulary_are_no_vocabulary(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(SPECIAL))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<a>": 5, "<b>": 6}))
+    with pytest.raises(UsageError, match="special tokens only"):
+        load_tokenizer(folder)
+
+
+def test_vocabulary_that_its_tokenizer_can_not_read_is_an_error(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(["version https://git-lfs.github.com/spec/v1", "oid sha256:0"]))
+    with pytest.raises(UsageError, match="recognises none of the 2 words in its own vocabulary"):
+        load_tokenizer(folder)
 
 
 def captions_file(folder: Path, captions: list[str]) -> DataOptions:

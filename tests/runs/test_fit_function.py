@@ -222,6 +222,14 @@ def test_run_that_max_time_ends_in_its_warm_up_warns(
     assert trained(sections, tmp_path, resume="auto", **options).metrics["run/steps"] > steps, "more time trains on"
 
 
+def test_run_without_an_optimizer_step_warns(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trained(sections, tmp_path, trainer={"max_epochs": 0}, data={"val_size": 2})
+    assert "no optimizer step was taken: the initial weights are tested and saved" in caplog.text
+    assert run.metrics["run/steps"] == 0 and "test/mlm_loss" in run.metrics
+
+
 def test_model_is_saved_before_the_test(
     sections: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

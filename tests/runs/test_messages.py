@@ -72,6 +72,9 @@ def message(
         (["--trainer.logger=false"], ["trainer.logger=false", "leave it out"]),
         (["--ckpt_path=tests/tiny.py", "--resume=auto"], ["--resume", "leave --ckpt_path out"]),
         (["--base=configs/base.yaml"], ["--base=configs/base.yaml", "a key of YAML files"]),
+        (["--seed_everything=-1"], ["--seed_everything -1", "from 0 to 4,294,967,295"]),
+        (["--seed_everything=4294967296"], ["from 0 to 4,294,967,295"]),
+        (["--trainer.max_epochs=-2"], ["error: trainer: `max_epochs` must be a non-negative integer or -1"]),
         (["--trainer.max_epoch=3"], ["Did you mean 'trainer.max_epochs'?"]),
         (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
     ],
@@ -94,6 +97,8 @@ def test_usage_mistake_is_told_in_one_sentence(
         ("model: {fusion: no}", "model.fusion: expected a str"),
         ("base: nowhere.yaml", "nowhere.yaml"),
         ("base: own.yaml", "builds on itself"),
+        ("seed_everything: null", "--seed_everything None: a number from 0 to 4,294,967,295"),
+        ("name: null", "name: expected the name of the run's folder. Got value: null"),
     ],
 )
 def test_mistake_in_a_yaml_is_told_in_one_sentence(

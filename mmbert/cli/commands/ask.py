@@ -4,7 +4,6 @@ import argparse
 
 from mmbert.cli.command_line import add_model, utf8_text
 from mmbert.errors import printable
-from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -25,5 +24,5 @@ def _ask(*, model: str, image: str, question: str, top_k: int, device: str | Non
     from mmbert.inference.loaded import load
 
     for answer, score in load(model, device).answer(image, question, top_k):
-        print_line(f"{score:.4f}  {printable(answer)}")
+        print(f"{score:.4f}  {printable(answer)}")
     return 0

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mmbert.cli.command_line import utf8_text
 from mmbert.data.prepare import DATA_FOLDER, GENERATORS, generate, list_files
 from mmbert.data.readers import FORMATS
-from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -31,19 +31,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
                        "in it, or images/ beside it, whichever has the first image.")  # fmt: skip
     check.add_argument("--format", metavar="F", help=f"{', '.join(FORMATS)}, vqav2, nlvr, nlvr2, foils. Without it: "
                        "detected.")  # fmt: skip
-    check.add_argument("--image_key", metavar="K", help="Field with the image's path (jsonl, csv). Without it: a "
-                       "usual name, such as image, filename, img.")  # fmt: skip
-    check.add_argument("--caption_key", metavar="K", nargs="+", help="Fields with captions (jsonl, csv). Without it: "
-                       "a usual name, such as caption, text, sentence.")  # fmt: skip
-    check.add_argument("--split_key", metavar="K", help="Field with the split (jsonl, csv). Without it: one.")
-    check.add_argument("--delimiter", metavar="C", help="Character between columns (csv), a tab also as tab. Without "
-                       "it: detected among , ; tab and |.")  # fmt: skip
+    check.add_argument("--image_key", type=utf8_text, metavar="K", help="Field with the image's path (jsonl, csv). "
+                       "Without it: a usual name, such as image, filename, img.")  # fmt: skip
+    check.add_argument("--caption_key", type=utf8_text, metavar="K", nargs="+", help="Fields with captions (jsonl, "
+                       "csv). Without it: a usual name, such as caption, text, sentence.")  # fmt: skip
+    check.add_argument("--split_key", type=utf8_text, metavar="K", help="Field with the split (jsonl, csv). Without "
+                       "it: one.")  # fmt: skip
+    check.add_argument("--delimiter", type=utf8_text, metavar="C", help="Character between columns (csv), a tab "
+                       "also as tab. Without it: detected among , ; tab and |.")  # fmt: skip
     check.add_argument("--drop_uncaptioned", action="store_const", const=True, help="Images without a caption are "
                        "remarks, as data.drop_uncaptioned=true drops them.")  # fmt: skip
-    check.add_argument("--text_key", metavar="K", help="Field with the text of a task (jsonl).")
-    check.add_argument("--label_key", metavar="K", help="Field with the label of a task (jsonl). This option, "
-                       "--text_key or --id_key means that FILE is of a task.")  # fmt: skip
-    check.add_argument("--id_key", metavar="K", help="Field with the row's id (jsonl of a task).")
+    check.add_argument("--text_key", type=utf8_text, metavar="K", help="Field with the text of a task (jsonl).")
+    check.add_argument("--label_key", type=utf8_text, metavar="K", help="Field with the label of a task (jsonl). "
+                       "This option, --text_key or --id_key means that FILE is of a task.")  # fmt: skip
+    check.add_argument("--id_key", type=utf8_text, metavar="K", help="Field with the row's id (jsonl of a task).")
     check.add_argument("--questions", metavar="Q.json", help="Question file of vqav2, if FILE holds its annotations.")
     check.add_argument("--image_names", metavar="NAMES", help="How an image_id becomes a file name: a template such "
                        "as COCO_val2014_{:012d}.jpg, or COCO's JSON file (vqav2, jsonl of a task).")  # fmt: skip
@@ -58,7 +59,7 @@ def _check(
     given: dict[str, Any] = {key: value for key, value in keys.items() if value is not None}
     report = check_file(file, images=images, format=format, **given)
     for line in report.lines():
-        print_line(line)
+        print(line)
     print(f"mmbert: {report.summary}", file=sys.stderr)
     return 1 if report.num_errors or (strict and report.num_remarks) else 0
 
@@ -90,5 +91,5 @@ def _prepare(*, name: str, out: Path, force: bool = False, **numbers: int | None
     options = [f"--{option}={number}" for option, number in numbers.items() if number is not None]
     generate(name, out, [*options, *(["--force"] if force else [])])
     for line in list_files(out):
-        print_line(line)
+        print(line)
     return 0

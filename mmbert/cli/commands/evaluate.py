@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmbert.cli.command_line import add_model
+from mmbert.cli.command_line import add_model, utf8_text
 from mmbert.data.readers import FORMATS
 from mmbert.evaluation.options import FOIL_SCORERS, RETRIEVAL_SCORERS
 
@@ -28,8 +28,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_common(retrieval)
     retrieval.add_argument("--annotations", metavar="FILE", required=True, help="The annotation file.")
     retrieval.add_argument("--format", choices=FORMATS, required=True, help=f"Its format: {', '.join(FORMATS)}.")
-    retrieval.add_argument("--split", help="Split to rank (default test), for karpathy or with --split_key; any other "
-                           "file is one split.")  # fmt: skip
+    retrieval.add_argument("--split", type=utf8_text, help="Split to rank (default test), for karpathy or with "
+                           "--split_key; any other file is one split.")  # fmt: skip
     retrieval.add_argument("--scorer", nargs="+", default=["auto"], choices=["auto", *RETRIEVAL_SCORERS],
                            help="One or more: itc (contrastive vectors, no fusion), itm (fuses every pair), two_stage "
                            "(fuses the K nearest by itc); auto: itc, then two_stage, as far as the model has the "
@@ -41,10 +41,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            "COCO's 5,000.")  # fmt: skip
     retrieval.add_argument("--equal_texts", action="store_true",
                            help="Count a caption as correct for every image with an equal caption.")  # fmt: skip
-    retrieval.add_argument("--image_key", metavar="K", help="Field with the path of the image (jsonl, csv).")
-    retrieval.add_argument("--caption_key", metavar="K", nargs="+", help="Fields with captions (jsonl, csv).")
-    retrieval.add_argument("--split_key", metavar="K", help="Field with the split (jsonl, csv).")
-    retrieval.add_argument("--delimiter", metavar="C", help="Character between columns (csv), a tab also as tab.")
+    retrieval.add_argument(
+        "--image_key", type=utf8_text, metavar="K", help="Field with the path of the image (jsonl, csv)."
+    )
+    retrieval.add_argument(
+        "--caption_key", type=utf8_text, metavar="K", nargs="+", help="Fields with captions (jsonl, csv)."
+    )
+    retrieval.add_argument("--split_key", type=utf8_text, metavar="K", help="Field with the split (jsonl, csv).")
+    retrieval.add_argument(
+        "--delimiter", type=utf8_text, metavar="C", help="Character between columns (csv), a tab also as tab."
+    )
     retrieval.add_argument("--drop_uncaptioned", action="store_true",
                            help="Drop images without a caption (coco, karpathy).")  # fmt: skip
 

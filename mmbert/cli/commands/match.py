@@ -4,7 +4,6 @@ import argparse
 
 from mmbert.cli.command_line import add_model, utf8_text
 from mmbert.errors import printable
-from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def _match(*, model: str, image: str, texts: list[str], device: str | None) -> i
     from mmbert.inference.loaded import load
 
     scores, kind = load(model, device).match(image, texts)
-    print_line(kind)
+    print(kind)
     for score, text in sorted(zip(scores, texts, strict=True), key=lambda row: -row[0]):
-        print_line(f"{score:.4f}  {printable(text)}")
+        print(f"{score:.4f}  {printable(text)}")
     return 0

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmbert.cli.command_line import add_model
+from mmbert.cli.command_line import add_model, utf8_text
 from mmbert.data.format_detection import detect_keys
 from mmbert.data.readers.base import ImageFolder, Problems
 from mmbert.data.readers.labelled import read_labelled_jsonl
@@ -12,7 +12,6 @@ from mmbert.data.readers.vqa import read_vqav2
 from mmbert.errors import DataError, UsageError, printable
 from mmbert.inference.loaded import load
 from mmbert.inference.prediction import predict_decisions, predict_vqa
-from mmbert.runtime.terminal import print_line
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -42,14 +41,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_model(decision, "A folder RUN/model that was fine-tuned with model.task=decision.")
     decision.add_argument("--annotations", metavar="A.jsonl", required=True, help="One JSON object per line.")
     decision.add_argument("--images", metavar="DIR", required=True, help="Folder of the images.")
-    decision.add_argument("--image_key", metavar="K", help="Field with the image's path. Without it: a usual name, "
-                          "such as image, filename, img.")  # fmt: skip
+    decision.add_argument("--image_key", type=utf8_text, metavar="K", help="Field with the image's path. Without "
+                          "it: a usual name, such as image, filename, img.")  # fmt: skip
     decision.add_argument("--image_names", metavar="NAMES", help="How the value of the image's field becomes a file "
                           "name: a template such as {}.jpg, or COCO's JSON file.")  # fmt: skip
-    decision.add_argument("--text_key", metavar="K", help="Field with the text. Without it: a usual name, such as "
-                          "text, sentence, caption.")  # fmt: skip
+    decision.add_argument("--text_key", type=utf8_text, metavar="K", help="Field with the text. Without it: a usual "
+                          "name, such as text, sentence, caption.")  # fmt: skip
     decision.add_argument(
-        "--id_key", metavar="K", help="Field with the row's id. Without it: the row's number, from 0."
+        "--id_key", type=utf8_text, metavar="K", help="Field with the row's id. Without it: the row's number, from 0."
     )
     _add_shared(decision, "Texts")
 
@@ -82,7 +81,7 @@ def _vqa(
     loaded = load(model, device)
     examples = read_vqav2(Path(questions), None, ImageFolder(images), split="questions", image_names=image_names)
     predict_vqa(loaded, examples, Path(out), batch_size=batch_size, num_workers=num_workers)
-    print_line(f"{printable(out)}: answers to the {len(examples):,} questions of {printable(questions)}")
+    print(f"{printable(out)}: answers to the {len(examples):,} questions of {printable(questions)}")
     return 0
 
 
@@ -121,5 +120,5 @@ def _decision(
     if not examples:
         raise DataError(annotations, "no examples", "at least one row")
     predict_decisions(loaded, examples, Path(out), batch_size=batch_size, num_workers=num_workers)
-    print_line(f"{printable(out)}: labels of the {len(examples):,} rows of {printable(annotations)}")
+    print(f"{printable(out)}: labels of the {len(examples):,} rows of {printable(annotations)}")
     return 0
