@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mmbert.data.examples import Example
 from mmbert.data.processor import ImageSettings, MMBertProcessor
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT, Tokens
+from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, Tokens
 
 CLS, SEP, MASK = 2, 3, 4
 VOCAB = 40
@@ -68,6 +68,7 @@ def tiny_config(**overrides: Any) -> MMBertConfig:
         "patch_size": 8,
         "image_hidden_size": 24,
         "image_num_attention_heads": 2,
+        "ngrams": ["red", "red circle", "blue", "two", "small", "left"],
         "objectives": {"mlm": 1.0, "itm": 1.0, "itc": {"weight": 1.0, "embedding_size": 16}},
     }
     return MMBertConfig(**{**settings, **overrides})
@@ -114,6 +115,7 @@ def tiny_batch(
         "image_key": keys + 100,
         "text_key": keys + 200,
         "image_text_keys": torch.stack([keys + 200, torch.full_like(keys, NO_TEXT)], dim=1),
+        "ngram_ids": torch.stack([keys % 6, torch.where(keys % 2 == 0, (keys + 1) % 6, NO_NGRAM)], dim=1),
     }
 
 

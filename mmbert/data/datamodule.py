@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mmbert.data.examples import Example, read_examples
 from mmbert.data.masking import Masking
+from mmbert.data.ngrams import MIN_CAPTIONS, NGrams, content_units, find_ngrams
 from mmbert.data.options import DataOptions, check_options, reader_options
 from mmbert.data.pairs import Collate, Pairs
 from mmbert.data.processor import MMBertProcessor
@@ -225,6 +226,16 @@ class PairsDataModule(SplitsDataModule):
         )
         self.collate = Collate(processor.pad_token_id)
         super().__init__(options, examples, processor, seed=seed)
+        if options.mask_content:
+            tokens = [[{*processor.encode(c)} for c in e.captions] for e in self.train_samples.examples]
+            found = content_units(tokens) - special
+            if not found:
+                raise UsageError(
+                    "data.mask_content=True: no token is shared by the captions of one training image more often than "
+                    f"chance; it takes {MIN_CAPTIONS} captions with it, and images with several. Leave the option out."
+                )
+            log.info("data.mask_content: %d of %d tokens are content", len(found), len(tokenizer))
+            self.train_samples.masking = replace(self.masking, content_ids=found)
 
     def _samples(self, examples: Sequence[Example], augmentation: Augmentation | None = None) -> Pairs:
         return Pairs(
@@ -241,6 +252,12 @@ class PairsDataModule(SplitsDataModule):
             for e in examples
             for i in range(min(captions, len(e.captions)))
         ]
+
+    def find_ngrams(self, *, longest: int, min_fraction: float) -> NGrams:
+        """Find the n-grams of the training captions, see `mmbert.data.ngrams`; batches have them from now on."""
+        ngrams = find_ngrams(self.train_samples.examples, longest=longest, min_fraction=min_fraction)
+        self.train_samples.ngram_ids = ngrams.of_images
+        return ngrams
 
     def training_texts(self, positions: Sequence[int]) -> list[str]:
         """Return the captions of training images in the first epoch."""

@@ -20,6 +20,8 @@ class Masking:
     """Fraction of tokens (or of words, with `whole_word`) to predict."""
     whole_word: bool = False
     """Mask all pieces of a word together."""
+    content_ids: frozenset[int] | None = None
+    """Tokens that say something about the image: only units with one of them are masked, where a text has any."""
 
     def __call__(
         self, ids: Sequence[int], continues: Sequence[bool], rng: np.random.Generator
@@ -45,6 +47,9 @@ class Masking:
                 units[-1].append(position)
             else:
                 units.append([position])
+        if self.content_ids is not None:
+            content = [unit for unit in units if any(ids[position] in self.content_ids for position in unit)]
+            units = content or units
         masked, labels = list(ids), [IGNORE_INDEX] * len(ids)
         if not units:
             return masked, labels

@@ -13,7 +13,7 @@ from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped
-from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
+from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT
 from mmbert.runtime.randomness import mix, numpy_generator, permutation
 
 NO_IMAGE = torch.zeros(0, dtype=torch.uint8)
@@ -31,6 +31,7 @@ class Sample(NamedTuple):
     image_key: int
     text_key: int
     image_text_keys: tuple[int, ...]
+    ngram_ids: tuple[int, ...] | None = None  # only with the objective ngrams
     requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
     skipped: Skipped = ()  # the unreadable samples that it replaces
 
@@ -74,6 +75,8 @@ class Pairs(Samples):
     ):
         super().__init__(examples, processor, seed=seed, augmentation=augmentation, skip_unreadable=skip_unreadable)
         self.masking = masking
+        self.ngram_ids: list[tuple[int, ...]] | None = None
+        """Numbers of the n-grams in the captions of each image, with the objective ngrams."""
         self.num_captions = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [image_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
@@ -126,6 +129,7 @@ class Pairs(Samples):
             self.image_keys[i],
             self.text_keys[i][number],
             self.text_keys[i],
+            None if self.ngram_ids is None else self.ngram_ids[i],
         )
 
     def _wrong_pixel_values(self, i: int, own: Tensor) -> Tensor:
@@ -182,7 +186,8 @@ class Collate:
 
     Keys: `index` and `requested_index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
     `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`,
-    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes. Samples without images are left out. If some were
+    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes; with the
+    objective ngrams `ngram_ids` (B, G), padded with `NO_NGRAM`. Samples without images are left out. If some were
     skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
     """
 
@@ -208,6 +213,9 @@ class Collate:
             "text_key": torch.tensor([s.text_key for s in samples]),
             "image_text_keys": pad([s.image_text_keys for s in samples], NO_TEXT)[0],
         }
+        ngram_ids = [s.ngram_ids for s in samples if s.ngram_ids is not None]
+        if ngram_ids:
+            batch["ngram_ids"] = pad(ngram_ids, NO_NGRAM)[0]
         wrong = [s.wrong_pixel_values for s in samples if s.wrong_pixel_values is not None]
         if wrong:
             batch["wrong_pixel_values"] = torch.stack(wrong)

@@ -228,15 +228,18 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         for objective in self.objectives.values():
             objective.after_step()  # pyright: ignore[reportCallIssue]
 
-    def forward(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> PreTrainingOutput:
+    def forward(
+        self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None, only: str | None = None
+    ) -> PreTrainingOutput:
         """Compute the loss of every objective on one batch.
 
         Args:
             batch: Tensors as `mmbert.data.pairs.Collate` builds them.
             generator: Draws ITM negatives. None: torch's global generator.
+            only: Objective to compute alone; None: all.
         """
         encoded = self.encode(batch, generator=generator)
-        outputs = {name: objective(encoded) for name, objective in self.objectives.items()}
+        outputs = {name: f(encoded) for name, f in self.objectives.items() if only in (None, name)}
         loss = torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
         return PreTrainingOutput(loss=loss, objectives=outputs)
 

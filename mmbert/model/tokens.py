@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100  # label of a position that is not predicted; what torch's cross entropy skips
+NO_NGRAM = -1  # pads lists of n-gram numbers
 NO_TEXT = -1  # pads lists of caption hashes, which are never negative
 
 

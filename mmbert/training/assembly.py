@@ -19,7 +19,8 @@ from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import build_model, has_head, saved_config
-from mmbert.model.modeling import HeadedModel, MMBertForTask
+from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
+from mmbert.model.objectives.ngrams import CaptionNGrams
 from mmbert.model.options import KEYS, ModelOptions
 from mmbert.training.options import OptimOptions
 
@@ -75,6 +76,10 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     data: SplitsDataModule
     if task is None:
         data = PairsDataModule(data_options, processor, seed=seed)
+        _start_ngrams(model, data)
+        if optim.first_stage is not None and optim.first_stage not in model.config.objective_options():
+            names = ", ".join(model.config.objective_options())
+            raise UsageError(f"optim.first_stage='{optim.first_stage}' is none of the objectives {names}.")
     else:
         data = LabelledDataModule(data_options, examples, labels, processor, task=task, seed=seed)
         _start_new_head_at_prior(model, model_options.pretrained, data)
@@ -85,6 +90,22 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     if optim.compile:
         model.compile(dynamic=True)
     return Parts(model, processor, data, preparation_seconds)
+
+
+def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:
+    """Find the n-grams of the training captions and build the head of the objective ngrams for them."""
+    assert isinstance(model, MMBertForPreTraining)
+    objective = model.objectives["ngrams"] if "ngrams" in model.objectives else None
+    if objective is None:
+        return
+    assert isinstance(objective, CaptionNGrams)
+    ngrams = data.find_ngrams(longest=objective.longest, min_fraction=objective.min_fraction)
+    objective.start(ngrams.frequencies, std=model.config.initializer_range)
+    model.config.ngrams = ngrams.names
+    log.info(
+        "objective ngrams: %d n-grams of the training captions, %.1f an image, such as %s",
+        len(ngrams.names), sum(map(len, ngrams.of_images)) / len(ngrams.of_images), ", ".join(ngrams.names[:5]),
+    )  # fmt: skip
 
 
 def _start_new_head_at_prior(model: HeadedModel, pretrained: str | None, data: LabelledDataModule) -> None:

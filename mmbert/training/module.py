@@ -219,7 +219,7 @@ class TrainingModule(L.LightningModule):
         """Compute the weighted loss of one batch."""
         self._count_skipped("train", self._data.train_samples, batch)
         generator = torch_generator(self.seed, "negatives", self._batch_number())
-        output: PreTrainingOutput = self.model(batch, generator=generator)
+        output: PreTrainingOutput = self.model(batch, generator=generator, **self._stage())
         assert output.loss is not None and output.objectives is not None
         if not self._since_step:
             self._indices = []
@@ -227,6 +227,12 @@ class TrainingModule(L.LightningModule):
         self._indices += batch["index"].tolist()
         self._log_step(output.loss, output.objectives)
         return output.loss
+
+    def _stage(self) -> dict[str, str]:
+        """Arguments of the model in the first stage, which trains one objective alone."""
+        options = self.optim_options
+        in_first = self.trainer.global_step < options.first_stage_steps
+        return {"only": options.first_stage} if in_first and options.first_stage else {}
 
     def _count_skipped(self, split: str, pairs: Samples, batch: dict[str, Any]) -> None:
         if self._data.options.on_bad_sample != "skip":

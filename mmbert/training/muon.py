@@ -63,11 +63,12 @@ class Muon(Optimizer):
         for (rows, columns), matrices in by_shape.items():
             updates = []
             for matrix in matrices:
-                state = self.state[matrix]
+                state, gradient = self.state[matrix], matrix.grad
+                assert gradient is not None
                 if not state:
                     state["momentum"] = torch.zeros_like(matrix)
-                momentum = state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-                updates.append(matrix.grad.lerp(momentum, MOMENTUM))  # Nesterov
+                momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+                updates.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov
             directions = orthogonalize(torch.stack(updates))
             scale = 0.2 * max(rows, columns) ** 0.5
             for matrix, direction in zip(matrices, directions.to(matrices[0].dtype), strict=True):

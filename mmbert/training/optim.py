@@ -1,13 +1,14 @@
-"""AdamW with parameter groups, and the learning rate schedule."""
+"""AdamW or Muon with parameter groups, and the learning rate schedule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmbert.model.modeling import HeadedModel
+from mmbert.training.muon import Muon
 from mmbert.training.options import OptimOptions
 
 DECAYS: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 1 -> fraction of the way down, 1 to 0
@@ -18,7 +19,7 @@ DECAYS: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 to 
 
 
 def parameter_groups(model: HeadedModel, options: OptimOptions) -> list[dict]:
-    """Parameter groups of AdamW: every trainable parameter in exactly one, by part of the model and weight decay.
+    """Parameter groups: every trainable parameter in exactly one, by part of the model, weight decay and optimizer.
 
     As in BERT and timm: matrices, kernels and BERT's embedding tables are decayed; biases, norms, the ViT's position
     embeddings and class token, bottleneck tokens, stand-ins for an absent modality and temperatures are not.
@@ -32,14 +33,21 @@ def parameter_groups(model: HeadedModel, options: OptimOptions) -> list[dict]:
     groups = []
     for part, modules in parts.items():
         trainable = [(n, p) for module in modules for n, p in module.named_parameters() if p.requires_grad]
-        lr = options.lr * getattr(options, f"{part}_lr_factor")
-        decayed = [p for n, p in trainable if is_decayed(n, p)]
-        for decay, chosen in (
-            (options.weight_decay, decayed),
-            (0.0, [p for n, p in trainable if not is_decayed(n, p)]),
+        factor = getattr(options, f"{part}_lr_factor")
+        matrices = hidden_matrices(modules) if options.name == "muon" and part != "head" else set()
+        for name, lr, decay, chosen in (
+            ("muon", options.muon_lr, options.weight_decay, [p for _, p in trainable if p in matrices]),
+            (
+                f"{options.weight_decay:g}",
+                options.lr,
+                options.weight_decay,
+                [p for n, p in trainable if is_decayed(n, p) and p not in matrices],
+            ),
+            ("0", options.lr, 0.0, [p for n, p in trainable if not is_decayed(n, p)]),
         ):
             if chosen:
-                groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": f"{part}/{decay:g}"})
+                group = {"params": chosen, "lr": lr * factor, "weight_decay": decay, "name": f"{part}/{name}"}
+                groups.append({**group, "muon": True} if name == "muon" else group)
     return groups
 
 
@@ -48,14 +56,26 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2].endswith("weight")
 
 
+def hidden_matrices(modules: Iterable[nn.Module]) -> set[Tensor]:
+    """Find the weight matrices between hidden states: those of linear layers, not of embeddings and convolutions."""
+    found = (m.weight for module in modules for m in module.modules() if isinstance(m, nn.Linear))
+    return {weight for weight in found if weight.requires_grad}
+
+
 def build_optimizer(model: HeadedModel, options: OptimOptions, total_steps: int, *, fused: bool = True) -> tuple:
-    """AdamW and its schedule over `total_steps` optimizer steps."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=options.betas, fused=fused)
+    """Build the optimizer and its schedule over `total_steps` optimizer steps."""
+    kind = Muon if options.name == "muon" else torch.optim.AdamW
+    optimizer = kind(parameter_groups(model, options), betas=options.betas, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
 
 
 def lr_factor(step: int, total_steps: int, options: OptimOptions) -> float:
-    """Learning rate at an optimizer step, counted from 0, as a fraction of the peak."""
+    """Learning rate at an optimizer step, counted from 0, as a fraction of the peak; both stages warm up and decay."""
+    first = min(options.first_stage_steps, total_steps)
+    if step < first:
+        total_steps = first
+    else:
+        step, total_steps = step - first, total_steps - first
     warmup = math.ceil(options.warmup * total_steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mmbert.errors import UsageError, did_you_mean
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -12,6 +13,9 @@ SCHEDULES = ("cosine", "linear", "constant")
 class OptimOptions:
     """Optimizer, learning-rate schedule and frozen layers."""
 
+    name: str = "adamw"
+    """Optimizer: adamw, or muon for the weight matrices of all layers with AdamW for the rest; muon learns faster from
+    scratch."""
     lr: float = 1e-4
     """Peak learning rate; that of each part of the model is this times its factor."""
     text_lr_factor: float = 1.0
@@ -22,6 +26,8 @@ class OptimOptions:
     """Factor on `lr` for the fusion module and the projections into it."""
     head_lr_factor: float = 1.0
     """Factor on `lr` for the heads of objectives or task."""
+    muon_lr: float = 0.01
+    """Peak learning rate of muon's matrices, times the same factors; `lr` is for the rest."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; none on biases, norms, the ViT's position embeddings and learned tokens."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -32,6 +38,11 @@ class OptimOptions:
     """Learning-rate schedule after the warm-up: cosine, linear or constant."""
     final_lr: float = 0.0
     """Learning rate at the last step, as a fraction of the peak."""
+    first_stage: str | None = None
+    """Objective that is trained alone in a first stage, before all objectives are trained together: ngrams warms up an
+    image encoder from scratch. None: no such stage."""
+    first_stage_steps: int = 0
+    """Optimizer steps of the first stage, part of the run's steps. Each stage has its own learning-rate schedule."""
     freeze_text: int | str = "none"
     """Frozen part of the text encoder: none, all, or n for the embeddings and the first n layers."""
     freeze_image: int | str = "none"
@@ -47,11 +58,21 @@ class OptimOptions:
         Raises:
             UsageError: A value out of range.
         """
+        if self.name not in OPTIMIZERS:
+            raise UsageError(
+                f"optim.name='{self.name}'; allowed are {', '.join(OPTIMIZERS)}.{did_you_mean(self.name, OPTIMIZERS)}"
+            )
+        if (self.first_stage is None) != (self.first_stage_steps == 0) or self.first_stage_steps < 0:
+            raise UsageError(
+                f"optim.first_stage={self.first_stage} with first_stage_steps={self.first_stage_steps}: name an "
+                "objective and 1 or more steps, or neither."
+            )
         if self.schedule not in SCHEDULES:
             near = did_you_mean(self.schedule, SCHEDULES)
             raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.{near}")
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"optim.lr={self.lr}: must be above 0.")
+        for name in ("lr", "muon_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"optim.{name}={getattr(self, name)}: must be above 0.")
         for part in ("text", "image", "fusion", "head"):
             name = f"{part}_lr_factor"
             if not 0 <= getattr(self, name) < math.inf:

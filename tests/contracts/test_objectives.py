@@ -16,7 +16,7 @@ from mmbert.model.objectives import OBJECTIVES, negatives
 from mmbert.model.objectives.base import EncodedBatch
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
-from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT, Tokens
+from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, Tokens
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 
@@ -126,7 +126,7 @@ def test_weight_zero_leaves_an_objective_out() -> None:
 @pytest.mark.parametrize(
     ("objectives", "message"),
     [
-        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc\. Did you mean 'ml"),
+        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc, ngrams\. Did you mean 'ml"),
         ({"itm": {"negative": "hard"}}, r"no option 'negative'; .*Did you mean 'negatives'"),
         ({"itm": {"wieght": 2.0}}, r"no option 'wieght'.*Did you mean 'weight'"),
         ({"itm": -1.0}, r"objectives\.itm: weight -1\.0 is not a number of 0 or more"),
@@ -140,6 +140,8 @@ def test_weight_zero_leaves_an_objective_out() -> None:
             r"negatives='hard' draws negatives by contrastive similarity: add the objective itc",
         ),
         ({"itm": {"negatives": "hard"}, "itc": 0}, r"add the objective itc"),
+        ({"ngrams": {"longest": 0}}, r"objectives\.ngrams\.longest=0: must be a whole number of 1 or more"),
+        ({"ngrams": {"min_fraction": 1}}, r"objectives\.ngrams\.min_fraction=1: a fraction above 0, below 1"),
         ({"mlm": 0}, r"at least one needs a weight above 0"),
         ({}, r"at least one needs a weight above 0"),
     ],
@@ -168,6 +170,58 @@ def test_output_is_fp32_under_autocast(objective: str) -> None:
             assert model.objectives["itc"].similarity(encoded).dtype == torch.float32
             unit = model.objectives["itc"].embed_text(encoded.text)
         assert unit.dtype == torch.float32 and difference(unit.norm(dim=1), torch.ones(4)) < 1e-6
+
+
+# --- ngrams --------------------------------------------------------------------------------------------------------
+
+
+def test_ngrams_loss_is_the_cross_entropy_of_the_best_token() -> None:
+    """By hand: 2 images of 3 tokens, 2 n-grams; the logits are the largest of each column, (2, -1) and (0, 1)."""
+    model = model_with({"ngrams": 1.0}, ngrams=["red", "two"])
+    objective = model.objectives["ngrams"]
+    with torch.no_grad():
+        objective.head.weight.copy_(torch.eye(2, 32))
+        objective.head.bias.zero_()
+    states = torch.zeros(2, 3, 32)
+    states[:, :, :2] = torch.tensor([[[2.0, -3], [1, -1], [0, -2]], [[-1, 1], [0, 0], [-2, -1]]])
+    encoded = EncodedBatch(model.mmbert, {"ngram_ids": torch.tensor([[0, 1], [1, NO_NGRAM]])})
+    encoded.image = Tokens(states, torch.ones(2, 3, dtype=torch.bool))
+    output = objective(encoded)
+
+    def softplus(x: float) -> float:
+        return math.log1p(math.exp(x))
+
+    total = softplus(-2) + softplus(1) + softplus(0) + softplus(-1)  # present: -z, absent: z
+    assert float(output.loss.detach()) == pytest.approx(total / 3, rel=1e-6)  # three n-grams are present
+    assert output.logits[:, 1].tolist() == [2, -1, 1] and output.targets.tolist() == [1, 1, 1]
+    assert int(output.left_out) == 0
+
+
+def test_ngrams_of_images_without_any_count_as_absent() -> None:
+    model = model_with({"ngrams": 1.0})
+    batch = tiny_batch() | {"ngram_ids": torch.full((4, 1), NO_NGRAM)}
+    output = model(batch).objectives["ngrams"]
+    assert output.loss > 0 and int(output.left_out) == 4 and len(output.targets) == 0
+
+
+def test_ngrams_head_starts_at_the_frequencies() -> None:
+    """Log-odds of 0.5 are 0 and of 0.2 ln(1/4); both less 1."""
+    model = model_with({"ngrams": 1.0}, ngrams=[])
+    with pytest.raises(UsageError, match=r"objectives.ngrams: the model has no n-grams"):
+        model(tiny_batch())
+    model.objectives["ngrams"].start([0.5, 0.2, 0.0], std=0.02)
+    bias = model.objectives["ngrams"].head.bias
+    assert bias.tolist() == pytest.approx([-1.0, math.log(0.25) - 1, math.log(1e-4 / (1 - 1e-4)) - 1], rel=1e-5)
+    assert model.objectives["ngrams"].head.weight.std() < 0.03
+
+
+def test_ngrams_train_the_image_encoder_only() -> None:
+    model = model_with({"mlm": 1.0, "itm": 1.0, "ngrams": 1.0})
+    output = model(tiny_batch(), only="ngrams")
+    assert [*output.objectives] == ["ngrams"]
+    output.loss.backward()
+    touched = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None}
+    assert touched == {"image_encoder", "image_projection", "ngrams"}
 
 
 # --- negatives -----------------------------------------------------------------------------------------------------

@@ -73,6 +73,19 @@ def test_masking_predicts_at_least_one_and_never_a_special_token(
         assert predicted == ordinary
 
 
+def test_content_masking_takes_content_words_where_there_are_any() -> None:
+    content = rule(content_ids=frozenset({10, 12}), probability=0.5, whole_word=True)
+    counts: Counter[int] = Counter()
+    for seed in range(400):  # the words 9, 10 11, 12: the second of two tokens, of which one is content
+        _, labels = apply(content, [CLS, 9, 10, 11, 12, SEP], seed, [False, False, False, True, False, False])
+        predicted = tuple(label for label in labels if label != IGNORE_INDEX)
+        assert predicted in {(10, 11), (12,)}  # half of the two content words
+        counts[len(predicted)] += 1
+    assert abs(counts[1] / 400 - 0.5) < 0.1
+    _, labels = apply(content, [CLS, 20, 21, SEP], 0)
+    assert sum(label != IGNORE_INDEX for label in labels) == 1  # none is content: any word
+
+
 @pytest.mark.parametrize("ids", [[], [CLS, SEP], [CLS, 1, SEP]])
 def test_texts_of_special_tokens_are_not_masked(ids: list[int]) -> None:
     assert apply(rule(), ids, 0) == (ids, [IGNORE_INDEX] * len(ids))

@@ -9,6 +9,7 @@ from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutpu
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
+from mmbert.model.objectives.ngrams import CaptionNGrams
 
 __all__ = [
     "OBJECTIVES",
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModeling,
     "itm": ImageTextMatching,
     "itc": ImageTextContrast,
+    "ngrams": CaptionNGrams,
 }
 
 

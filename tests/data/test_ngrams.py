@@ -1,0 +1,57 @@
+"""Content words and n-grams of captions, against values worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from mmbert.data.examples import Example
+from mmbert.data.ngrams import content_units, find_ngrams
+from mmbert.errors import UsageError
+
+RED = ("a red circle", "there is a red circle")
+BLUE = ("a blue circle", "there is a blue circle")
+
+
+def examples(*images: tuple[str, ...], copies: int = 10) -> list[Example]:
+    return [
+        Example(image=Path(f"{i}.png"), image_id=str(i), captions=captions, split="train", place="here")
+        for i, captions in enumerate(images * copies)
+    ]
+
+
+def test_words_that_captions_of_one_image_share_are_content() -> None:
+    """red: in 20 of 40 captions, and in the other caption of its image always: lift 1 / 0.5 = 2.
+
+    circle, a: 1 / 1. there, is: in 20 of 40 captions, never in the other one: 0. shape: 2 / 0.25 = 4, in 10 captions.
+    """
+    images = [[{*c.split()} for c in e.captions] for e in examples(RED, BLUE)]
+    assert content_units(images) == {"red", "blue"}
+    with_rare = [[{*words, "shape"} for words in captions] if i < 5 else captions for i, captions in enumerate(images)]
+    assert content_units(with_rare) == {"red", "blue"}  # 10 captions are too few
+    assert content_units([[{"red"}]] * 100) == frozenset()  # nothing to compare with
+
+
+def test_ngrams_begin_and_end_with_content_words() -> None:
+    images = (("red circle on blue", "a red circle on blue"), ("green star on pink", "a green star on pink"))
+    found = find_ngrams(examples(*images), longest=2, min_fraction=0.01)
+    pairs = {"red circle", "green star", "circle on", "star on"} - {"circle on", "star on"}  # "on" is in all captions
+    assert set(found.names) == {"red", "circle", "blue", "green", "star", "pink", *pairs}
+    assert found.frequencies == [0.5] * len(found.names)
+    for ids, example in zip(found.of_images, examples(*images), strict=True):
+        assert {found.names[i] for i in ids} == {n for n in found.names if n in example.captions[0]}
+    longer = find_ngrams(examples(*images), longest=3, min_fraction=0.01)
+    assert {*longer.names} - {*found.names} == {"circle on blue", "star on pink"}
+
+
+def test_rare_ngrams_are_left_out_and_frequent_ones_come_first() -> None:
+    found = find_ngrams(examples(RED, RED, BLUE), longest=1, min_fraction=0.01)
+    assert (found.names, found.frequencies) == (["red", "blue"], pytest.approx([2 / 3, 1 / 3]))
+    found = find_ngrams(examples(RED, RED, BLUE), longest=1, min_fraction=0.5)
+    assert found.names == ["red"] and found.of_images[:3] == [(0,), (0,), ()]
+
+
+def test_captions_without_content_words_are_an_error() -> None:
+    with pytest.raises(
+        UsageError, match=r"objectives.ngrams: .*1.00% of the 20 training images, of which 0 have several"
+    ):
+        find_ngrams(examples(("a red circle",), ("a blue circle",)), longest=3, min_fraction=0.01)
