@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from interrupted import ROOT
+
+from mmbert.cli.main import main
 
 CONFIG = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
 EXACT = ["--trainer.precision=32-true", "--trainer.max_epochs=2", "--threads=1"]
@@ -38,6 +41,32 @@ def in_processes(count: int, work: Any, folder: Path, *arguments: Any, seconds: 
         process.kill()
     assert codes == [0] * count
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def fit_in_two(tiny: list[str], root: Path, *more: str, batch_size: int = 8, seconds: float = 120) -> None:
+    """A run in two forked processes with half the batch each, as torchrun starts them but without its imports."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    options = [*EXACT, f"--trainer.default_root_dir={root}", "--trainer.devices=2", "--trainer.strategy=ddp"]
+
+    def target(rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+        main([*CONFIG, *tiny, *options, f"--data.batch_size={batch_size}", *more])
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=target, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(timeout=max(0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]  # None: it hangs
+    for process in processes:
+        process.kill()
+    assert codes == [0, 0]
 
 
 def start(

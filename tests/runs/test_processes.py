@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from interrupted import results, trace
-from processes import CONFIG, EXACT, finish, start
+from processes import CONFIG, EXACT, finish, fit_in_two, start
+from tiers import FULL
 
 from mmbert.cli.main import main
 from mmbert.model.modeling import MMBertForPreTraining
@@ -32,6 +33,27 @@ def test_two_processes_train_and_evaluate_as_one(torchrun: bool, tiny: list[str]
     assert set(expected) == set(found)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+ALONE = {"itc": ("late", "{itc: 1}"), "mlm": ("hybrid", "{mlm: 1}"), "mlm and itc": ("early", "{mlm: 1, itc: 1}")}
+"""Combinations of which a step leaves parameters without a gradient: late fusion's MLP, hybrid's joint vector."""
+
+
+@pytest.mark.parametrize("name", ALONE if FULL else ["itc", "mlm"])
+def test_objectives_that_leave_parameters_unused_train_in_two_processes_as_in_one(
+    name: str, tiny: list[str], tmp_path: Path
+) -> None:
+    fusion, objectives = ALONE[name]
+    more = ["--name=run", f"--model.fusion={fusion}", f"--model.objectives={objectives}", "--trainer.max_epochs=1"]
+    more += ["--data.val_size=4", "--evaluation.test_images=4"]
+    main([*CONFIG, *tiny, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
+    fit_in_two(tiny, tmp_path / "two", *more)
+    one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
+    assert [line[:3] for line in one] == [line[:3] for line in two], "the same samples in every step"
+    losses = [[float.fromhex(line[3]) for line in lines] for lines in (one, two)]
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+    expected, found = results(tmp_path / "one"), results(tmp_path / "two")
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_fsdp_trains_as_one_process_and_resumes_to_the_bit(tiny: list[str], tmp_path: Path) -> None:
