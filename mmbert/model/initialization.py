@@ -159,6 +159,9 @@ def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: st
     fresh = [_head_of(name) for name in expected if name not in loaded]
     model.load_state_dict({**expected, **loaded}, strict=True)
     check_finite(model.named_parameters(), where)
+    if isinstance(model, MMBertForPreTraining) and "itc" in model.objectives:
+        itc: Any = model.objectives["itc"]
+        itc.is_trained = "objectives.itc.text_projection.weight" in loaded
     unused = [_head_of(name) for name in state if name not in loaded]
     log.info(
         "%s: %d of the %d tensors in the file loaded; newly initialized: %s%s",

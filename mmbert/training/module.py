@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mmbert.data.datamodule import SplitsDataModule
+from mmbert.data.datamodule import PairsDataModule, SplitsDataModule
 from mmbert.data.labelled_datamodule import LabelledDataModule
 from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.data.pairs import Pairs
@@ -22,10 +22,11 @@ from mmbert.evaluation.options import EvaluationOptions
 from mmbert.evaluation.pairs import PairEvaluation
 from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.metrics.outcomes import ItemOutcomes
-from mmbert.model.modeling import HeadedModel, MMBertForTask, PreTrainingOutput
+from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask, PreTrainingOutput
 from mmbert.model.objectives import ObjectiveOutput
 from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world_size
 from mmbert.runtime.randomness import torch_generator, torch_seed
+from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
 from mmbert.training.frozen import drop_frozen, restore_frozen
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
@@ -206,10 +207,19 @@ class TrainingModule(L.LightningModule):
         return max(1, min(known, default=1000 * per_epoch))
 
     def on_fit_start(self) -> None:
-        """Do not broadcast buffers, which never change here: processes may validate unequal numbers of batches."""
+        """Solve the closed form of ITC, unless the run is resumed; do not broadcast buffers.
+
+        Buffers never change here, and processes may validate unequal numbers of batches.
+        """
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.broadcast_buffers = False
+        resumed = self.trainer.ckpt_path is not None
+        if wants_closed_form(self.model) and not resumed and not self.trainer.fast_dev_run:  # pyright: ignore
+            assert isinstance(self.model, MMBertForPreTraining) and isinstance(self._data, PairsDataModule)
+            images = self.evaluation_options.val_images
+            with self.trainer.precision_plugin.forward_context():
+                start_from_closed_form(self.model, self._data, val_images=images, seed=self.seed)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seed dropout by the step, so that it does not depend on what happened before."""

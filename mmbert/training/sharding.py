@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmbert.errors import UsageError
 from mmbert.model.layers import FusionLayer
@@ -53,6 +53,13 @@ def spread_shards(model: HeadedModel) -> None:
 def full_tensor(value: Tensor) -> Tensor:
     """The full tensor of a sharded one; others as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def copy_full(parameter: Tensor, value: Tensor) -> None:
+    """Copy a full tensor into a parameter that may be sharded; all ranks must call it."""
+    if isinstance(parameter, DTensor):
+        value = distribute_tensor(value.to(parameter), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
 
 
 def load_full_state_dict(module: nn.Module, state: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from mmbert.runtime.distributed import all_gather, global_mean, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.5
 
+POOLS = ("first", "first_and_mean")
+
 
 class ImageTextContrast(Objective):
     """Image-text contrastive (ITC) loss between the encoders (CLIP arXiv:2103.00020; ALBEF arXiv:2107.07651).
@@ -24,19 +26,36 @@ class ImageTextContrast(Objective):
     positives too, with the target spread evenly.
     """
 
-    def __init__(self, config: MMBertConfig, *, embedding_size: int = 256, temperature: float = 0.07):
+    def __init__(
+        self,
+        config: MMBertConfig,
+        *,
+        embedding_size: int = 256,
+        temperature: float = 0.07,
+        pool: str = "first",
+        init: str = "random",
+        init_samples: int | None = None,
+    ):
         """Build the two projections.
 
         Args:
             config: The model's configuration.
             embedding_size: Width of the common space, in features.
             temperature: Initial value of the learned temperature, from 0.01 to 0.5.
+            pool: Features of a text or an image: "first", the first state ([CLS], class token); or "first_and_mean",
+                that and the mean of the states side by side.
+            init: Initial weights of the projections: "random"; or "closed_form", canonical correlation analysis of
+                training pairs before the first step.
+            init_samples: Largest number of training pairs, a fixed sample, for the closed form. None: all, at most
+                20,000.
 
         Raises:
-            UsageError: An option out of range, or an encoder without layers.
+            UsageError: An option that is not allowed, or an encoder without layers.
         """
         super().__init__()
-        self.check_options(embedding_size=embedding_size, temperature=temperature)
+        self.check_options(
+            embedding_size=embedding_size, temperature=temperature, pool=pool, init=init, init_samples=init_samples
+        )
         if config.text_layers == 0 or config.image_layers == 0:
             raise UsageError(
                 "objectives.itc compares the outputs of the two encoders, but here "
@@ -44,23 +63,43 @@ class ImageTextContrast(Objective):
                 "an encoder without layers has no contextual output. Give both at least 1 layer or disable itc "
                 "(--model.objectives '{mlm: 1, itm: 1}')."
             )
-        self.text_projection = nn.Linear(config.hidden_size, embedding_size)
-        self.image_projection = nn.Linear(config.hidden_size, embedding_size)
+        self.pool, self.init, self.init_samples = pool, init, init_samples
+        self.is_trained = False
+        """Whether the projections are those of a saved model, which no closed form replaces."""
+        width = config.hidden_size * (2 if pool == "first_and_mean" else 1)
+        self.text_projection = nn.Linear(width, embedding_size)
+        self.image_projection = nn.Linear(width, embedding_size)
         self.log_scale = nn.Parameter(Tensor([-math.log(temperature)]))
 
     @classmethod
-    def check_options(cls, *, embedding_size: Any = 256, temperature: Any = 0.07) -> None:
-        """Check the ranges of both options.
+    def check_options(
+        cls,
+        *,
+        embedding_size: Any = 256,
+        temperature: Any = 0.07,
+        pool: Any = "first",
+        init: Any = "random",
+        init_samples: Any = None,
+    ) -> None:
+        """Check the values of the options.
 
         Raises:
-            UsageError: A value out of range.
+            UsageError: A value that is not allowed.
         """
-        if isinstance(embedding_size, bool) or not isinstance(embedding_size, int) or embedding_size < 1:
+        if not _is_count(embedding_size):
             raise UsageError(f"objectives.itc.embedding_size={embedding_size!r}: must be a whole number of 1 or more.")
         if not isinstance(temperature, int | float) or not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
             raise UsageError(
                 f"objectives.itc.temperature={temperature!r}: must be a number from {MIN_TEMPERATURE} to "
                 f"{MAX_TEMPERATURE}."
+            )
+        if pool not in POOLS:
+            raise UsageError(f"objectives.itc.pool={pool!r}; allowed are {', '.join(POOLS)}.")
+        if init not in ("random", "closed_form"):
+            raise UsageError(f"objectives.itc.init={init!r}; allowed are random, closed_form.")
+        if init_samples is not None and not _is_count(init_samples):
+            raise UsageError(
+                f"objectives.itc.init_samples={init_samples!r}: must be a whole number of 1 or more, or null."
             )
 
     @property
@@ -79,16 +118,18 @@ class ImageTextContrast(Objective):
 
     def embed_text(self, text: Tokens) -> Tensor:
         """Project (B, T, D) encoded texts to (B, embedding_size) unit vectors, fp32."""
-        return self._unit_vectors(self.text_projection, text)
+        return _unit_vectors(self.text_projection, pool_tokens(text, self.pool))
 
     def embed_image(self, image: Tokens) -> Tensor:
         """Project (B, P, D) encoded images to (B, embedding_size) unit vectors, fp32."""
-        return self._unit_vectors(self.image_projection, image)
+        return _unit_vectors(self.image_projection, pool_tokens(image, self.pool))
 
-    @staticmethod
-    def _unit_vectors(projection: nn.Linear, tokens: Tokens) -> Tensor:
-        with no_autocast(tokens.first):
-            return F.normalize(projection(full_precision(tokens.first).to(projection.weight.dtype)), dim=-1)
+    @torch.no_grad()
+    def pair_logits(self, text: Tokens, image: Tokens) -> Tensor:
+        """Return the contrastive logit of each text (B, T, D) with the image (B, P, D) of its row, (B,) fp32."""
+        text_vectors, image_vectors = self.embed_text(text), self.embed_image(image)
+        with no_autocast(text_vectors):
+            return self.scale * (text_vectors * image_vectors).sum(dim=-1)
 
     def similarity(self, encoded: EncodedBatch) -> Tensor:
         """Return logits of local texts and all images, (B, B * world size)."""
@@ -116,3 +157,24 @@ class ImageTextContrast(Objective):
         targets = torch.arange(len(text), device=text.device) + rank() * len(text)
         count = torch.tensor(len(text), device=text.device)
         return ObjectiveOutput(global_mean(total, count), text_logits.detach(), targets, torch.zeros_like(count))
+
+
+def pool_tokens(tokens: Tokens, pool: str) -> Tensor:
+    """Pool (B, L, D) encoded texts or images to (B, D) or, with first_and_mean, (B, 2D) features, fp32."""
+    with no_autocast(tokens.hidden_states):
+        first = full_precision(tokens.first)
+        if pool == "first":
+            return first
+        weights = tokens.mask.unsqueeze(-1).to(first.dtype)  # (B, L, 1)
+        total = (full_precision(tokens.hidden_states) * weights).sum(dim=1)
+        return torch.cat([first, total / weights.sum(dim=1).clamp(min=1)], dim=-1)
+
+
+def _unit_vectors(projection: nn.Linear, features: Tensor) -> Tensor:
+    with no_autocast(features):
+        return F.normalize(projection(features.to(projection.weight.dtype)), dim=-1)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether an option is a whole number of 1 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

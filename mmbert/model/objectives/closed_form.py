@@ -1,0 +1,71 @@
+"""Regularised canonical correlation analysis: the closed form from which ITC's projections start."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmbert.errors import UsageError
+
+
+class LinearMaps(NamedTuple):
+    """Two affine maps into a common space, in the layout of `nn.Linear`."""
+
+    text_weight: Tensor  # (E, F)
+    text_bias: Tensor  # (E,)
+    image_weight: Tensor  # (E, G)
+    image_bias: Tensor  # (E,)
+
+
+def canonical_maps(text: Tensor, image: Tensor, *, directions: int, ridge: float) -> LinearMaps:
+    """Solve canonical correlation analysis (Hotelling, doi:10.1093/biomet/28.3-4.321) between paired features.
+
+    Features are centered, by the bias, and whitened with a ridge; the directions are the singular vectors of the
+    whitened cross-covariance, each scaled by its correlation. So their cosine counts a direction by how well it agrees.
+
+    Args:
+        text: (N, F) features of the texts; row i belongs to row i of `image`.
+        image: (N, G) features of the images.
+        directions: E, width of the common space.
+        ridge: Added to the diagonal of each covariance, as a multiple of the diagonal's mean.
+
+    Returns:
+        fp64 maps, the same for the same input: the sign of each direction is fixed. Each is scaled so that its weights
+        have a root mean square of 1.
+
+    Raises:
+        UsageError: More directions than features, or than pairs.
+    """
+    pairs = len(text)
+    possible = min(text.shape[1], image.shape[1])
+    if directions > possible:
+        raise UsageError(
+            f"objectives.itc.embedding_size={directions}: init=closed_form finds at most {possible} directions in "
+            f"features of {text.shape[1]} (texts) and {image.shape[1]} (images); choose at most {possible}."
+        )
+    if directions > pairs:
+        raise UsageError(
+            f"objectives.itc.embedding_size={directions}: init=closed_form can't find as many directions in {pairs} "
+            f"training pairs; choose at most {pairs}, or more pairs by objectives.itc.init_samples."
+        )
+    text, image = text.double(), image.double()
+    text_mean, image_mean = text.mean(dim=0), image.mean(dim=0)
+    text, image = text - text_mean, image - image_mean
+    whiten_text, whiten_image = _whitening(text, ridge), _whitening(image, ridge)
+    left, correlations, right = torch.linalg.svd(whiten_text @ (text.T @ image / pairs) @ whiten_image)
+    left, right = left[:, :directions], right[:directions].T
+    largest = left.abs().argmax(dim=0, keepdim=True)
+    sign = left.gather(0, largest).sign() * correlations[:directions]
+    text_weight, image_weight = (
+        weight / weight.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+        for weight in ((whiten_text @ (left * sign)).T, (whiten_image @ (right * sign)).T)
+    )
+    return LinearMaps(text_weight, -text_weight @ text_mean, image_weight, -image_weight @ image_mean)
+
+
+def _whitening(centered: Tensor, ridge: float) -> Tensor:
+    """Inverse square root (F, F) of the regularised covariance of (N, F) centered features."""
+    covariance = centered.T @ centered / len(centered)
+    covariance.diagonal().add_(ridge * covariance.diagonal().mean())
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=torch.finfo(torch.float64).eps * float(values.max())).rsqrt() @ vectors.T

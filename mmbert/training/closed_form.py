@@ -1,0 +1,108 @@
+"""Start of ITC's projections from their closed form, before the first optimizer step."""
+
+import logging
+import time
+
+import torch
+
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.pairs import Pairs
+from mmbert.evaluation.closed_form import (
+    PooledFeatures,
+    choose_pairs,
+    pooled_features,
+    solve_closed_form,
+    unit_vectors,
+)
+from mmbert.metrics.retrieval import recall_at_k
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives.closed_form import LinearMaps
+from mmbert.model.objectives.itc import ImageTextContrast
+from mmbert.runtime.distributed import rank
+from mmbert.training.sharding import copy_full, full_tensor, gather_shards, spread_shards
+
+log = logging.getLogger("mmbert")
+
+
+def wants_closed_form(model: torch.nn.Module) -> bool:
+    """Whether the model's ITC starts from its closed form: the option is set, and its projections are new."""
+    itc = model.objectives["itc"] if isinstance(model, MMBertForPreTraining) and "itc" in model.objectives else None
+    return isinstance(itc, ImageTextContrast) and itc.init == "closed_form" and not itc.is_trained
+
+
+def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *, val_images: int, seed: int) -> None:
+    """Solve ITC's projections from training pairs, set them, and log what this changes on validation.
+
+    Args:
+        model: On its device, possibly sharded; its training mode is kept.
+        data: Its training pairs are used, without augmentation.
+        val_images: Images of the validation split, with one caption each, that are ranked before and after.
+        seed: Seed of the sample of pairs.
+
+    Raises:
+        UsageError: More pairs requested than there are, or too few for the width of the common space.
+    """
+    started = time.perf_counter()
+    itc, was_training, workers = model.objectives["itc"], model.training, data.options.num_workers
+    assert isinstance(itc, ImageTextContrast)
+    examples = data.examples["train"]
+    pairs = choose_pairs(examples, itc.init_samples, seed=seed)
+    model.eval()
+    gather_shards(model)
+    maps = solve_closed_form(
+        model,
+        data.processor,
+        examples,
+        pairs,
+        pool=itc.pool,
+        directions=itc.text_projection.out_features,
+        num_workers=workers,
+        skip_unreadable=data.skip_unreadable,
+    )
+    val, positions = data.val_samples, []
+    features = None
+    if val is not None and val_images > 1:
+        positions = sorted(val.image_sample(val_images))
+        features = pooled_features(
+            model,
+            data.processor,
+            [val.examples[i].image for i in positions],
+            [val.examples[i].captions[0] for i in positions],
+            pool=itc.pool,
+            num_workers=workers,
+            skip_unreadable=data.skip_unreadable,
+        )
+    spread_shards(model)
+    model.train(was_training)
+    sides = itc.text_projection, itc.image_projection
+    own = LinearMaps(*(full_tensor(x.detach()).cpu().double() for p in sides for x in (p.weight, p.bias)))
+    with torch.no_grad():
+        for parameter, value in zip((x for p in sides for x in (p.weight, p.bias)), maps, strict=True):
+            copy_full(parameter, value)
+    change = ""
+    if val is not None and features is not None:
+        before, after = (_recall_at_1(x, features, val, positions) for x in (own, maps))
+        ways = ("image to text", before[0], after[0]), ("text to image", before[1], after[1])
+        change = f"; R@1 of {len(positions)} validation images: " + ", ".join(
+            f"{way} {old:.3f} before, {new:.3f} after" for way, old, new in ways
+        )
+    if rank() == 0:
+        log.info(
+            "objectives.itc.init=closed_form: %d directions from %s training pairs in %.1f s%s",
+            itc.text_projection.out_features,
+            f"{len(pairs):,}",
+            time.perf_counter() - started,
+            change,
+        )
+
+
+def _recall_at_1(maps: LinearMaps, features: PooledFeatures, val: Pairs, positions: list[int]) -> tuple[float, float]:
+    """R@1 of both directions among the readable validation images, image to text first."""
+    kept = features.is_readable.nonzero()[:, 0]
+    images = unit_vectors(features.images[kept], maps.image_weight, maps.image_bias)
+    texts = unit_vectors(features.texts[kept], maps.text_weight, maps.text_bias)
+    rows = [positions[i] for i in kept.tolist()]
+    texts_of, image_of = val.text_keys, val.image_keys
+    relevant = torch.tensor([[texts_of[t][0] in texts_of[i] or image_of[t] == image_of[i] for t in rows] for i in rows])
+    found = recall_at_k(images @ texts.T, torch.arange(len(rows)), relevant=relevant)
+    return found["image_to_text/R@1"], found["text_to_image/R@1"]

@@ -1,0 +1,115 @@
+"""Start of ITC's projections from their closed form: which pairs, which weights, resumed runs, two processes."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from processes import in_processes
+from tiny import tiny_config, tiny_processor
+
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.examples import Example
+from mmbert.data.options import DataOptions
+from mmbert.errors import UsageError
+from mmbert.evaluation.closed_form import MAX_PAIRS, choose_pairs
+from mmbert.model.initialization import build_model
+from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.options import ModelOptions
+from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
+
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+ITC = {"init": "closed_form", "embedding_size": 4, "pool": "first_and_mean"}
+
+
+def model_with(itc: dict, **overrides: object) -> MMBertForPreTraining:
+    torch.manual_seed(0)
+    return MMBertForPreTraining(tiny_config(objectives={"itc": itc}, initializer_range=0.1, **overrides)).train()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PairsDataModule:
+    """Plain images of three colors in 12 shades, each with two captions that name the color."""
+    folder = tmp_path_factory.mktemp("colors")
+    lines = []
+    for split, count in (("train", 12), ("val", 3)):
+        for i in range(count):
+            name = f"{split}{i}.png"
+            color, value = [*COLORS.items()][i % 3]
+            shade = np.array(value) * (12 - i // 3) // 12
+            Image.fromarray(np.tile(shade.astype(np.uint8), (16, 16, 1))).save(folder / name)
+            captions = [f"a {color} cat", f"the {color} bird and a car"]
+            lines.append(f'{{"image": "{name}", "caption": ["{captions[0]}", "{captions[1]}"], "split": "{split}"}}')
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    options = DataOptions(
+        format="jsonl", annotations=str(folder / "captions.jsonl"), images=str(folder), split_key="split",
+        batch_size=4, num_workers=0,
+    )  # fmt: skip
+    return PairsDataModule(options, tiny_processor(), seed=0)
+
+
+def start(model: MMBertForPreTraining, data: PairsDataModule) -> dict[str, torch.Tensor]:
+    start_from_closed_form(model, data, val_images=3, seed=0)
+    return {name: x.detach().clone() for name, x in model.objectives["itc"].named_parameters()}
+
+
+def test_closed_form_ranks_validation_images(data: PairsDataModule, caplog: pytest.LogCaptureFixture) -> None:
+    model = model_with(ITC)
+    assert wants_closed_form(model)
+    before = {name: x.detach().clone() for name, x in model.named_parameters()}
+    with caplog.at_level(logging.INFO, "mmbert"):
+        start(model, data)
+    changed = {name for name, x in model.named_parameters() if not torch.equal(x, before[name])}
+    sides = {f"objectives.itc.{side}_projection.{part}" for side in ("text", "image") for part in ("weight", "bias")}
+    assert changed == sides
+    assert model.training, "the mode is restored"
+    line = next(r.getMessage() for r in caplog.records if "closed_form" in r.getMessage())
+    assert "4 directions from 24 training pairs in" in line
+    assert "1.000 after, text to image" in line and line.endswith("1.000 after")
+
+
+def test_same_weights_in_two_processes_and_in_every_run(data: PairsDataModule, tmp_path: Path) -> None:
+    alone = start(model_with(ITC), data)
+    again = start(model_with(ITC), data)
+    assert all(torch.equal(alone[name], again[name]) for name in alone)
+
+    def work(rank: int) -> dict[str, torch.Tensor]:
+        return start(model_with(ITC), data)
+
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+    (of_one,) = in_processes(1, work, tmp_path / "one")
+    for found in in_processes(2, work, tmp_path / "two"):
+        assert all(torch.equal(of_one[name], found[name]) for name in of_one)
+
+
+def test_only_new_projections_are_replaced(tmp_path: Path) -> None:
+    assert not wants_closed_form(model_with({"embedding_size": 4}))
+    assert not wants_closed_form(MMBertForPreTraining(tiny_config(objectives={"mlm": 1.0})))
+    model_with(ITC).save_pretrained(tmp_path)
+    assert not wants_closed_form(build_model(ModelOptions(pretrained=str(tmp_path), objectives={"itc": ITC})))
+    wider = {**ITC, "embedding_size": 8}
+    assert wants_closed_form(build_model(ModelOptions(pretrained=str(tmp_path), objectives={"itc": wider})))
+
+
+def test_pairs_are_a_fixed_sample_of_all_captions() -> None:
+    examples = [Example(Path(f"{i}.png"), ("a", "b"), str(i), "train", "") for i in range(10)]
+    assert choose_pairs(examples, None, seed=0) == [(i, j) for i in range(10) for j in range(2)]
+    chosen = choose_pairs(examples, 7, seed=0)
+    assert len(set(chosen)) == 7 and chosen == sorted(chosen) == choose_pairs(examples, 7, seed=0)
+    assert chosen != choose_pairs(examples, 7, seed=1)
+    many = [Example(Path("0.png"), ("a",) * (MAX_PAIRS + 1), "0", "train", "")]
+    assert len(choose_pairs(many, None, seed=0)) == MAX_PAIRS
+
+
+def test_more_pairs_than_there_are_is_an_error(data: PairsDataModule) -> None:
+    message = "init_samples=25: the training data has 24 pairs; choose at most as many, or null for all"
+    with pytest.raises(UsageError, match=message):
+        start(model_with({**ITC, "init_samples": 25}), data)
+
+
+def test_fewer_pairs_than_directions_is_an_error(data: PairsDataModule) -> None:
+    with pytest.raises(UsageError, match="can't find as many directions in 3 training pairs; choose at most 3"):
+        start(model_with({**ITC, "init_samples": 3}), data)
