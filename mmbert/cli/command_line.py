@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import argparse
+import json
 import os
 from typing import Any
 
@@ -22,6 +23,16 @@ def add_allow_import(command: argparse.ArgumentParser) -> None:
     """Add the option that lets files name classes of a module; see `mmbert.runtime.allowed_imports`."""
     command.add_argument(OPTION, metavar="MODULE", action=_AllowImport, default=argparse.SUPPRESS,
                          help="A module of yours that a fusion comes from, such as my_fusion.")  # fmt: skip
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add the option `--json`."""
+    command.add_argument("--json", action="store_true", help="Print JSON in place of text.")
+
+
+def print_json(content: object) -> None:
+    """Print a value as JSON in ASCII, so that any terminal takes it."""
+    print(json.dumps(content, indent=2))
 
 
 def utf8_text(argument: str) -> str:

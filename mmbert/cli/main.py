@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": Command("Train", "--config FILE", "compare fusion strategies with equal budgets and several seeds"),
     "match": Command("Use a model", "MODEL IMAGE TEXT ...", "how well each text fits an image"),
     "ask": Command("Use a model", "MODEL IMAGE QUESTION", "answers of a model fine-tuned for VQA"),
+    "explain": Command("Use a model", "MODEL IMAGE TEXT", "relevance of every token and image patch for a score"),
     "predict": Command("Use a model", "vqa MODEL", "write answers to a VQA split for the evaluation server"),
     "evaluate": Command("Evaluate", "retrieval|foils MODEL", "evaluate a saved model on retrieval or foils"),
     "score": Command("Evaluate", "vqa", "score a file of VQA predictions as the official script does"),

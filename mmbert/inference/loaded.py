@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -15,10 +15,15 @@ from mmbert.errors import DataError, UsageError
 from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.inference.capabilities import objectives_of, task_of
 from mmbert.inference.loading import load_folder
-from mmbert.model.modeling import MMBertForPreTraining, MMBertPreTrainedModel
+from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertPreTrainedModel
 from mmbert.model.tokens import Fused, Tokens
 from mmbert.runtime import allowed_imports
 from mmbert.runtime.signals import StopSignals
+
+if TYPE_CHECKING:
+    from mmbert.inference.explanation.explanation import Explanation
+    from mmbert.inference.explanation.modality import ModalityShares
+    from mmbert.inference.explanation.targets import Target
 
 BATCH_SIZE = 64
 """Images or texts per forward pass: bounds the memory, changes no result."""
@@ -248,6 +253,73 @@ class LoadedModel:
             for i, count in zip(rows, masked.sum(dim=1).tolist(), strict=True):
                 found[i] = [[Word(self._token(n), p) for n, p in next(words)] for _ in range(count)]
         return found[0] if single else [found[i] for i in range(len(queries))]
+
+    def explain(
+        self,
+        image: ImageSource,
+        text: str,
+        target: str | None = None,
+        *,
+        method: Literal["attention", "gradient", "integrated_gradients"] | None = None,
+        links: bool = True,
+    ) -> "Explanation":
+        """Explain one score: relevance of every token and image patch, for any fusion strategy.
+
+        Args:
+            image: The image.
+            text: The text.
+            target: "itm" or "itc"; a word of the text, which is masked, or any word if the text has a [MASK]; for a
+                fine-tuned model one of its labels. None: itm, else itc; the best answer, or the best word at [MASK].
+            method: "attention": the rule of arXiv:2103.15679 for self-, co- and cross-attention; "gradient": gradient
+                x input; "integrated_gradients" (arXiv:1703.01365, needs captum). The gradient methods are relative to a
+                text of [MASK] and an image of one color. None: attention where it connects the modalities, else
+                gradient (late fusion, itc, a custom fusion without attention).
+            links: Also compute the interaction of each token with each patch, which the HTML page shows; takes one pass
+                per patch.
+
+        Raises:
+            UsageError: An empty text, a target that the model lacks, or a word that is not in the text.
+            BadImageError: The image can't be read.
+        """
+        from mmbert.inference.explanation.explain import explain
+
+        chosen = self._target(image, text, target)
+        pixels = self.processor.pixel_values(image)
+        return explain(self.core, self.processor, chosen, pixels, text=text, method=method, links=links)
+
+    def modality_shares(
+        self, image: ImageSource, text: str, target: str | None = None, *, samples: int = 64, seed: int = 0
+    ) -> "ModalityShares":
+        """Compute the shares of text and image in one score by Shapley values (MM-SHAP, arXiv:2212.08158).
+
+        Args:
+            image: The image, in regions about as many as the text has tokens.
+            text: The text.
+            target: As in `explain`.
+            samples: Permutations to sample, an even number; few parts are enumerated instead.
+            seed: Seed of the permutations.
+
+        Raises:
+            UsageError: See `explain`; or fewer than 4 samples.
+            BadImageError: The image can't be read.
+        """
+        from mmbert.inference.explanation.modality import compute_shares
+
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 4:
+            raise UsageError(f"samples={samples!r}: must be a whole number of 4 or more.")
+        chosen = self._target(image, text, target)
+        pixels = self.processor.pixel_values(image)
+        return compute_shares(self.core, self.processor, chosen, pixels, samples=samples, seed=seed)
+
+    def _target(self, image: ImageSource, text: str, target: str | None) -> "Target":
+        from mmbert.inference.explanation.targets import choose_target
+
+        if target is None and text.strip():
+            if isinstance(self.model, MMBertForTask):
+                target = self.answer(image, text)[0].answer
+            elif str(self.processor.tokenizer.mask_token) in text:
+                target = self.fill_mask(image, text, top_k=1)[0][0].token
+        return choose_target(self.model, self.processor, self.name, text, target)
 
     def _token(self, number: int) -> str:
         return str(self.processor.tokenizer.convert_ids_to_tokens(number))

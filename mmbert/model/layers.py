@@ -1,7 +1,9 @@
 """Transformer layers of the fusion part, post-LayerNorm as in BERT (arXiv:1810.04805), and their attention."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,27 @@ def fused_attention_is_faster(device: torch.device) -> bool:
     """Choose between fused and plain attention, for BERT, the ViT and the fusion layers.
 
     On a CPU, plain `softmax(q k^T) v` is faster than torch's fused kernel at these sequence lengths, because of its
-    backward pass; `benchmarks/attention.py` measures both.
+    backward pass; `benchmarks/attention.py` measures both. Only plain attention has weights to record.
     """
-    return device.type != "cpu"
+    return device.type != "cpu" and _recorded_weights.get() is None
+
+
+_recorded_weights: ContextVar[list[Tensor] | None] = ContextVar("recorded_weights", default=None)
+
+
+@contextmanager
+def record_attention() -> Iterator[list[Tensor]]:
+    """Record the weights of every call of `attend` in this block, with their graph; BERT and the ViT run plain too.
+
+    Yields:
+        List that grows by (B, H, L, S) weights with each call.
+    """
+    weights: list[Tensor] = []
+    token = _recorded_weights.set(weights)
+    try:
+        yield weights
+    finally:
+        _recorded_weights.reset(token)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: float = 0.0) -> Tensor:
@@ -42,6 +62,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: 
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, L, S)
     weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1)
     weights = F.dropout(weights.masked_fill(~visible, 0.0), dropout)  # all-masked rows: zero, not uniform
+    recorded = _recorded_weights.get()
+    if recorded is not None:
+        recorded.append(weights)
     return weights @ value
 
 
