@@ -148,9 +148,8 @@ def _output(model: HeadedModel, batch: Batch) -> Tensor:
     if isinstance(model, MMBertForTask):
         image = core.encode_image(batch["pixel_values"]) if model.task.num_images else None
         return model.task.logits(model.task.pooled(core, text, image))
-    pooled = core.fuse(text, core.encode_image(batch["pixel_values"])).pooled
-    itm: Any = model.objectives["itm"] if "itm" in model.objectives else None
-    return pooled if itm is None else itm.score(pooled)
+    image = core.encode_image(batch["pixel_values"])
+    return model.match_scores(text, image) if "itm" in model.objectives else core.fuse(text, image).pooled
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def pair_scores(
     Returns:
         (K,) logits (log-odds) that image and text match, on the CPU.
     """
-    core, head = model.mmbert, model.objectives["itm"]
+    core = model.mmbert
     device, width = core.word_embeddings.device, core.config.hidden_size
     lengths = torch.tensor([len(text) for text in texts])
     order = lengths[pairs[:, 1]].argsort(stable=True)  # texts of equal length together: less padding
@@ -188,8 +188,7 @@ def pair_scores(
         text_states = pad_sequence([texts[i] for i in text_rows.tolist()], batch_first=True).to(device)
         text_mask = (torch.arange(text_states.shape[1]) < lengths[text_rows, None]).to(device)
         text = _unpack(text_states, text_mask, width, core.text_encoder.width)
-        fused = core.fuse(text.rows(text_at.to(device)), image.rows(image_at.to(device)))
-        return head.score(fused.pooled).cpu()  # pyright: ignore
+        return model.match_scores(text.rows(text_at.to(device)), image.rows(image_at.to(device))).cpu()
 
     found = [*run_sharded(fuse, pairs[order].split(PAIRS_PER_BATCH))] if len(pairs) else [torch.empty(0)]
     scores = torch.cat(found)

@@ -119,9 +119,8 @@ class PairEvaluation:
         logit, logit_shuffled = [0.0] * size, [0.0] * size
         text = model.encode_text(batch["input_ids"], batch["attention_mask"])
         if "itm" in self.model.objectives:
-            head = self.model.objectives["itm"]
-            logit = head.score(model.fuse(text, image).pooled).tolist()  # pyright: ignore
-            logit_shuffled = head.score(model.fuse(text, shuffled).pooled).tolist()  # pyright: ignore
+            logit = self.model.match_scores(text, image).tolist()
+            logit_shuffled = self.model.match_scores(text, shuffled).tolist()
         for row, index in enumerate(batch["index"].tolist()):
             valid = has_shuffled[row]
             self.pairs.append(

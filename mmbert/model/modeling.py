@@ -223,6 +223,21 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         similarity = None if contrast is None else contrast.similarity
         return EncodedBatch(self.mmbert, batch, generator=generator, similarity=similarity)
 
+    def match_scores(self, text: Tokens, image: Tokens) -> Tensor:
+        """Fuse encoded texts with encoded images, row by row, and score them with the head of itm.
+
+        Args:
+            text: (B, T, D).
+            image: (B, P, D).
+
+        Returns:
+            (B,) log-odds that text and image match.
+        """
+        matching: Any = self.objectives["itm"]
+        contrast: Any = self.objectives["itc"] if matching.residual_factor is not None else None
+        similarity = None if contrast is None else contrast.pair_logits(text, image)
+        return matching.score(self.mmbert.fuse(text, image).pooled, similarity)
+
     def after_step(self) -> None:
         """Constrain parameters after an optimizer step, such as ITC's temperature; training calls it."""
         for objective in self.objectives.values():

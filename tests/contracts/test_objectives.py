@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.model.objectives import OBJECTIVES, negatives
+from mmbert.model.objectives import OBJECTIVES, itc, negatives
 from mmbert.model.objectives.base import EncodedBatch
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
@@ -518,3 +519,85 @@ def test_objectives_share_one_encoding_a_step(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(model.mmbert, name, counted)
     model(tiny_batch(), generator=seeded())
     assert calls == {"encode_text": 2, "encode_image": 1, "fuse": 3}
+
+
+# --- the contrastive similarity in ITM's head, and negative texts ----------------------------------------------------
+
+RESIDUAL = {"itm": {"residual": True}, "itc": {"embedding_size": 16}}
+
+
+@pytest.mark.parametrize("negative_texts", [False, True])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_residual_adds_the_contrastive_logit_to_that_of_a_match(fusion: str, negative_texts: bool) -> None:
+    """In the loss, with every pair fused and compared by hand; and in the score that evaluation uses."""
+    objectives = {**RESIDUAL, "itm": {"residual": True, "negative_texts": negative_texts}}
+    model, batch = model_with(objectives, fusion=fusion), tiny_batch(5)
+    itm: Any = model.objectives["itm"]
+    output = model(batch, generator=seeded()).objectives["itm"]
+    encoded = model.encode(batch)
+    generator = seeded()
+    uniform = [torch.rand(5, 5, generator=generator, dtype=torch.float64) for _ in range(1 + negative_texts)]
+    draws = [-torch.log(-torch.log(u)) for u in uniform]
+    others = [draw.fill_diagonal_(-torch.inf).argmax(dim=1) for draw in draws]
+    own = torch.arange(5)
+    pairs = [(own, own), (own, others[0])] + ([(others[1], own)] if negative_texts else [])
+    cosines = model.objectives["itc"].embed_text(encoded.text) @ model.objectives["itc"].embed_image(encoded.image).T
+    losses, weights = [], [1.0, 0.5, 0.5] if negative_texts else [1.0, 1.0]
+    for (text, image), weight, match in zip(pairs, weights, (1, 0, 0), strict=False):
+        pooled = model.mmbert.fuse(encoded.text.rows(text), encoded.image.rows(image)).pooled
+        logits = itm.head(pooled)
+        logits[:, 1] += itm.residual_factor * model.objectives["itc"].scale * cosines[text, image]
+        losses.append(weight * F.cross_entropy(logits, torch.full((5,), match), reduction="sum"))
+        scores = model.match_scores(encoded.text.rows(text), encoded.image.rows(image))
+        torch.testing.assert_close(scores, logits[:, 1] - logits[:, 0])
+    torch.testing.assert_close(output.loss, sum(losses) / (5 * sum(weights)))
+
+
+def test_residual_teaches_the_factor_but_not_the_projections() -> None:
+    model = model_with({"itm": {"residual": True}, "itc": {"weight": 1e-9, "embedding_size": 16}})
+    output = model(tiny_batch(), generator=seeded()).objectives["itm"]
+    output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.objectives.named_parameters()}
+    assert gradients["itm.residual_factor"].abs().item() > 0
+    assert gradients["itc.text_projection.weight"] is None
+
+
+def test_negative_texts_never_have_the_caption_of_the_image() -> None:
+    batch = tiny_batch(6)
+    batch["image_key"][1], batch["image_text_keys"][2, 1] = batch["image_key"][0], batch["text_key"][3]
+    is_pair = same_pair(batch)
+    assert is_pair[0, 1] and is_pair[3, 2] and not is_pair[2, 3]
+    for step in range(50):
+        texts, valid = sample_negatives(~is_pair.T, generator=seeded(step))
+        assert valid.all() and not is_pair.T[torch.arange(6), texts].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"itm": {"residual": True}},
+            "objectives.itm.residual reads the contrastive similarity: add the objective itc",
+        ),
+        ({"itm": {"residual": 1}}, "objectives.itm.residual=1; allowed are true, false"),
+        ({"itm": {"negative_texts": "yes"}}, "objectives.itm.negative_texts='yes'; allowed are true, false"),
+        ({"itc": {"pool": "last"}}, "objectives.itc.pool='last'; allowed are first, first_and_mean"),
+        ({"itc": {"init": "cca"}}, "objectives.itc.init='cca'; allowed are random, closed_form"),
+        ({"itc": {"init_samples": 0}}, "objectives.itc.init_samples=0: must be a whole number of 1 or more, or null"),
+    ],
+)
+def test_options_that_are_not_allowed_are_named(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model_with(options)
+
+
+def test_mean_pooling_leaves_padding_out() -> None:
+    model = model_with({"itc": {"pool": "first_and_mean", "embedding_size": 16}})
+    batch = tiny_batch(4)
+    text = model.encode(batch).text
+    changed = text._replace(hidden_states=torch.where(text.mask[..., None], text.hidden_states, 1e3))
+    assert not text.mask.all()
+    assert torch.equal(model.objectives["itc"].embed_text(text), model.objectives["itc"].embed_text(changed))
+    features = itc.pool_tokens(text, "first_and_mean")
+    row = text.hidden_states[1][text.mask[1]]
+    torch.testing.assert_close(features[1], torch.cat([row[0], row.mean(dim=0)]))

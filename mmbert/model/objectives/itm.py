@@ -11,17 +11,26 @@ from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
 from mmbert.model.tokens import Tokens
-from mmbert.runtime.distributed import all_gather, global_mean
+from mmbert.runtime.distributed import all_gather, all_reduce_max, global_mean, rank, world_size
 
 
 class ImageTextMatching(Objective):
     """Image-text matching (ITM): classify matched and mismatched pairs (ViLT, arXiv:2102.03334, Sec. 3.2).
 
-    Each text is paired with its own image and with one negative image of the batch. An image that has an equal caption
-    is never a negative; a row without a valid negative is left out of the loss and counted.
+    Each text is paired with its own image and with one negative image of the batch, each image also with one negative
+    text if `negative_texts` is set (ALBEF, arXiv:2107.07651, Sec. 3.2). An image that has an equal caption is never a
+    negative; a row without a valid negative is left out of the loss and counted.
     """
 
-    def __init__(self, config: MMBertConfig, *, negatives: str = "random", text: str = "clean"):
+    def __init__(
+        self,
+        config: MMBertConfig,
+        *,
+        negatives: str = "random",
+        text: str = "clean",
+        negative_texts: bool = False,
+        residual: bool = False,
+    ):
         """Build the head.
 
         Args:
@@ -29,22 +38,31 @@ class ImageTextMatching(Objective):
             negatives: "random", or "hard": drawn by contrastive similarity, which needs the objective itc.
             text: "clean", or "masked": reads the masked text that MLM has already fused, so that a step fuses twice
                 instead of three times.
+            negative_texts: Pair each image with a negative text too; matched and mismatched pairs weigh the same.
+            residual: Add a learned multiple of the contrastive logit to that of a match, so that the fusion corrects
+                the contrastive ranking; needs the objective itc.
 
         Raises:
-            UsageError: A value that is not allowed, or hard negatives without the objective itc.
+            UsageError: A value that is not allowed, or hard negatives or a residual without the objective itc.
         """
         super().__init__()
-        self.check_options(negatives=negatives, text=text)
-        if negatives == "hard" and "itc" not in config.objective_options():
-            raise UsageError(
-                "objectives.itm.negatives='hard' draws negatives by contrastive similarity: add the objective itc."
-            )
-        self.negatives, self.text = negatives, text
+        self.check_options(negatives=negatives, text=text, negative_texts=negative_texts, residual=residual)
+        if "itc" not in config.objective_options():
+            if negatives == "hard":
+                raise UsageError(
+                    "objectives.itm.negatives='hard' draws negatives by contrastive similarity: add the objective itc."
+                )
+            if residual:
+                raise UsageError("objectives.itm.residual reads the contrastive similarity: add the objective itc.")
+        self.negatives, self.text, self.negative_texts = negatives, text, negative_texts
         self.head = nn.Linear(config.hidden_size, 2)
+        self.residual_factor = nn.Parameter(torch.ones(1)) if residual else None
 
     @classmethod
-    def check_options(cls, *, negatives: Any = "random", text: Any = "clean") -> None:
-        """Check the values of both options.
+    def check_options(
+        cls, *, negatives: Any = "random", text: Any = "clean", negative_texts: Any = False, residual: Any = False
+    ) -> None:
+        """Check the values of the options.
 
         Raises:
             UsageError: A value that is not allowed.
@@ -53,33 +71,84 @@ class ImageTextMatching(Objective):
             raise UsageError(f"objectives.itm.negatives='{negatives}'; allowed are random, hard.")
         if text not in ("clean", "masked"):
             raise UsageError(f"objectives.itm.text='{text}'; allowed are clean, masked.")
+        for name, value in (("negative_texts", negative_texts), ("residual", residual)):
+            if not isinstance(value, bool):
+                raise UsageError(f"objectives.itm.{name}={value!r}; allowed are true, false.")
 
-    def logits(self, pooled: Tensor) -> Tensor:
-        """Classify (B, D) joint vectors: (B, 2) fp32 logits of mismatched, matched."""
+    def logits(self, pooled: Tensor, similarity: Tensor | None = None) -> Tensor:
+        """Classify joint vectors.
+
+        Args:
+            pooled: (B, D).
+            similarity: (B,) contrastive logits of the pairs; read with `residual` only.
+
+        Returns:
+            (B, 2) fp32 logits of mismatched, matched.
+        """
         with no_autocast(pooled):
-            return self.head(full_precision(pooled).to(self.head.weight.dtype))
+            logits = self.head(full_precision(pooled).to(self.head.weight.dtype))
+            if self.residual_factor is None:
+                return logits
+            assert similarity is not None
+            match = self.residual_factor * similarity.to(logits.dtype)
+            return logits + torch.stack([torch.zeros_like(match), match], dim=1)
 
-    def score(self, pooled: Tensor) -> Tensor:
-        """Score (B, D) joint vectors: (B,) log-odds that a pair is matched."""
-        logits = self.logits(pooled)
+    def score(self, pooled: Tensor, similarity: Tensor | None = None) -> Tensor:
+        """Score joint vectors: (B,) log-odds that a pair is matched; see `logits`."""
+        logits = self.logits(pooled, similarity)
         return logits[:, 1] - logits[:, 0]
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the loss of matched and mismatched pairs; reads the keys of the batch that `same_pair` reads."""
-        similarities = encoded.similarities if self.negatives == "hard" else None
-        negatives, valid = sample_negatives(
-            ~same_pair(encoded.batch), generator=encoded.generator, similarities=similarities
+        is_pair = same_pair(encoded.batch)  # (B, B * world size), texts x images
+        hard, reads_similarity = self.negatives == "hard", self.residual_factor is not None
+        similarities = encoded.similarities if hard or reads_similarity else None
+        wrong_image, valid = sample_negatives(
+            ~is_pair, generator=encoded.generator, similarities=similarities if hard else None
         )
         masked = self.text == "masked"
         text, matched = (encoded.masked_text, encoded.masked_fused) if masked else (encoded.text, encoded.fused)
-        images = Tokens(all_gather(encoded.image.hidden_states), all_gather(encoded.image.mask))
-        if encoded.image.intermediate:
-            images = images._replace(intermediate=tuple(all_gather(x) for x in encoded.image.intermediate))
-        mismatched = encoded.model.fuse(text, images.rows(negatives))  # fused again, not encoded again
-        logits = self.logits(torch.cat([matched.pooled, mismatched.pooled]))  # (2B, 2)
-        targets = torch.cat([torch.ones_like(negatives), torch.zeros_like(negatives)])
-        counts = torch.cat([valid, valid])
+        own = torch.arange(len(valid), device=valid.device)
+        first = rank() * len(valid)
+        # Fused again, not encoded again.
+        pooled = [matched.pooled, encoded.model.fuse(text, gather_tokens(encoded.image).rows(wrong_image)).pooled]
+        match, used = [torch.ones_like(own), torch.zeros_like(own)], [valid, valid]
+        logit = [] if similarities is None else [similarities[own, own + first], similarities[own, wrong_image]]
+        if self.negative_texts:
+            of_images = gather_columns(is_pair)  # (B, B * world size), images x texts
+            by_image = None if similarities is None else gather_columns(similarities)
+            wrong_text, has_text = sample_negatives(
+                ~of_images, generator=encoded.generator, similarities=by_image if hard else None
+            )
+            pooled.append(encoded.model.fuse(gather_tokens(text).rows(wrong_text), encoded.image).pooled)
+            match, used = [*match, torch.zeros_like(own)], [*used, has_text]
+            logit += [] if by_image is None else [by_image[own, wrong_text]]
+        logits = self.logits(torch.cat(pooled), torch.cat(logit) if reads_similarity else None)  # (2B or 3B, 2)
+        targets, counts = torch.cat(match), torch.cat(used)
+        weights = counts.to(logits.dtype)
+        if self.negative_texts:
+            weights = torch.where(targets == 1, weights, weights / 2)
         with no_autocast(logits):
-            total = (F.cross_entropy(logits, targets, reduction="none") * counts).sum()
-        loss = global_mean(total, counts.sum())
+            total = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        loss = global_mean(total, weights.sum())
         return ObjectiveOutput(loss, logits.detach()[counts], targets[counts], (~valid).sum())
+
+
+def gather_tokens(tokens: Tokens) -> Tokens:
+    """All-gather tokens over the processes, padded to the longest: (B * world size, L, D)."""
+    if world_size() == 1:
+        return tokens
+    (longest,) = all_reduce_max(tokens.mask.shape[1])
+    extra = longest - tokens.mask.shape[1]
+
+    def gather(states: Tensor) -> Tensor:
+        return all_gather(F.pad(states, (0, 0, 0, extra)))
+
+    mask = all_gather(F.pad(tokens.mask, (0, extra)).to(torch.uint8)).bool()
+    return Tokens(gather(tokens.hidden_states), mask, tuple(gather(x) for x in tokens.intermediate))
+
+
+def gather_columns(matrix: Tensor) -> Tensor:
+    """Return this process's columns of a (B, B * world size) matrix from all processes, as rows of the same shape."""
+    rows = all_gather(matrix.to(torch.uint8) if matrix.dtype is torch.bool else matrix)
+    return rows[:, rank() * len(matrix) : (rank() + 1) * len(matrix)].T.to(matrix.dtype)
