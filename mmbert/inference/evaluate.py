@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from mmbert.data.examples import read_examples
+from mmbert.data.examples import Example, read_examples
 from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import Foil, read_foils
 from mmbert.errors import DataError, UsageError, printable
+from mmbert.evaluation.closed_form import closed_form_candidates
 from mmbert.evaluation.encoding import encode
 from mmbert.evaluation.foils import choose_foil_scorer, foil_metrics
 from mmbert.evaluation.retrieval import (
@@ -28,6 +29,8 @@ from mmbert.model.modeling import MMBertForPreTraining, MMBertPreTrainedModel
 
 ModelSource = str | Path | LoadedModel | MMBertPreTrainedModel
 """A folder, a loaded model, or a model that is given with its processor."""
+BASELINES = ("closed_form",)
+"""Allowed values of `baseline` in `evaluate_retrieval`."""
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 
@@ -106,6 +109,9 @@ def evaluate_retrieval(
     device: str | torch.device | None = None,
     processor: MMBertProcessor | None = None,
     on_result: Callable[[RetrievalMetrics], None] | None = None,
+    baseline: str | None = None,
+    train_annotations: str | Path | None = None,
+    train_split: str | Sequence[str] = "train",
 ) -> RetrievalReport:
     """Rank the images and captions of a split against each other, and compute recall at 1, 5 and 10.
 
@@ -135,6 +141,10 @@ def evaluate_retrieval(
         device: "cpu", "cuda" ... for a folder; None: the GPU if there is one.
         processor: For an `MMBertForPreTraining`; other models have their own.
         on_result: Called with the metrics of each scorer as soon as they are computed.
+        baseline: "closed_form" ranks first by linear projections of the encoders' outputs, solved from training pairs
+            (`mmbert.model.objectives.closed_form`): what the trained heads and the fusion have to beat.
+        train_annotations: File with the training pairs of the baseline, in the same format. None: `data`.
+        train_split: Its split or splits, of a file that holds several.
 
     Raises:
         UsageError: An option that is not allowed, or the model has not the objectives that the scorer needs.
@@ -146,18 +156,28 @@ def evaluate_retrieval(
         scorers: dict[str, None] = {}
         for name in names:
             scorers |= dict.fromkeys(default_scorers(ready) if name == "auto" else [choose_scorer(ready, name)])
+        keys: dict[str, Any] = {
+            "image_key": image_key,
+            "caption_key": caption_key,
+            "split_key": split_key,
+            "delimiter": delimiter,
+            "drop_uncaptioned": drop_uncaptioned or None,
+        }
+        keys = {name: value for name, value in keys.items() if value is not None}
         if isinstance(data, Candidates):
             candidates, split = data, split or "candidates"
         else:
-            keys: dict[str, Any] = {
-                "image_key": image_key,
-                "caption_key": caption_key,
-                "split_key": split_key,
-                "delimiter": delimiter,
-                "drop_uncaptioned": drop_uncaptioned or None,
-            }
             split = _split(split, has_splits=format == "karpathy" or split_key is not None, format=format)
-            candidates = read_candidates(data, images, format, split, {n: v for n, v in keys.items() if v is not None})
+            candidates = read_candidates(data, images, format, split, keys)
+        training: list[Example] = []
+        if baseline is not None:
+            if baseline not in BASELINES:
+                raise UsageError(f"baseline='{baseline}'; allowed are {', '.join(BASELINES)}.")
+            source = train_annotations if isinstance(data, Candidates) else train_annotations or data
+            if source is None:
+                raise UsageError("train_annotations is missing: give the file with the baseline's training pairs.")
+            for part in [train_split] if isinstance(train_split, str) else train_split:
+                training += read_split(source, images, format, part, keys)
         fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)
         for number in fold_counts:
             check_ranking_options(len(candidates.images), k=k, folds=number)
@@ -172,11 +192,17 @@ def evaluate_retrieval(
             keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
         )
         common = {"split": split, "equal_texts": equal_texts, "encoding_seconds": time.perf_counter() - started}
+        ranked = {name: (name, encoded) for name in scorers}
+        if baseline is not None:
+            solved = closed_form_candidates(ready, own_processor, training, candidates, encoded, num_workers)
+            ranked = {baseline: ("itc", solved), **ranked}
         report = RetrievalReport()
         for number in fold_counts:
-            for name in scorers:
-                ranking = rank_candidates(ready, encoded, candidates, name, k=k, folds=number, equal_texts=equal_texts)
-                metrics = RetrievalMetrics(common | ranking.metrics)
+            for name, (scorer_name, used) in ranked.items():
+                ranking = rank_candidates(
+                    ready, used, candidates, scorer_name, k=k, folds=number, equal_texts=equal_texts
+                )
+                metrics = RetrievalMetrics(common | ranking.metrics | {"scorer": name})
                 report[name if number == 1 else f"{name}, {number} folds"] = metrics
                 if on_result is not None:
                     on_result(metrics)
@@ -238,7 +264,14 @@ def evaluate_foils(
 def read_candidates(
     file: str | Path, images: str | Path | None, format: str, split: str, keys: Mapping[str, Any]
 ) -> Candidates:
-    """Read the images and captions of one split.
+    """Read the images and captions of one split, see `read_split`."""
+    return Candidates.from_examples(read_split(file, images, format, split, keys))
+
+
+def read_split(
+    file: str | Path, images: str | Path | None, format: str, split: str, keys: Mapping[str, Any]
+) -> Sequence[Example]:
+    """Read the examples of one split.
 
     Args:
         file: Annotation file.
@@ -260,7 +293,7 @@ def read_candidates(
         found = read_examples(format, {split: file}, folder, **keys)
     if not found.get(split):
         raise DataError(str(file), f"no image in the split {split!r}", f"one of the splits it has: {', '.join(found)}")
-    return Candidates.from_examples(found[split])
+    return found[split]
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from ranking import CAPTIONS, tiny_model
 from tiny import tiny_examples, tiny_processor
 
@@ -19,6 +22,8 @@ from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError
 from mmbert.evaluation.retrieval import SCORERS, Candidates
 from mmbert.inference.evaluate import RetrievalMetrics
+from mmbert.metrics.retrieval import recall_at_k
+from mmbert.model.objectives.closed_form import canonical_maps
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +274,59 @@ def test_broken_image_is_named(folder: Path, tmp_path: Path, capsys: pytest.Capt
     options = ["--annotations", str(tmp_path / "a.jsonl"), "--images", str(tmp_path), "--format", "jsonl"]
     command = ["evaluate", "retrieval", str(folder / "model"), *options]
     assert f"mmbert: error: {tmp_path / 'a.png'}" in fails(command, 1, capsys)
+
+
+# --- the closed form as a baseline -----------------------------------------------------------------------------------
+
+
+def test_closed_form_is_ranked_first_and_equals_its_own_computation(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features, projections and cosines by hand, image by image and text by text."""
+    options = ["--scorer", "itc", "--baseline", "closed_form", "--train_split", "test"]
+    main(arguments(folder, *options, "--out", str(tmp_path / "report.json")))
+    found, itc = metrics(tmp_path / "report.json")
+    assert (found["scorer"], itc["scorer"]) == ("closed_form", "itc") and found["fusion_passes"] == 0
+    assert re.findall(r"^(closed_form|itc) ", capsys.readouterr().out, re.MULTILINE) == ["closed_form", "itc"]
+    loaded = mmbert.load(folder / "model")
+    model, processor = loaded.model.eval(), loaded.processor
+    texts, images = [], []
+    with torch.no_grad():
+        for i, captions in enumerate(CAPTIONS):
+            for caption in captions:
+                batch = processor(text=caption, images=folder / "images" / f"{i}.png")
+                text = model.mmbert.encode_text(batch["input_ids"], batch["attention_mask"]).hidden_states[0]
+                image = model.mmbert.encode_image(batch["pixel_values"]).hidden_states[0]
+                texts.append(torch.cat([text[0], text.mean(dim=0)]))
+                images.append(torch.cat([image[0], image.mean(dim=0)]))
+    owner = [i for i, captions in enumerate(CAPTIONS) for _ in captions]
+    maps = canonical_maps(torch.stack(texts), torch.stack(images), directions=len(texts), ridge=0.3)
+    text_vectors = torch.stack(texts).double() @ maps.text_weight.T + maps.text_bias
+    image_vectors = torch.stack(images).double() @ maps.image_weight.T + maps.image_bias
+    firsts = [owner.index(i) for i in range(len(CAPTIONS))]
+    scores = F.normalize(image_vectors, dim=1)[firsts] @ F.normalize(text_vectors, dim=1).T
+    expected = recall_at_k(scores, torch.tensor(owner))
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["rsum"] > itc["rsum"], "the projections of the untrained model know nothing"
+
+
+def test_baseline_names_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(arguments(folder, "--scorer", "itc", "--baseline", "closed_form"), 1, capsys)
+    assert "absent.png" in message
+    message = fails(arguments(folder, "--baseline", "closed_form", "--train_split", "val"), 1, capsys)
+    assert "no image in the split 'val'" in message
+    with pytest.raises(UsageError, match="baseline='cca'; allowed are closed_form"):
+        mmbert.evaluate_retrieval(folder / "model", folder / "karpathy.json", folder / "images", baseline="cca")
+
+
+def test_training_pairs_of_the_baseline_may_be_in_another_file(folder: Path, tmp_path: Path) -> None:
+    candidates = Candidates.from_examples(tiny_examples(tmp_path, CAPTIONS))
+    options: Any = {"scorer": "itc", "baseline": "closed_form"}
+    with pytest.raises(UsageError, match="train_annotations is missing"):
+        mmbert.evaluate_retrieval(folder / "model", candidates, **options)
+    file = {"train_annotations": folder / "karpathy.json", "train_split": "test"}
+    of_file = mmbert.evaluate_retrieval(folder / "model", candidates, folder / "images", **options, **file)
+    same = mmbert.evaluate_retrieval(
+        folder / "model", folder / "karpathy.json", folder / "images", **options, train_split=["test"]
+    )
+    assert of_file["closed_form"]["rsum"] == same["closed_form"]["rsum"]

@@ -34,6 +34,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="One or more: itc (contrastive vectors, no fusion), itm (fuses every pair), two_stage "
                            "(fuses the K nearest by itc); auto: itc, then two_stage, as far as the model has the "
                            "objectives.")  # fmt: skip
+    retrieval.add_argument("--baseline", choices=["closed_form"],
+                           help="Rank first by linear projections of the encoders' outputs, solved from training "
+                           "pairs: what training has to beat.")  # fmt: skip
+    retrieval.add_argument("--train_annotations", metavar="FILE",
+                           help="The baseline's training pairs (default: the annotation file).")  # fmt: skip
+    retrieval.add_argument("--train_split", nargs="+", default=["train"], metavar="NAME",
+                           help="Their split or splits (default train).")  # fmt: skip
     retrieval.add_argument("--k", type=int, default=32, help="Shortlist of two_stage, in texts per image and images "
                            "per text (default 32).")  # fmt: skip
     retrieval.add_argument("--folds", type=int, nargs="+", default=[1], help="One or more numbers of consecutive parts "
