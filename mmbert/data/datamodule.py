@@ -197,6 +197,11 @@ class SplitsDataModule(L.LightningDataModule):
                 batch[key] = self.processor.image_settings.normalize(batch[key])
         return batch
 
+    def used_samples(self) -> list[Samples]:
+        """Return the samples of all splits that a run reads."""
+        val = [] if self.val_samples is None else [self.val_samples]
+        return [self.train_samples, *val, *self.test_samples.values()]
+
 
 class PairsDataModule(SplitsDataModule):
     """Data module of image-caption pairs for pretraining; reads the annotations on construction."""

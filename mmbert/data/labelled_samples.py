@@ -1,6 +1,7 @@
 """Labelled examples of a task as samples and batches."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from mmbert.data.images import BadImageError
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.readers.labelled import LabelledExample
-from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped
+from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped, stack_images
 from mmbert.runtime.randomness import permutation
 
 
@@ -19,7 +20,7 @@ class LabelledSample(NamedTuple):
 
     index: int
     input_ids: list[int]
-    pixel_values: tuple[Tensor, ...]  # (3, S, S) uint8 each
+    pixel_values: tuple[Tensor, ...]  # (3, S, S) uint8 each, or (P, W) hidden states of the encoder cache
     wrong_pixel_values: tuple[Tensor, ...]  # of another example, in evaluation; empty if there is none
     scores: Mapping[int, float]  # label -> score from 0 to 1
     requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
@@ -62,17 +63,23 @@ class LabelledSamples(Samples):
 
     def _sample(self, epoch: int, i: int) -> LabelledSample:
         example = self.examples[i]
-        texts = " ".join((example.text, *example.answers))  # "Which side? left" must not be mirrored either
-        images = tuple(self._pixel_values(epoch, i, image, texts) for image in example.images)
+        (texts,) = self._texts(example)
+        images = tuple(self._image(epoch, i, image, texts) for image in example.images)
         wrong = () if self.wrong_positions is None else self._wrong_pixel_values(i)
         return LabelledSample(i, self.processor.encode(example.text), images, wrong, self.scores[i])
+
+    def _image_files(self, example: LabelledExample) -> tuple[Path, ...]:
+        return example.images
+
+    def _texts(self, example: LabelledExample) -> tuple[str, ...]:
+        return (" ".join((example.text, *example.answers)),)  # "Which side? left" must not be mirrored either
 
     def _wrong_pixel_values(self, i: int) -> tuple[Tensor, ...]:
         assert self.wrong_positions is not None
         if self.wrong_positions[i] == i:
             return ()
         try:
-            return tuple(self.processor.pixel_values(image) for image in self.examples[self.wrong_positions[i]].images)
+            return tuple(self._plain_image(image) for image in self.examples[self.wrong_positions[i]].images)
         except BadImageError:
             if not self.skip_unreadable:
                 raise
@@ -102,8 +109,9 @@ class CollateLabelled:
 
     Keys: `index`, `requested_index` (B,) int64; `input_ids`, `attention_mask` (B, T) int64; `label_scores` (B, labels);
     where texts have N images each `pixel_values` (B * N, 3, S, S) uint8, those of a text in a row, and in evaluation
-    `wrong_pixel_values` of the same shape with `has_wrong` (B,) bool. Samples without images that should have some
-    are left out; `skipped` and `skip_reasons` as in `Collate`.
+    `wrong_pixel_values` of the same shape with `has_wrong` (B,) bool; with an encoder cache `image_hidden_states` and
+    `wrong_image_hidden_states` (B * N, P, W) instead. Samples without images that should have some are left out;
+    `skipped` and `skip_reasons` as in `Collate`.
     """
 
     def __init__(self, pad_token_id: int, labels: int):
@@ -128,10 +136,8 @@ class CollateLabelled:
             "label_scores": scores,
         }
         if samples[0].pixel_values:
-            batch["pixel_values"] = torch.stack([p for s in samples for p in s.pixel_values])
+            batch |= stack_images([p for s in samples for p in s.pixel_values])
             batch["has_wrong"] = torch.tensor([bool(s.wrong_pixel_values) for s in samples])
             if batch["has_wrong"].any():
-                batch["wrong_pixel_values"] = torch.stack(
-                    [p for s in samples for p in s.wrong_pixel_values or s.pixel_values]
-                )
+                batch |= stack_images([p for s in samples for p in s.wrong_pixel_values or s.pixel_values], "wrong_")
         return batch | collate_skipped(skipped)

@@ -75,6 +75,15 @@ class DataOptions:
     """Processes that decode images, for each training process; changes no result."""
     length_pool: int = 50
     """Batches whose texts are sorted by length together; 1 = no grouping."""
+    cache: str | None = "auto"
+    """Folder for the outputs of a frozen image encoder (`optim.freeze_image`), which are computed once instead of in
+    every epoch, and shared by all runs with the same frozen encoder; changes no result. auto: `encoder_cache` beside
+    the run's folder, if it takes less than 10 GB and half of the free disk space; null: none. Needs images without
+    augmentation, or `views`."""
+    cache_dtype: str | None = None
+    """Type in which the cache stores numbers: fp32, fp16 or bf16. None: as the encoder returns them, which is exact."""
+    views: int | None = None
+    """Augmented views of each training image (`crop`, `flip`) that the cache holds; an epoch takes one of them."""
     on_bad_sample: str = "stop"
     """What happens with an unreadable image: stop ends the run with its name; skip replaces it by another sample,
     counts it in metrics.json, and ends the run above `max_bad_fraction`."""
@@ -115,6 +124,10 @@ def check_options(options: DataOptions, *, task: str | None = None) -> None:
         raise UsageError(f"data.on_bad_sample='{options.on_bad_sample}'; allowed are stop, skip.")
     if not 0 <= options.max_bad_fraction <= 1:
         raise UsageError(f"data.max_bad_fraction={options.max_bad_fraction}: a fraction from 0 to 1.")
+    if options.cache_dtype not in (None, "fp32", "fp16", "bf16"):
+        raise UsageError(f"data.cache_dtype='{options.cache_dtype}'; allowed are fp32, fp16, bf16, or null.")
+    if options.views is not None and options.views < 1:
+        raise UsageError(f"data.views={options.views}: 1 or more, or null.")
     for name in ("mlm_probability", "crop", "train_fraction"):
         if not 0 < getattr(options, name) <= 1:
             raise UsageError(f"data.{name}={getattr(options, name)}: a fraction above 0, up to 1.")

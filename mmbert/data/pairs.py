@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
 from mmbert.data.processor import MMBertProcessor, pad
-from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped
+from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped, stack_images
 from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT
 from mmbert.runtime.randomness import mix, numpy_generator, permutation
 
@@ -26,8 +27,8 @@ class Sample(NamedTuple):
     input_ids: list[int]
     mlm_input_ids: list[int]
     mlm_labels: list[int]
-    pixel_values: Tensor  # (3, S, S) uint8
-    wrong_pixel_values: Tensor | None  # (3, S, S) uint8, evaluation only
+    pixel_values: Tensor  # (3, S, S) uint8, or (P, W) hidden states of the encoder cache
+    wrong_pixel_values: Tensor | None  # the same, evaluation only
     image_key: int
     text_key: int
     image_text_keys: tuple[int, ...]
@@ -117,7 +118,7 @@ class Pairs(Samples):
         else:
             ids, continues = self.processor.encode(caption), ()
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
-        pixel_values = self._pixel_values(epoch, i, example.image, caption)
+        pixel_values = self._image(epoch, i, example.image, caption)
         wrong = None if self.wrong_positions is None else self._wrong_pixel_values(i, pixel_values)
         return Sample(
             i,
@@ -135,11 +136,17 @@ class Pairs(Samples):
     def _wrong_pixel_values(self, i: int, own: Tensor) -> Tensor:
         assert self.wrong_positions is not None
         try:
-            return self.processor.pixel_values(self.examples[self.wrong_positions[i]].image)
+            return self._plain_image(self.examples[self.wrong_positions[i]].image)
         except BadImageError:
             if not self.skip_unreadable:
                 raise
             return own  # evaluation then treats the sample as one without a wrong image
+
+    def _image_files(self, example: Example) -> tuple[Path, ...]:
+        return (example.image,)
+
+    def _texts(self, example: Example) -> tuple[str, ...]:
+        return example.captions
 
     def _caption_number(self, epoch: int, i: int) -> int:
         if self.augmentation is None:
@@ -185,10 +192,11 @@ class Collate:
     """Collate samples to a batch for `MMBertForPreTraining` and its evaluation.
 
     Keys: `index` and `requested_index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
-    `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device; `image_key`,
-    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes; with the
-    objective ngrams `ngram_ids` (B, G), padded with `NO_NGRAM`. Samples without images are left out. If some were
-    skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
+    `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device, or with an
+    encoder cache `image_hidden_states` and `wrong_image_hidden_states` (B, P, W); `image_key`, `text_key` (B,) and
+    `image_text_keys` (B, C) int64 hashes; with the objective ngrams `ngram_ids` (B, G), padded with `NO_NGRAM`. Samples
+    without images are left out. If some were skipped, there are also `skipped` (S,) int64 positions and
+    `skip_reasons`, a list of S texts.
     """
 
     def __init__(self, pad_token_id: int):
@@ -208,7 +216,7 @@ class Collate:
             "attention_mask": attention_mask,
             "mlm_input_ids": pad([s.mlm_input_ids for s in samples], self.pad_token_id)[0],
             "mlm_labels": pad([s.mlm_labels for s in samples], IGNORE_INDEX)[0],
-            "pixel_values": torch.stack([s.pixel_values for s in samples]),
+            **stack_images([s.pixel_values for s in samples]),
             "image_key": torch.tensor([s.image_key for s in samples]),
             "text_key": torch.tensor([s.text_key for s in samples]),
             "image_text_keys": pad([s.image_text_keys for s in samples], NO_TEXT)[0],
@@ -218,5 +226,5 @@ class Collate:
             batch["ngram_ids"] = pad(ngram_ids, NO_NGRAM)[0]
         wrong = [s.wrong_pixel_values for s in samples if s.wrong_pixel_values is not None]
         if wrong:
-            batch["wrong_pixel_values"] = torch.stack(wrong)
+            batch |= stack_images(wrong, "wrong_")
         return batch | collate_skipped(skipped)

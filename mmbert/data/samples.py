@@ -1,9 +1,9 @@
 """Base class of the data sets: augmentation, and replacing unreadable images."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from mmbert.data.images import BadImageError
-from mmbert.data.processor import MMBertProcessor
+from mmbert.data.processor import ImageSettings, MMBertProcessor
 from mmbert.data.sampling import Index
 from mmbert.errors import DataError
 from mmbert.runtime.randomness import mix, numpy_generator
@@ -31,6 +31,22 @@ class Augmentation(NamedTuple):
     """Smallest fraction of the area that a random crop keeps; 1 = no crop."""
     flip: bool = False
     """Mirror half of the images, but none whose texts mention left or right."""
+
+
+class View(NamedTuple):
+    """One of several augmented views of an image that the encoder cache holds."""
+
+    number: int
+    may_mirror: bool
+    """Whether the texts allow that the image is mirrored."""
+
+
+class ImageStates(Protocol):
+    """Protocol of `mmbert.data.encoder_cache.EncoderCache`, which samples read instead of decoding images."""
+
+    def hidden_states(self, file: Path, view: View | None = None) -> Tensor:
+        """Read the (P, W) hidden states of an image."""
+        ...
 
 
 class Samples(Dataset):
@@ -56,6 +72,10 @@ class Samples(Dataset):
     ):
         self.examples, self.processor, self.seed = examples, processor, seed
         self.augmentation, self.skip_unreadable = augmentation, skip_unreadable
+        self.cache: ImageStates | None = None
+        """Holds the images' hidden states, so that none is decoded."""
+        self.views = 0
+        """Augmented views of each image in the cache; one is chosen by (seed, epoch, sample)."""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -98,24 +118,78 @@ class Samples(Dataset):
         """Build the sample of an evaluation that replaces one with an unreadable image; it has no tokens."""
         raise NotImplementedError
 
-    def _pixel_values(self, epoch: int, i: int, file: Path, texts: str) -> Tensor:
-        """Load an image as (3, S, S) uint8 with the epoch's augmentation; `texts` may forbid mirroring it."""
-        settings, augmentation = self.processor.image_settings, self.augmentation
+    def cache_requests(self) -> Iterator[tuple[Path, "View | None"]]:
+        """List the images that the encoder cache has to hold, with their augmented views (see `cache`)."""
+        augmented = self.augmentation not in (None, Augmentation())
+        for example in self.examples:
+            for file in self._image_files(example):
+                if augmented:
+                    mirrors = {self._may_mirror(texts) for texts in self._texts(example)}
+                    yield from ((file, View(n, mirror)) for n in range(self.views) for mirror in sorted(mirrors))
+                else:
+                    yield file, None
+
+    def _image(self, epoch: int, i: int, file: Path, texts: str) -> Tensor:
+        """Load an image as (3, S, S) uint8 with the epoch's augmentation, or its (P, W) hidden states from the cache.
+
+        Args:
+            epoch: Chooses the augmentation, with the sample.
+            i: The sample.
+            file: The image.
+            texts: May forbid mirroring it.
+        """
+        augmentation = self.augmentation
         if augmentation in (None, Augmentation()):
-            return self.processor.pixel_values(file)
+            return self._plain_image(file)
         assert augmentation is not None
+        if self.cache is not None:
+            number = int(mix(self.seed, "view", epoch, i) % np.uint64(self.views))
+            return self.cache.hidden_states(file, View(number, self._may_mirror(texts)))
         rng = numpy_generator(self.seed, "augment", epoch, i)
         image = self.processor.load(file)
-        if augmentation.crop < 1:
-            height, width = image.shape[-2:]
-            side = rng.uniform(augmentation.crop, 1) ** 0.5
-            h, w = max(1, round(height * side)), max(1, round(width * side))
-            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            image = image[:, top : top + h, left : left + w]
-        image = settings.resize(image)
-        if augmentation.flip and rng.random() < 0.5 and not LEFT_OR_RIGHT.search(texts):
-            image = transforms.horizontal_flip(image)
-        return image
+        return augment(image, augmentation, self.processor.image_settings, rng, may_mirror=self._may_mirror(texts))
+
+    def _plain_image(self, file: Path) -> Tensor:
+        """Load an image without augmentation as (3, S, S) uint8, or its (P, W) hidden states from the cache."""
+        return self.processor.pixel_values(file) if self.cache is None else self.cache.hidden_states(file)
+
+    def _may_mirror(self, texts: str) -> bool:
+        assert self.augmentation is not None
+        return self.augmentation.flip and not LEFT_OR_RIGHT.search(texts)
+
+    def _image_files(self, example: Any) -> tuple[Path, ...]:
+        """Return the image files of an example."""
+        raise NotImplementedError
+
+    def _texts(self, example: Any) -> tuple[str, ...]:
+        """Return the texts of an example that may go with its image; each may forbid mirroring it."""
+        raise NotImplementedError
+
+
+def augment(
+    image: Tensor, augmentation: Augmentation, settings: ImageSettings, rng: np.random.Generator, *, may_mirror: bool
+) -> Tensor:
+    """Crop, resize and mirror a (3, H, W) uint8 image at random: (3, S, S)."""
+    if augmentation.crop < 1:
+        height, width = image.shape[-2:]
+        side = rng.uniform(augmentation.crop, 1) ** 0.5
+        h, w = max(1, round(height * side)), max(1, round(width * side))
+        top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+        image = image[:, top : top + h, left : left + w]
+    image = settings.resize(image)
+    if augmentation.flip and rng.random() < 0.5 and may_mirror:
+        image = transforms.horizontal_flip(image)
+    return image
+
+
+def stack_images(images: Sequence[Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Stack images of samples to an entry of a batch.
+
+    Returns:
+        `pixel_values` (B, 3, S, S) uint8, or `image_hidden_states` (B, P, W) of the encoder cache; keys are prefixed.
+    """
+    stacked = torch.stack([*images])
+    return {f"{prefix}{'pixel_values' if stacked.dtype == torch.uint8 else 'image_hidden_states'}": stacked}
 
 
 def collate_skipped(skipped: Sequence[tuple[int, str]]) -> dict[str, Any]:

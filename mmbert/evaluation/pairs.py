@@ -98,17 +98,17 @@ class PairEvaluation:
         """Evaluate one batch.
 
         Args:
-            batch: As `mmbert.data.pairs.Collate` makes it for evaluation: with `wrong_pixel_values`, which equal
-                `pixel_values` where a pair has no shuffled image.
+            batch: As `mmbert.data.pairs.Collate` makes it for evaluation: with wrong images, which equal
+                the right ones where a pair has none.
         """
         if "skipped" in batch:
             self.skipped.update(batch["skipped"].tolist())
         if len(batch["index"]) == 0:
             return
         model = self.model.mmbert
-        image = model.encode_image(batch["pixel_values"])
-        shuffled = model.encode_image(batch["wrong_pixel_values"])
-        has_shuffled = (batch["pixel_values"] != batch["wrong_pixel_values"]).flatten(1).any(dim=1).tolist()
+        image, shuffled = model.encode_batch_images(batch), model.encode_batch_images(batch, prefix="wrong_")
+        key = "pixel_values" if "pixel_values" in batch else "image_hidden_states"
+        has_shuffled = (batch[key] != batch[f"wrong_{key}"]).flatten(1).any(dim=1).tolist()
         size = len(has_shuffled)
         num_masked, hits, hits_shuffled = [0] * size, [0] * size, [0] * size
         loss, loss_shuffled = [0.0] * size, [0.0] * size

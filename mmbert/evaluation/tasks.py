@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.evaluation.coverage import Coverage, log_partial_coverage
@@ -67,7 +66,7 @@ class TaskEvaluation:
             return
         model, task = self.model.mmbert, self.model.task
         text = model.encode_text(batch["input_ids"], batch["attention_mask"])
-        image = model.encode_image(batch["pixel_values"]) if task.num_images else None
+        image = model.encode_batch_images(batch) if task.num_images else None
         logits = task.logits(task.pooled(model, text, image))
         with no_autocast(logits):
             losses = task.example_losses(logits, batch["label_scores"].to(logits.dtype)).tolist()
@@ -76,9 +75,9 @@ class TaskEvaluation:
         blank, shuffled, no_text = labels, [None] * len(labels), labels
         if image is not None:
             no_text = self._labels(self._empty(batch), image)
-            blank = self._labels(text, self._blank(batch["pixel_values"]))
-            if "wrong_pixel_values" in batch:
-                found = self._labels(text, model.encode_image(batch["wrong_pixel_values"]))
+            blank = self._labels(text, self._blank(len(image.mask)))
+            if "wrong_pixel_values" in batch or "wrong_image_hidden_states" in batch:
+                found = self._labels(text, model.encode_batch_images(batch, prefix="wrong_"))
                 shuffled = [x if valid else None for x, valid in zip(found, batch["has_wrong"].tolist(), strict=True)]
         rows = zip(batch["index"].tolist(), losses, labels, probabilities, blank, shuffled, no_text, strict=True)
         self.rows += [ExamplePrediction(*row) for row in rows]
@@ -87,10 +86,12 @@ class TaskEvaluation:
         task = self.model.task
         return task.logits(task.pooled(self.model.mmbert, text, image)).argmax(dim=-1).tolist()
 
-    def _blank(self, pixel_values: Tensor) -> Tokens:
-        """Encode one image of the mean color (zeros after normalization), repeated for every row."""
-        one = self.model.mmbert.encode_image(torch.zeros_like(pixel_values[:1]))
-        return one.rows(torch.zeros(len(pixel_values), dtype=torch.int64, device=pixel_values.device))
+    def _blank(self, count: int) -> Tokens:
+        """Encode one image of the mean color (zeros after normalization), repeated for every image of a batch."""
+        model = self.model.mmbert
+        side = model.config.image_size
+        one = model.encode_image(torch.zeros(1, 3, side, side, device=model.word_embeddings.device))
+        return one.rows(torch.zeros(count, dtype=torch.int64, device=one.mask.device))
 
     def _empty(self, batch: dict[str, Any]) -> Tokens:
         """Encode an empty text, [CLS] and [SEP] alone, repeated for every row."""

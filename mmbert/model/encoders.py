@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
 from transformers.activations import ACT2FN
 
@@ -22,6 +23,8 @@ class Encoder(nn.Module):
 
     width: int
     """Width of its tokens, in features."""
+    frozen: str | int = "none"
+    """Argument of the last call of `freeze`."""
 
     def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
         """Return the modules of the embedding stage, and the list of layers."""
@@ -36,6 +39,7 @@ class Encoder(nn.Module):
         Raises:
             UsageError: Anything else, or more layers than there are.
         """
+        self.frozen = what
         embeddings, layers = self.blocks()
         if what not in ("none", "all") and not (isinstance(what, int) and 0 < what <= len(layers)):
             raise UsageError(f"freeze={what!r}: allowed are none, all, or a number of layers from 1 to {len(layers)}.")
@@ -193,6 +197,54 @@ class ImageEncoder(Encoder):
             )
         hidden_states = self._with_first_token(hidden_states)
         return Tokens(hidden_states, hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool), intermediate)
+
+    def encode_frozen(self, pixel_values: Tensor, depth: str | int, *, layers: Sequence[int] = ()) -> Tensor:
+        """Compute what an encoder cache stores, for `continue_from`.
+
+        Args:
+            pixel_values: (B, 3, S, S), normalized.
+            depth: "all", or n for the embeddings and the first n layers.
+            layers: See `forward`.
+
+        Returns:
+            (B, P, width * K): the output of that part, then the `layers` below it, side by side.
+        """
+        if depth == "all":
+            tokens = self(pixel_values, layers=layers)
+            return torch.cat([tokens.hidden_states, *tokens.intermediate], dim=-1)
+        numbers = [*self._lower_layers(int(depth), layers), int(depth)]
+        has_prefix = self.vit.num_prefix_tokens > 0
+        found = self.vit.forward_intermediates(
+            pixel_values.to(next(self.vit.parameters()).dtype), indices=[i - 1 for i in numbers], output_fmt="NLC",
+            return_prefix_tokens=has_prefix, intermediates_only=True, stop_early=True,
+        )  # fmt: skip
+        if has_prefix:
+            found = [torch.cat([prefix, patches], dim=1) for patches, prefix in found]
+        return torch.cat([found[-1], *found[:-1]], dim=-1)
+
+    def continue_from(self, frozen_states: Tensor, depth: str | int, *, layers: Sequence[int] = ()) -> Tokens:
+        """Compute the output of `forward` from that of `encode_frozen`."""
+        states = frozen_states.to(next(self.vit.parameters()).dtype)
+        hidden_states, *lower = (x.contiguous() for x in states.split(self.width, dim=-1))
+        if depth == "all":
+            intermediate = tuple(lower)
+        else:
+            use_fused_attention(self.vit, fused_attention_is_faster(states.device))
+            by_layer = dict(zip(self._lower_layers(int(depth), layers), lower, strict=True))
+            by_layer[int(depth)] = hidden_states
+            for number, block in enumerate(self.vit.blocks[int(depth) :], int(depth) + 1):
+                if self.vit.grad_checkpointing and self.training:
+                    hidden_states = checkpoint(block, hidden_states, use_reentrant=False)
+                else:
+                    hidden_states = block(hidden_states)
+                by_layer[number] = hidden_states
+            hidden_states = self._with_first_token(self.vit.norm(hidden_states))
+            intermediate = tuple(self._with_first_token(by_layer[i]) for i in layers)
+        return Tokens(hidden_states, hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool), intermediate)
+
+    @staticmethod
+    def _lower_layers(depth: int, layers: Sequence[int]) -> list[int]:
+        return sorted({i for i in layers if i < depth})
 
     def _with_first_token(self, hidden_states: Tensor) -> Tensor:
         if self.has_class_token:

@@ -153,6 +153,21 @@ class MMBertModel(MMBertPreTrainedModel):
         tokens = self.image_encoder(pixel_values, layers=self.fusion.reads_image_layers)
         return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
 
+    def encode_batch_images(self, batch: dict[str, Tensor], *, prefix: str = "") -> Tokens:
+        """Encode the images of a batch to (B, P, D) tokens, or continue from those that an encoder cache holds.
+
+        Args:
+            batch: With `pixel_values` (B, 3, S, S), or `image_hidden_states` (B, P, W) of `encode_frozen`.
+            prefix: Of the keys: "wrong_" for the wrong images of an evaluation.
+        """
+        states = batch.get(f"{prefix}image_hidden_states")
+        if states is None:
+            return self.encode_image(batch[f"{prefix}pixel_values"])
+        depth = self.image_encoder.frozen
+        assert depth != "none"
+        tokens = self.image_encoder.continue_from(states, depth, layers=self.fusion.reads_image_layers)
+        return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
+
     def fuse(self, text: Tokens, image: Tokens) -> Fused:
         """Fuse encoded texts (B, T, D) with encoded images (B, P, D); for other pairs of a batch see `Tokens.rows`."""
         return self.fusion(text, image)

@@ -178,7 +178,7 @@ def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
 CHANGEABLE = {  # options that may change on resume: they change no number, or only what is reported
     "data.annotations", "data.images", "data.tokenizer", "data.num_workers", "data.eval_batch_size", "data.val_size",
     "data.test_captions", "data.max_bad_fraction", "data.questions", "data.image_names", "data.prepare",
-    "optim.activation_checkpointing", "optim.compile",
+    "data.cache", "optim.activation_checkpointing", "optim.compile",
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from mmbert.training.checkpoints import (
     ran_out_of_time,
     step_of,
 )
+from mmbert.training.encoder_caching import check_cache_options, fill_encoder_cache
 from mmbert.training.frozen import restore_frozen
 from mmbert.training.module import TrainingModule
 from mmbert.training.option_checks import validate_run_options, validate_sections, warn_without_effect
@@ -92,6 +93,7 @@ class TrainingRun:
             raise UsageError(f"--threads {config.threads}: at most {MAX_THREADS:,}.")
         sections.evaluation.check()
         sections.checkpoint.check()
+        check_cache_options(sections.data, sections.optim.freeze_image)
         validate_run_options(command, config.ckpt_path, config.resume, sections.model.pretrained)
         validate_trainer_options(sections.trainer)
         # What was used is what config.yaml and the run's identity hold, not null.
@@ -131,6 +133,7 @@ class TrainingRun:
 
     def fit(self) -> RunResult:
         """Train, save the model of the best checkpoint, test it once and write the results."""
+        self._fill_encoder_cache()
         with report_lightning_errors():
             self.trainer.fit(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path)
         if not self.trainer.fast_dev_run:  # pyright: ignore
@@ -144,15 +147,29 @@ class TrainingRun:
 
     def validate(self) -> RunResult:
         """Validate the given weights and write the results."""
+        self._fill_encoder_cache()
         self.trainer.validate(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path, verbose=False)
         self._write_results()
         return self._result()
 
     def test(self) -> RunResult:
         """Test the given weights and write the results."""
+        self._fill_encoder_cache()
         self.trainer.test(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path, verbose=False)
         self._write_results()
         return self._result()
+
+    def _fill_encoder_cache(self) -> None:
+        """Compute the outputs of the frozen image encoder once, for all epochs and evaluations."""
+        if not self.dry:
+            fill_encoder_cache(
+                self.parts.model.mmbert,
+                self.parts.data,
+                root=Path(self.trainer.default_root_dir),
+                precision=str(self.trainer.precision),
+                device=self.trainer.strategy.root_device,
+                context=self.trainer.precision_plugin.forward_context,
+            )
 
     def _monitor(self, requested: str | None) -> str:
         """The metric that chooses the best checkpoint; only validation has such metrics."""

@@ -28,6 +28,10 @@ class TextImageModel(Protocol):
         """Encode (B, 3, S, S) images to (B, P, D) tokens."""
         ...
 
+    def encode_batch_images(self, batch: Batch, *, prefix: str = "") -> Tokens:
+        """Encode the images of a batch, be they pixels or hidden states of the encoder cache, to (B, P, D) tokens."""
+        ...
+
     def fuse(self, text: Tokens, image: Tokens) -> Fused:
         """Fuse encoded texts with encoded images, row by row."""
         ...
@@ -65,7 +69,7 @@ class EncodedBatch:
     @cached_property
     def image(self) -> Tokens:
         """Encoded images, (B, P, D)."""
-        return self.model.encode_image(self.batch["pixel_values"])
+        return self.model.encode_batch_images(self.batch)
 
     @cached_property
     def text(self) -> Tokens:
