@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from mmbert.data.examples import Example, read_examples
 from mmbert.data.masking import Masking
-from mmbert.data.ngrams import MIN_CAPTIONS, NGrams, content_units, find_ngrams
+from mmbert.data.ngrams import MIN_CAPTIONS, content_units
 from mmbert.data.options import DataOptions, check_options, reader_options
 from mmbert.data.pairs import Collate, Pairs
 from mmbert.data.processor import MMBertProcessor
@@ -257,12 +257,6 @@ class PairsDataModule(SplitsDataModule):
             for e in examples
             for i in range(min(captions, len(e.captions)))
         ]
-
-    def find_ngrams(self, *, longest: int, min_fraction: float) -> NGrams:
-        """Find the n-grams of the training captions, see `mmbert.data.ngrams`; batches have them from now on."""
-        ngrams = find_ngrams(self.train_samples.examples, longest=longest, min_fraction=min_fraction)
-        self.train_samples.ngram_ids = ngrams.of_images
-        return ngrams
 
     def training_texts(self, positions: Sequence[int]) -> list[str]:
         """Return the captions of training images in the first epoch."""

@@ -2,8 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from mmbert.data.examples import Example
@@ -15,18 +14,6 @@ MIN_LIFT = 1.4
 MIN_CAPTIONS = 20
 """Captions that a content word occurs in, at least."""
 Unit = TypeVar("Unit", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class NGrams:
-    """Caption n-grams of a training split."""
-
-    names: list[str]
-    """Words of each n-gram, joined by spaces, the most frequent first."""
-    frequencies: list[float]
-    """Fraction of the training images of which a caption has it."""
-    of_images: list[tuple[int, ...]]
-    """Numbers of the n-grams in the captions of each training image."""
 
 
 def split_words(text: str) -> list[str]:
@@ -61,7 +48,7 @@ def content_units(images: Iterable[Sequence[Collection[Unit]]]) -> frozenset[Uni
     )
 
 
-def find_ngrams(examples: Sequence[Example], *, longest: int, min_fraction: float) -> NGrams:
+def find_ngrams(examples: Sequence[Example], *, longest: int, min_fraction: float) -> dict[str, float]:
     """Find the word sequences that describe images: content words at both ends, in enough images.
 
     Args:
@@ -69,22 +56,24 @@ def find_ngrams(examples: Sequence[Example], *, longest: int, min_fraction: floa
         longest: Words of the longest n-gram.
         min_fraction: Fraction of the images that an n-gram must describe.
 
+    Returns:
+        N-gram (words joined by spaces) -> fraction of the images of which a caption has it, the most frequent first.
+
     Raises:
         UsageError: The captions have no such n-gram.
     """
     images = [[split_words(caption) for caption in example.captions] for example in examples]
     content = content_units([[{*words} for words in captions] for captions in images])
-    found = [
-        {
-            " ".join(words[i : i + n])
-            for words in captions
-            for n in range(1, longest + 1)
-            for i in range(len(words) - n + 1)
-            if words[i] in content and words[i + n - 1] in content
-        }
+    count = Counter(
+        name
         for captions in images
-    ]
-    count = Counter(name for names in found for name in names)
+        for name in {
+            name
+            for words in captions
+            for name, first, last in word_sequences(words, longest)
+            if first in content and last in content
+        }
+    )
     kept = sorted((name for name, n in count.items() if n >= min_fraction * len(images)), key=lambda x: (-count[x], x))
     if not kept:
         several = sum(len(example.captions) > 1 for example in examples)
@@ -93,6 +82,30 @@ def find_ngrams(examples: Sequence[Example], *, longest: int, min_fraction: floa
             f"{len(examples):,} training images, of which {several:,} have several captions, which it takes to tell "
             "content words. Choose a smaller min_fraction, or leave the objective out."
         )
-    number = {name: i for i, name in enumerate(kept)}
-    of_images = [tuple(sorted(number[name] for name in names if name in number)) for names in found]
-    return NGrams(kept, [count[name] / len(images) for name in kept], of_images)
+    return {name: count[name] / len(images) for name in kept}
+
+
+def image_ngrams(examples: Sequence[Example], names: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the numbers of the n-grams that the captions of each image have."""
+    number = {name: i for i, name in enumerate(names)}
+    longest = max((len(name.split()) for name in names), default=0)
+    return [
+        tuple(
+            sorted(
+                {
+                    number[name]
+                    for caption in example.captions
+                    for name, _, _ in word_sequences(split_words(caption), longest)
+                    if name in number
+                }
+            )
+        )
+        for example in examples
+    ]
+
+
+def word_sequences(words: Sequence[str], longest: int) -> Iterator[tuple[str, str, str]]:
+    """Yield each sequence of up to `longest` words, joined by spaces, with its first and last word."""
+    for n in range(1, longest + 1):
+        for i in range(len(words) - n + 1):
+            yield " ".join(words[i : i + n]), words[i], words[i + n - 1]

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
+from mmbert.data.ngrams import image_ngrams
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped, stack_images
 from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT
@@ -82,6 +83,10 @@ class Pairs(Samples):
         self.image_keys = [image_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
         self.wrong_positions = None if augmentation is not None else wrong_images(self.text_keys, self.image_keys, seed)
+
+    def use_ngrams(self, names: Sequence[str]) -> None:
+        """Put the n-grams of each image's captions into its samples, for the objective ngrams."""
+        self.ngram_ids = image_ngrams(self.examples, names)
 
     def image_sample(self, size: int) -> frozenset[int]:
         """Draw a fixed random sample of at most `size` positions of different images."""

@@ -13,6 +13,7 @@ import lightning as L
 
 from mmbert.data.datamodule import PairsDataModule, SplitsDataModule
 from mmbert.data.labelled_datamodule import LabelledDataModule, read_task_data
+from mmbert.data.ngrams import find_ngrams
 from mmbert.data.options import DataOptions
 from mmbert.data.prepare import prepare_missing
 from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
@@ -99,12 +100,14 @@ def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:
     if objective is None:
         return
     assert isinstance(objective, CaptionNGrams)
-    ngrams = data.find_ngrams(longest=objective.longest, min_fraction=objective.min_fraction)
-    objective.start(ngrams.frequencies, std=model.config.initializer_range)
-    model.config.ngrams = ngrams.names
+    frequencies = find_ngrams(
+        data.train_samples.examples, longest=objective.longest, min_fraction=objective.min_fraction
+    )
+    objective.start([*frequencies.values()], std=model.config.initializer_range)
+    model.config.ngrams = [*frequencies]
     log.info(
         "objective ngrams: %d n-grams of the training captions, %.1f an image, such as %s",
-        len(ngrams.names), sum(map(len, ngrams.of_images)) / len(ngrams.of_images), ", ".join(ngrams.names[:5]),
+        len(frequencies), sum(frequencies.values()), ", ".join([*frequencies][-5:]),
     )  # fmt: skip
 
 

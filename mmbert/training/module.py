@@ -66,6 +66,8 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
         self._data, self._identity = data, identity or {}
+        if "ngrams" in model.config.objective_options() and isinstance(data.train_samples, Pairs):
+            data.train_samples.use_ngrams(model.config.ngrams)
         self._evaluations: list[PairEvaluation | TaskEvaluation] = []
         self.predictions: dict[str, list[dict[str, Any]]] = {}
         """Test split -> predictions of a fine-tuned model, one row an example."""

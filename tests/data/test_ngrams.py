@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmbert.data.examples import Example
-from mmbert.data.ngrams import content_units, find_ngrams
+from mmbert.data.ngrams import content_units, find_ngrams, image_ngrams
 from mmbert.errors import UsageError
 
 RED = ("a red circle", "there is a red circle")
@@ -32,22 +32,26 @@ def test_words_that_captions_of_one_image_share_are_content() -> None:
 
 
 def test_ngrams_begin_and_end_with_content_words() -> None:
-    images = (("red circle on blue", "a red circle on blue"), ("green star on pink", "a green star on pink"))
-    found = find_ngrams(examples(*images), longest=2, min_fraction=0.01)
-    pairs = {"red circle", "green star", "circle on", "star on"} - {"circle on", "star on"}  # "on" is in all captions
-    assert set(found.names) == {"red", "circle", "blue", "green", "star", "pink", *pairs}
-    assert found.frequencies == [0.5] * len(found.names)
-    for ids, example in zip(found.of_images, examples(*images), strict=True):
-        assert {found.names[i] for i in ids} == {n for n in found.names if n in example.captions[0]}
-    longer = find_ngrams(examples(*images), longest=3, min_fraction=0.01)
-    assert {*longer.names} - {*found.names} == {"circle on blue", "star on pink"}
+    given = examples(("red circle on blue", "a red circle on blue"), ("green star on pink", "a green star on pink"))
+    found = find_ngrams(given, longest=2, min_fraction=0.01)
+    words = {"red", "circle", "blue", "green", "star", "pink"}
+    assert {*found} == words | {"red circle", "green star"}  # "on" and "a" are in captions of both
+    assert {*found.values()} == {0.5}
+    names = [*found]
+    for ids, example in zip(image_ngrams(given, names), given, strict=True):
+        assert {names[i] for i in ids} == {name for name in names if name in example.captions[0]}
+    longer = find_ngrams(given, longest=3, min_fraction=0.01)
+    assert {*longer} - {*found} == {"circle on blue", "star on pink"}
 
 
 def test_rare_ngrams_are_left_out_and_frequent_ones_come_first() -> None:
-    found = find_ngrams(examples(RED, RED, BLUE), longest=1, min_fraction=0.01)
-    assert (found.names, found.frequencies) == (["red", "blue"], pytest.approx([2 / 3, 1 / 3]))
-    found = find_ngrams(examples(RED, RED, BLUE), longest=1, min_fraction=0.5)
-    assert found.names == ["red"] and found.of_images[:3] == [(0,), (0,), ()]
+    given = examples(RED, RED, BLUE)
+    assert [*find_ngrams(given, longest=1, min_fraction=0.01).items()] == [
+        ("red", pytest.approx(2 / 3)),
+        ("blue", pytest.approx(1 / 3)),
+    ]
+    assert [*find_ngrams(given, longest=1, min_fraction=0.5)] == ["red"]
+    assert image_ngrams(given, ["red"])[:3] == [(0,), (0,), ()] and image_ngrams(given, [])[:2] == [(), ()]
 
 
 def test_captions_without_content_words_are_an_error() -> None:
