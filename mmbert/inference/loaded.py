@@ -15,7 +15,7 @@ from mmbert.errors import DataError, UsageError
 from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.inference.capabilities import objectives_of, task_of
 from mmbert.inference.loading import load_folder
-from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertPreTrainedModel
+from mmbert.model.modeling import MMBertForPreTraining, MMBertPreTrainedModel
 from mmbert.model.tokens import Fused, Tokens
 from mmbert.runtime import allowed_imports
 from mmbert.runtime.signals import StopSignals
@@ -23,7 +23,6 @@ from mmbert.runtime.signals import StopSignals
 if TYPE_CHECKING:
     from mmbert.inference.explanation.explanation import Explanation
     from mmbert.inference.explanation.modality import ModalityShares
-    from mmbert.inference.explanation.targets import Target
 
 BATCH_SIZE = 64
 """Images or texts per forward pass: bounds the memory, changes no result."""
@@ -282,8 +281,9 @@ class LoadedModel:
             BadImageError: The image can't be read.
         """
         from mmbert.inference.explanation.explain import explain
+        from mmbert.inference.explanation.targets import target_of
 
-        chosen = self._target(image, text, target)
+        chosen = target_of(self, image, text, target)
         pixels = self.processor.pixel_values(image)
         return explain(self.core, self.processor, chosen, pixels, text=text, method=method, links=links)
 
@@ -304,22 +304,13 @@ class LoadedModel:
             BadImageError: The image can't be read.
         """
         from mmbert.inference.explanation.modality import compute_shares
+        from mmbert.inference.explanation.targets import target_of
 
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 4:
             raise UsageError(f"samples={samples!r}: must be a whole number of 4 or more.")
-        chosen = self._target(image, text, target)
+        chosen = target_of(self, image, text, target)
         pixels = self.processor.pixel_values(image)
         return compute_shares(self.core, self.processor, chosen, pixels, samples=samples, seed=seed)
-
-    def _target(self, image: ImageSource, text: str, target: str | None) -> "Target":
-        from mmbert.inference.explanation.targets import choose_target
-
-        if target is None and text.strip():
-            if isinstance(self.model, MMBertForTask):
-                target = self.answer(image, text)[0].answer
-            elif str(self.processor.tokenizer.mask_token) in text:
-                target = self.fill_mask(image, text, top_k=1)[0][0].token
-        return choose_target(self.model, self.processor, self.name, text, target)
 
     def _token(self, number: int) -> str:
         return str(self.processor.tokenizer.convert_ids_to_tokens(number))

@@ -20,6 +20,15 @@ from mmbert.inference.explanation.explain import explain
 from mmbert.inference.explanation.explanation import Explanation
 from mmbert.inference.explanation.modality import region_grid
 from mmbert.inference.explanation.occlusion import shapley_values
+from mmbert.inference.explanation.quality import (
+    ORDERS,
+    Box,
+    Case,
+    PerturbationCurves,
+    overlaps,
+    perturbation_curves,
+    pointing_game,
+)
 from mmbert.inference.explanation.relevance import RelevanceRows, attend_relevance, mean_positive_attention
 from mmbert.inference.explanation.targets import choose_target
 from mmbert.inference.explanation.trace import _Weights, trace
@@ -345,3 +354,25 @@ def test_unknown_method_is_an_error(image: Path, hybrid: LoadedModel) -> None:
     target = choose_target(hybrid.model, hybrid.processor, "m", TEXT, "itm")
     with pytest.raises(UsageError, match="method='rollout': allowed are attention, gradient, integrated_gradients"):
         explain(hybrid.core, hybrid.processor, target, hybrid.processor.pixel_values(image), method="rollout")
+
+
+def test_perturbation_curves_and_pointing_by_hand(image: Path, hybrid: LoadedModel) -> None:
+    case = Case(image, TEXT, "itm", Box(0.6, 0.1, 0.9, 0.4))
+    relevance = np.array([[0.1, 0.9], [0.3, 0.2]])
+    found = perturbation_curves(hybrid, [case], [relevance]).curves
+    assert {name: curve.shape for name, curve in found.items()} == {order: (1, 5) for order in ORDERS}
+    first, last = found["most_relevant_first"][0], found["least_relevant_first"][0]
+    assert first[0] == last[0] == pytest.approx(hybrid.match(image, TEXT).scores[0], abs=1e-5)
+    assert first[-1] == last[-1] == pytest.approx(found["random"][0, -1], abs=1e-6), "nothing is left"
+    pixels = hybrid.processor.pixel_values(image).clone()
+    median = pixels.flatten(1).float().median(dim=1).values.to(torch.uint8)
+    pixels[:, :8, 8:] = median[:, None, None]  # the most relevant patch, of 8 x 8 pixels
+    removed = pixels.permute(1, 2, 0).numpy()
+    assert first[1] == pytest.approx(hybrid.match(removed, TEXT).scores[0], abs=1e-5)
+
+    areas = PerturbationCurves({order: np.array([[1, 0.5, 0], [1, 1, 1]]) for order in ORDERS}).areas()
+    assert areas["random"].mean == pytest.approx((0.5 + 1) / 2)
+    assert overlaps((2, 2), Box(0.6, 0.1, 0.9, 0.4)).tolist() == [[False, True], [False, False]]
+    assert overlaps((2, 2), Box(0.4, 0.1, 0.9, 0.5)).tolist() == [[True, True], [False, False]], "a box may touch"
+    game = pointing_game([case, case], [relevance, relevance.T])
+    assert game.hits.tolist() == [True, False] and game.chance == 0.25 and game.accuracy().mean == 0.5

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmbert.data.images import ImageSource
 from mmbert.data.processor import MMBertProcessor
 from mmbert.errors import UsageError, did_you_mean, quote
 from mmbert.inference.capabilities import objectives_of, task_of
@@ -24,6 +25,27 @@ class Target(NamedTuple):
     input_ids: list[int]  # of the text, with [MASK] in place of a word to predict
     score: Callable[[Tokens, Tokens], Tensor]  # encoded texts and images -> (B,) log-odds, log-probability or cosine
     display: Callable[[Tensor], Tensor]  # scores -> probabilities or cosines
+
+
+def target_of(model: Any, image: ImageSource, text: str, target: str | None) -> Target:
+    """Find the score that `target` names; None stands for the best answer, or the best word at a [MASK], too.
+
+    Args:
+        model: Result of `mmbert.load`.
+        image: The image.
+        text: The text.
+        target: See `choose_target`.
+
+    Raises:
+        UsageError: See `choose_target`.
+        BadImageError: The image can't be read.
+    """
+    if target is None and text.strip():
+        if isinstance(model.model, MMBertForTask):
+            target = model.answer(image, text)[0].answer
+        elif str(model.processor.tokenizer.mask_token) in text:
+            target = model.fill_mask(image, text, top_k=1)[0][0].token
+    return choose_target(model.model, model.processor, model.name, text, target)
 
 
 def choose_target(
