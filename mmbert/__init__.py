@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmbert.model.initialization import build_model
     from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel
     from mmbert.model.options import ModelOptions
-    from mmbert.model.tokens import Fused, Tokens
+    from mmbert.model.tokens import Fused, Reads, Tokens
     from mmbert.runtime.allowed_imports import allow_import
     from mmbert.training.fit import fit
     from mmbert.training.module import TrainingModule
@@ -34,6 +34,7 @@ _MODULES = {
     "OptimOptions": "training.options",
     "EvaluationOptions": "evaluation.options",
     "Fused": "model.tokens",
+    "Reads": "model.tokens",
     "Fusion": "model.fusion.base",
     "LabelledDataModule": "data.labelled_datamodule",
     "LoadedModel": "inference.loaded",
@@ -75,6 +76,7 @@ __all__ = [
     "ModelOptions",
     "OptimOptions",
     "PairsDataModule",
+    "Reads",
     "RunResult",
     "Tokens",
     "TrainingModule",

@@ -23,6 +23,7 @@ from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import new_model
 from mmbert.model.modeling import HeadedModel, MMBertForTask
 from mmbert.model.options import KEYS
+from mmbert.model.tokens import Reads
 from mmbert.runtime.randomness import torch_generator
 
 Batch = dict[str, Tensor]
@@ -149,7 +150,9 @@ def _output(model: HeadedModel, batch: Batch) -> Tensor:
         image = core.encode_image(batch["pixel_values"]) if model.task.num_images else None
         return model.task.logits(model.task.pooled(core, text, image))
     image = core.encode_image(batch["pixel_values"])
-    return model.match_scores(text, image) if "itm" in model.objectives else core.fuse(text, image).pooled
+    if "itm" in model.objectives:
+        return model.match_scores(text, image)
+    return core.fuse(text, image, reads=Reads(pooled=True)).pooled
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mmbert.metrics.ranking import auroc
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.base import no_autocast
-from mmbert.model.tokens import IGNORE_INDEX, Tokens
+from mmbert.model.tokens import IGNORE_INDEX, Reads, Tokens
 from mmbert.runtime.distributed import all_gather_list
 
 EXPENSIVE_PASSES = 100_000
@@ -136,7 +136,7 @@ class PairEvaluation:
         """Number of masked tokens, hits among them and summed loss (nats), each a list of B."""
         objective = self.model.objectives["mlm"]
         positions = labels != IGNORE_INDEX
-        states = self.model.mmbert.fuse(text, image).text.hidden_states[positions]
+        states = self.model.mmbert.fuse(text, image, reads=Reads(text=True)).text.hidden_states[positions]
         logits = objective.logits(states, self.model.mmbert.word_embeddings)  # pyright: ignore
         with no_autocast(logits):
             losses = F.cross_entropy(logits, labels[positions], reduction="none")

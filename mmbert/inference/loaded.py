@@ -16,7 +16,7 @@ from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.inference.capabilities import objectives_of, task_of
 from mmbert.inference.loading import load_folder
 from mmbert.model.modeling import MMBertForPreTraining, MMBertPreTrainedModel
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import Fused, Reads, Tokens
 from mmbert.runtime import allowed_imports
 from mmbert.runtime.signals import StopSignals
 
@@ -150,7 +150,7 @@ class LoadedModel:
         """
         task = task_of(self.model, self.name)
         _check_top_k(top_k)
-        for rows, _, fused in self._fused(queries, self.processor.encode, batch_size, num_workers):
+        for rows, _, fused in self._fused(queries, self.processor.encode, batch_size, num_workers, Reads(pooled=True)):
             logits = task.logits(fused.pooled)
             found = _best(logits, task.probabilities(logits), top_k)
             yield [(i, [Answer(task.labels[n], p) for n, p in best]) for i, best in zip(rows, found, strict=True)]
@@ -244,7 +244,7 @@ class LoadedModel:
         _check_top_k(top_k)
         queries, single = pair_up(image, text)
         found: dict[int, list[list[Word]]] = {}
-        for rows, ids, fused in self._fused(queries, self.processor.encode_masked, BATCH_SIZE, 0):
+        for rows, ids, fused in self._fused(queries, self.processor.encode_masked, BATCH_SIZE, 0, Reads(text=True)):
             masked = ids.eq(self.processor.mask_token_id)  # (B, T)
             logits = head.logits(fused.text.hidden_states[masked], self.core.word_embeddings)
             logits = logits[:, : len(self.processor.tokenizer)]  # (K, V); the matrix may have rows without a token
@@ -325,7 +325,12 @@ class LoadedModel:
 
     @torch.no_grad()
     def _fused(
-        self, queries: Sequence[Query], encode: Callable[[str], list[int]], batch_size: int, num_workers: int
+        self,
+        queries: Sequence[Query],
+        encode: Callable[[str], list[int]],
+        batch_size: int,
+        num_workers: int,
+        reads: Reads,
     ) -> Iterator[tuple[list[int], Tensor, Fused]]:
         """Yield indices in `queries`, (B, T) token ids and the fused pairs of each batch."""
         loader = DataLoader(
@@ -345,7 +350,7 @@ class LoadedModel:
             else:
                 pixels = self.processor.image_settings.normalize(batch.images.to(self.device))
                 image = self.core.encode_image(pixels).rows(batch.image_of.to(self.device))
-            yield batch.positions, ids, self.core.fuse(text, image)
+            yield batch.positions, ids, self.core.fuse(text, image, reads=reads)
 
 
 def _batches(items: list[Any]) -> Iterator[list[Any]]:

@@ -15,6 +15,7 @@ from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.layers import fused_attention_is_faster
 from mmbert.model.options import TIMM_KEYS
+from mmbert.model.patches import speed_up_patches
 from mmbert.model.tokens import Tokens
 
 
@@ -313,9 +314,7 @@ def create_vit(name: str, **arguments: Any) -> Any:
     for part in POOLING_PARTS:  # used behind the tokens only: parameters without gradient
         if isinstance(getattr(vit, part, None), nn.Module):
             setattr(vit, part, nn.Identity())
-    for module in vit.patch_embed.modules():
-        if isinstance(module, nn.MaxPool2d):  # of a convolutional stem; 15 times faster so on CPUs, with equal results
-            module.register_forward_pre_hook(_channels_last)
+    speed_up_patches(vit.patch_embed)
     size, patch = side(vit.patch_embed.img_size), side(vit.patch_embed.patch_size)
     if size % patch:
         raise UsageError(
@@ -323,23 +322,6 @@ def create_vit(name: str, **arguments: Any) -> Any:
             f"next are {size // patch * patch} and {(size // patch + 1) * patch}."
         )
     return vit
-
-
-def _channels_last(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Change the memory format of a module's input."""
-    return tuple(_ChannelsLast.apply(x) for x in args)  # pyright: ignore[reportReturnType]
-
-
-class _ChannelsLast(torch.autograd.Function):
-    """Change to channels-last format, with a gradient in the default one: ReLU's backward is slow for mixed formats."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].contiguous(memory_format=torch.contiguous_format)
 
 
 def side(size: int | Sequence[int] | None) -> int:

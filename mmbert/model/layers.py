@@ -136,12 +136,20 @@ class SelfAttentionLayer(FusionLayer):
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Apply the layer: (B, L, D) to (B, L, D), with the same mask."""
-        return tokens._replace(hidden_states=self.run(self._block, tokens))
+    def forward(self, tokens: Tokens, *, queries: Tokens | None = None) -> Tokens:
+        """Apply the layer: (B, L, D) to (B, L, D), with the same mask.
 
-    def _block(self, tokens: Tokens) -> Tensor:
-        return self.feed_forward(self.attention(tokens.hidden_states, tokens))
+        Args:
+            tokens: (B, L, D).
+            queries: Those of the tokens whose new states are read: (B, L', D). None: all.
+        """
+        queries = tokens if queries is None else queries
+        if queries.mask.shape[1] == 0:
+            return queries
+        return queries._replace(hidden_states=self.run(self._block, queries.hidden_states, tokens))
+
+    def _block(self, queries: Tensor, tokens: Tokens) -> Tensor:
+        return self.feed_forward(self.attention(queries, tokens))
 
 
 class CrossAttentionLayer(FusionLayer):
@@ -153,12 +161,21 @@ class CrossAttentionLayer(FusionLayer):
         self.cross_attention = Attention(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, tokens: Tokens, *, context: Tokens) -> Tokens:
-        """Apply the layer to (B, L, D) with a context (B, S, D): (B, L, D)."""
-        return tokens._replace(hidden_states=self.run(self._block, tokens, context))
+    def forward(self, tokens: Tokens, *, context: Tokens, queries: Tokens | None = None) -> Tokens:
+        """Apply the layer: (B, L, D) to (B, L, D), with the same mask.
 
-    def _block(self, tokens: Tokens, context: Tokens) -> Tensor:
-        hidden_states = self.attention(tokens.hidden_states, tokens)
+        Args:
+            tokens: (B, L, D).
+            context: (B, S, D).
+            queries: Those of the tokens whose new states are read: (B, L', D). None: all.
+        """
+        queries = tokens if queries is None else queries
+        if queries.mask.shape[1] == 0:
+            return queries
+        return queries._replace(hidden_states=self.run(self._block, queries.hidden_states, tokens, context))
+
+    def _block(self, queries: Tensor, tokens: Tokens, context: Tokens) -> Tensor:
+        hidden_states = self.attention(queries, tokens)
         return self.feed_forward(self.cross_attention(hidden_states, context))
 
 

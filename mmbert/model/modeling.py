@@ -1,6 +1,7 @@
 """Models with encoders, fusion and heads, as `PreTrainedModel`s of transformers (save, load, Auto classes)."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from mmbert.model.configuration import MMBertConfig
 from mmbert.model.encoders import ImageEncoder, TextEncoder
 from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.layers import FusionLayer
-from mmbert.model.objectives import EncodedBatch, ObjectiveOutput, build_objectives
+from mmbert.model.objectives import EncodedBatch, ObjectiveOutput, build_objectives, combine_reads
 from mmbert.model.tasks import Task, build_task
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 from mmbert.model.weights import INDEX_FILE, shard_names
 
 
@@ -128,6 +129,7 @@ class MMBertModel(MMBertPreTrainedModel):
         config.image_hidden_size = self.image_encoder.width  # read by fusions that use layers of the encoder
         with real_device() if config.fusion not in FUSIONS else nullcontext():
             self.fusion = build_fusion(config)
+        self._fusion_takes_reads = "reads" in inspect.signature(self.fusion.forward).parameters
         self.post_init()
 
     @property
@@ -168,9 +170,15 @@ class MMBertModel(MMBertPreTrainedModel):
         tokens = self.image_encoder.continue_from(states, depth, layers=self.fusion.reads_image_layers)
         return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
 
-    def fuse(self, text: Tokens, image: Tokens) -> Fused:
-        """Fuse encoded texts (B, T, D) with encoded images (B, P, D); for other pairs of a batch see `Tokens.rows`."""
-        return self.fusion(text, image)
+    def fuse(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
+        """Fuse encoded texts (B, T, D) with encoded images (B, P, D); for other pairs of a batch see `Tokens.rows`.
+
+        Args:
+            text: (B, T, D).
+            image: (B, P, D).
+            reads: The outputs that the caller reads. The fusion need not compute the others.
+        """
+        return self.fusion(text, image, reads=reads) if self._fusion_takes_reads else self.fusion(text, image)
 
     def forward(
         self,
@@ -234,9 +242,15 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
 
     def encode(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> EncodedBatch:
         """Wrap a batch so that each encoding is computed once, on first use."""
-        contrast: Any = self.objectives["itc"] if "itc" in self.objectives else None
-        similarity = None if contrast is None else contrast.similarity
-        return EncodedBatch(self.mmbert, batch, generator=generator, similarity=similarity)
+        objectives: Any = self.objectives
+        contrast = objectives["itc"] if "itc" in objectives else None
+        return EncodedBatch(
+            self.mmbert,
+            batch,
+            generator=generator,
+            similarity=None if contrast is None else contrast.similarity,
+            reads=combine_reads(objectives.values()),
+        )
 
     def match_scores(self, text: Tokens, image: Tokens) -> Tensor:
         """Fuse encoded texts with encoded images, row by row, and score them with the head of itm.
@@ -251,7 +265,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         matching: Any = self.objectives["itm"]
         contrast: Any = self.objectives["itc"] if matching.residual_factor is not None else None
         similarity = None if contrast is None else contrast.pair_logits(text, image)
-        return matching.score(self.mmbert.fuse(text, image).pooled, similarity)
+        return matching.score(self.mmbert.fuse(text, image, reads=Reads(pooled=True)).pooled, similarity)
 
     def after_step(self) -> None:
         """Constrain parameters after an optimizer step, such as ITC's temperature; training calls it."""

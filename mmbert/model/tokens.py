@@ -4,7 +4,8 @@ Shape legend, used everywhere: B batch, T text tokens, P image tokens (prefix an
 D width of the fusion part, H heads, V vocabulary, K selected rows or positions.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +30,13 @@ class Tokens(NamedTuple):
         """State that represents the sequence: [CLS], class token or mean of patches, (B, D)."""
         return self.hidden_states[:, 0]
 
-    def rows(self, index: Tensor) -> "Tokens":
-        """Select rows, for other pairs without encoding again; `index` is (K,) int64."""
+    def prefix(self, length: int) -> "Tokens":
+        """Select the first `length` tokens; a single one counts as real where any token is, see `with_fallback`."""
+        mask = self.mask.any(dim=1, keepdim=True) if length == 1 <= self.mask.shape[1] else self.mask[:, :length]
+        return Tokens(self.hidden_states[:, :length], mask)
+
+    def rows(self, index: Tensor | slice) -> "Tokens":
+        """Select rows, for other pairs without encoding again; `index` is (K,) int64, or a slice."""
         return Tokens(self.hidden_states[index], self.mask[index], tuple(x[index] for x in self.intermediate))
 
     @classmethod
@@ -55,9 +61,52 @@ class Tokens(NamedTuple):
         return Tokens(hidden_states, mask, self.intermediate)
 
 
+class Reads(NamedTuple):
+    """Which outputs of a fusion its caller reads; a strategy need not compute the others."""
+
+    text: bool = False
+    image: bool = False
+    pooled: bool = False
+
+    @classmethod
+    def union(cls, several: Iterable["Reads"]) -> "Reads":
+        """Combine what several callers read."""
+        return cls(*map(any, zip(*several, strict=True)))
+
+
+READ_ALL = Reads(text=True, image=True, pooled=True)
+
+
+class NotComputed:
+    """Value of an output that the caller of the fusion said it would not read."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise on any use.
+
+        Raises:
+            AttributeError: Always.
+        """
+        raise AttributeError(f"no '{name}': this output was not computed; name it in `reads` of the fusion's call.")
+
+
+NOT_COMPUTED: Any = NotComputed()
+
+
 class Fused(NamedTuple):
-    """Output of a fusion strategy, which objectives and tasks read."""
+    """Output of a fusion strategy, which objectives and tasks read.
+
+    An output that its caller said it would not read is `NOT_COMPUTED`; see `Reads`.
+    """
 
     text: Tokens  # (B, T, D) text positions after fusion, read by MLM
     image: Tokens  # (B, P, D) image positions after fusion
     pooled: Tensor  # (B, D) joint vector, read by ITM and the tasks
+
+    @classmethod
+    def only(cls, reads: Reads, text: Tokens, image: Tokens, pool: Callable[[], Tensor]) -> "Fused":
+        """Hold the outputs that are read; `pool` computes the joint vector, and is called only if it is."""
+        return cls(
+            text if reads.text else NOT_COMPUTED,
+            image if reads.image else NOT_COMPUTED,
+            pool() if reads.pooled else NOT_COMPUTED,
+        )

@@ -74,10 +74,11 @@ PATCHES = linear(B * (P - 1), PATCH, VIT)
 VIT_LAYER = attention(P, P, VIT) + feed_forward(P, VIT, 4 * VIT)
 PROJECTION = linear(B * P, VIT, D)
 POOLER = linear(B, D, D)
+# One layer, of which the joint vector reads the first position of each stream: a query and a feed-forward block each.
 FUSION = {
-    "early": attention(T + P, T + P, D) + feed_forward(T + P, D, INNER) + POOLER,
+    "early": attention(1, T + P, D) + feed_forward(1, D, INNER) + POOLER,
     "late": linear(B, 2 * D, 2 * D) + 2 * POOLER,
-    "hybrid": sum(attention(n, n, D) + attention(n, m, D) + feed_forward(n, D, INNER) for n, m in ((T, P), (P, T)))
+    "hybrid": sum(attention(1, n, D) + attention(1, m, D) + feed_forward(1, D, INNER) for n, m in ((T, P), (P, T)))
     + 2 * POOLER,
 }
 ITM_HEAD = linear(B, D, 2)
@@ -141,6 +142,27 @@ def test_step_is_a_mean_over_batches() -> None:
     short, long = tiny_batch(length=6), tiny_batch(length=12)
     one, two = flops_per_step(built, [short]), flops_per_step(built, [long])
     assert one < two and flops_per_step(built, iter([short, long])) == (one + two) / 2
+
+
+def test_flops_of_a_step_leave_out_what_no_objective_reads() -> None:
+    """MLM reads the text positions of early fusion, ITM on that pass the first, on the wrong images the first only."""
+    built = model("early", objectives={"mlm": 1.0, "itm": {"text": "masked"}})
+    over_text = attention(T, T + P, D) + feed_forward(T, D, INNER)
+    over_first = attention(1, T + P, D) + feed_forward(1, D, INNER)
+    words = linear(B, D, D) + linear(B, D, 40)  # one masked token in each text
+    forward = TEXT + PATCHES + VIT_LAYER + PROJECTION + over_text + over_first + 2 * POOLER + 2 * ITM_HEAD + words
+    assert flops_per_step(built, [tiny_batch()]) == 3 * forward - PATCHES  # pixels need no gradient
+
+
+@every_fusion
+def test_flops_per_step_are_those_that_the_profiler_counts(fusion: str) -> None:
+    """An independent count: torch.profiler's, of the matrix products that ran."""
+    built = model(fusion, fusion_layers=2, text_layers=2, image_layers=2)
+    batch = tiny_batch()
+    with torch.profiler.profile(record_shapes=True, with_flops=True) as profile:
+        built(batch, generator=torch.Generator().manual_seed(0)).loss.backward()
+    counted = sum(e.flops for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm", "aten::bmm"))
+    assert counted == pytest.approx(flops_per_step(built, [batch]), rel=0.02)
 
 
 @every_fusion

@@ -1,6 +1,7 @@
 """Contract of every entry of `FUSIONS`: shapes, masks, gradients, absent modalities, saving."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ from tiny import difference, inputs, random_tokens, randomize, tiny_batch, tiny_
 from torch import Tensor, nn
 from transformers import BertModel
 
+from mmbert.compare.cost import count_flops
 from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.fusion.base import Fusion
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import NOT_COMPUTED, READ_ALL, Fused, Reads, Tokens
 
 # Strategies whose tokens never meet, so that their text cannot see the image; a new one is expected to let it.
 ONLY_POOLED_VECTORS_MEET = {"late", "late_bilinear"}
@@ -401,6 +403,85 @@ def test_activation_checkpointing_changes_nothing_but_memory(fusion: str) -> Non
         assert p.grad is None or difference(p.grad, q.grad) < 1e-6, name
     recomputed.activation_checkpointing_disable()
     assert train_step(recomputed)[1] == calls
+
+
+READ = [Reads(*chosen) for chosen in itertools.product([False, True], repeat=3)]
+MASKS = {
+    "padding": ([[1, 1, 1], [1, 1, 0]], [[1, 1], [1, 0]]),
+    "rows without a side": ([[0, 0, 0], [1, 1, 0]], [[1, 1], [0, 0]]),
+    "no text": ([[], []], [[1, 1], [1, 0]]),
+    "no image": ([[1, 1, 1], [1, 1, 0]], [[], []]),
+}
+
+
+def read_states(fused: Fused, reads: Reads) -> list[Tensor]:
+    """The outputs that are read, without the states of padding."""
+    found = [fused.text, fused.image]
+    states = [x.hidden_states * x.mask[..., None] for x, is_read in zip(found, reads, strict=False) if is_read]
+    return [*states, *([fused.pooled] if reads.pooled else [])]
+
+
+@every_fusion
+@pytest.mark.parametrize("case", MASKS)
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_outputs_that_are_read_equal_those_of_the_full_computation(fusion: str, case: str, layers: int) -> None:
+    """Values and gradients; a parameter has a gradient in both or in neither, and outputs not read are none."""
+    module = double_model(fusion, fusion_layers=max(layers, build_fusion(tiny_config(fusion=fusion)).min_layers)).fusion
+    text, image = encoded(module, *MASKS[case])
+    states = [text.hidden_states, image.hidden_states, *text.intermediate, *image.intermediate]
+    given = [*(x.requires_grad_() for x in states), *module.parameters()]
+    full = module(text, image)
+    for reads in READ:
+        fused = module(text, image, reads=reads)
+        for name, is_read in reads._asdict().items():
+            assert (getattr(fused, name) is not NOT_COMPUTED) == is_read
+        got, expected = read_states(fused, reads), read_states(full, reads)
+        assert all(difference(x, y) < EXACT for x, y in zip(got, expected, strict=True))
+        if not any(reads):
+            continue
+        found, wanted = (
+            torch.autograd.grad(sum(x.sin().sum() for x in out), given, allow_unused=True, retain_graph=True)
+            for out in (got, expected)
+        )
+        for x, y in zip(found, wanted, strict=True):
+            assert y is not None or x is None, "a gradient where the full computation has none"
+            assert difference(torch.zeros_like(y) if x is None else x, y) < EXACT if y is not None else True
+
+
+@every_fusion
+def test_what_is_not_read_is_not_computed(fusion: str) -> None:
+    """FLOPs of the fusion: the joint vector costs less than all outputs, and nothing costs nothing."""
+    module = double_model(fusion, fusion_layers=1).fusion
+    text, image = encoded(module, [[1] * 9] * 2, [[1] * 9] * 2)
+    flops = {reads: count_flops(lambda reads=reads: module(text, image, reads=reads)) for reads in READ}
+    everything = flops[READ_ALL]
+    if fusion in ONLY_POOLED_VECTORS_MEET:
+        assert flops[Reads(text=True, image=True)] == 0 and flops[Reads(pooled=True)] == everything
+    else:
+        assert flops[Reads(pooled=True)] < flops[Reads(text=True, pooled=True)] <= everything
+        assert flops[Reads(text=True, pooled=True)] < everything or fusion == "hybrid_cross"  # its image is the input
+        assert flops[Reads(text=True)] < flops[Reads(text=True, pooled=True)]
+
+
+def test_using_an_output_that_was_not_read_raises() -> None:
+    module = double_model("hybrid").fusion
+    fused = module(*encoded(module, [[1, 1]], [[1, 1]]), reads=Reads(text=True))
+    with pytest.raises(AttributeError, match="no 'dtype': this output was not computed; name it in `reads`"):
+        fused.pooled.dtype  # noqa: B018
+    assert Reads.union([Reads(text=True), Reads(pooled=True)]) == Reads(text=True, pooled=True)
+    assert Reads.union([]) == Reads()
+
+
+def test_custom_fusion_may_take_no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FUSIONS, "reads", ReadsLayers)
+    model = double_model("reads")
+    batch = inputs(tiny_batch(dtype=torch.float64))
+    text, image = (
+        model.encode_text(batch["input_ids"], batch["attention_mask"]),
+        model.encode_image(batch["pixel_values"]),
+    )
+    fused = model.fuse(text, image, reads=Reads(pooled=True))
+    assert torch.equal(fused.pooled, model(**batch).pooled) and fused.text is text
 
 
 class ReadsLayers(Fusion):

@@ -17,7 +17,7 @@ from mmbert.model.objectives import OBJECTIVES, itc, negatives
 from mmbert.model.objectives.base import EncodedBatch
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
-from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, Tokens
+from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, NOT_COMPUTED, Reads, Tokens
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 
@@ -163,7 +163,7 @@ def test_output_is_fp32_under_autocast(objective: str) -> None:
     model = model_with({objective: 1.0})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encoded = model.encode(tiny_batch(), generator=seeded())
-        assert encoded.fused.pooled.dtype == torch.bfloat16  # so the claim is not empty
+        assert encoded.image.hidden_states.dtype == torch.bfloat16  # so the claim is not empty
         output = model.objectives[objective](encoded)
     assert output.logits.dtype == output.loss.dtype == torch.float32
     if objective == "itc":
@@ -329,7 +329,7 @@ def test_hard_negatives_use_the_contrastive_similarity() -> None:
     assert encoded.similarities is not None and not encoded.similarities.requires_grad
     seen: list[Tensor] = []
     fuse = model.mmbert.fuse
-    model.mmbert.fuse = lambda text, image: seen.append(image.hidden_states) or fuse(text, image)  # type: ignore
+    model.mmbert.fuse = lambda text, image, **reads: seen.append(image.hidden_states) or fuse(text, image, **reads)  # type: ignore
     model.objectives["itm"](encoded)
     likeliest = encoded.similarities.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf).topk(2, dim=1)
     clear = likeliest.values[:, 0] - likeliest.values[:, 1] > 15  # else chance has a say
@@ -506,19 +506,46 @@ def test_mlm_shares_the_word_embeddings() -> None:
     assert model.mmbert.word_embeddings.grad[unseen].abs().sum(dim=1).min() > 0  # through the output only
 
 
+def test_clean_and_masked_texts_are_encoded_in_one_call() -> None:
+    """With the values of a call each, padding included."""
+    model = model_with({"mlm": 1.0, "itm": 1.0}, fusion="hybrid_bridge", fusion_layers=2, text_layers=2, image_layers=2)
+    batch = tiny_batch()
+    encoded, alone = model.encode(batch), EncodedBatch(model.mmbert, batch)
+    for one, other in ((encoded.text, alone.text), (encoded.masked_text, alone.masked_text)):
+        assert torch.equal(one.mask, other.mask) and difference(one.hidden_states, other.hidden_states) < 1e-5
+        assert len(one.intermediate) == 1 and difference(one.intermediate[0], other.intermediate[0]) < 1e-5
+    assert difference(encoded.text.hidden_states, encoded.masked_text.hidden_states) > 0.1
+
+
+def test_objectives_read_what_they_declare() -> None:
+    """And only that is computed."""
+    model = model_with({"mlm": 1.0, "itm": {"text": "masked"}, "itc": 1.0})
+    reads = {name: objective.reads for name, objective in model.objectives.items()}
+    assert reads == {
+        "mlm": {"masked": Reads(text=True)},
+        "itm": {"masked": Reads(pooled=True)},
+        "itc": {"clean": Reads()},
+    }
+    assert model_with({"itm": 1.0}).objectives["itm"].reads == {"clean": Reads(pooled=True)}
+    encoded = model.encode(tiny_batch())
+    text, image, pooled = encoded.masked_fused
+    assert text is not NOT_COMPUTED and image is NOT_COMPUTED and pooled is not NOT_COMPUTED
+    assert all(output is NOT_COMPUTED for output in encoded.fused)
+
+
 def test_objectives_share_one_encoding_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_with({"mlm": 1.0, "itm": {"negatives": "hard"}, "itc": {"embedding_size": 8}})
     calls: Counter[str] = Counter()
     for name in ("encode_text", "encode_image", "fuse"):
         original = getattr(model.mmbert, name)
 
-        def counted(*args: object, name: str = name, original: object = original) -> object:
+        def counted(*args: object, name: str = name, original: object = original, **reads: object) -> object:
             calls[name] += 1
-            return original(*args)  # type: ignore[operator]
+            return original(*args, **reads)  # type: ignore[operator]
 
         monkeypatch.setattr(model.mmbert, name, counted)
     model(tiny_batch(), generator=seeded())
-    assert calls == {"encode_text": 2, "encode_image": 1, "fuse": 3}
+    assert calls == {"encode_text": 1, "encode_image": 1, "fuse": 3}
 
 
 # --- the contrastive similarity in ITM's head, and negative texts ----------------------------------------------------

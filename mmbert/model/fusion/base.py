@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 BERT_NAMES = {
     "attention.query": "attention.self.query",
@@ -58,6 +58,18 @@ class Fusion(nn.Module):
         """
         return {}
 
-    def forward(self, text: Tokens, image: Tokens) -> Fused:
-        """Fuse (B, T, D) text tokens with (B, P, D) image tokens."""
+    def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
+        """Fuse (B, T, D) text tokens with (B, P, D) image tokens.
+
+        Args:
+            text: (B, T, D).
+            image: (B, P, D).
+            reads: The outputs that the caller reads. A strategy may do without this argument: it then computes all.
+        """
         raise NotImplementedError
+
+
+def read_tokens(text: Tokens, image: Tokens, reads: Reads) -> tuple[Tokens, Tokens]:
+    """Select the tokens of two streams whose states after the last layer are read: all, the first, or none."""
+    first = 1 if reads.pooled else 0
+    return text if reads.text else text.prefix(first), image if reads.image else image.prefix(first)

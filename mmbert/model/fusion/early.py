@@ -6,7 +6,7 @@ from torch import nn
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion, upper_bert_layers
 from mmbert.model.layers import Pooler, SelfAttentionLayer
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
 class EarlyFusion(Fusion):
@@ -34,7 +34,7 @@ class EarlyFusion(Fusion):
         norm = {"image_norm": "embeddings.LayerNorm"} if self.config.text_layers == 0 else {}
         return {**upper_bert_layers("layers", self.config), "pooler.dense": "pooler.dense", **norm}
 
-    def forward(self, text: Tokens, image: Tokens) -> Fused:
+    def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. Without text a learned token replaces [CLS]."""
         with_text = text.with_fallback(self.absent_text)
         image_states = self.image_norm(image.hidden_states + self.image_type)
@@ -42,12 +42,11 @@ class EarlyFusion(Fusion):
             torch.cat([with_text.hidden_states, image_states], dim=1),  # (B, T+P, D)
             torch.cat([with_text.mask, image.mask], dim=1),
         )
-        for layer in self.layers:
-            joint = layer(joint)
-        text_states, image_states = joint.hidden_states.split([with_text.mask.shape[1], image.mask.shape[1]], dim=1)
-        length = text.mask.shape[1]
-        return Fused(
-            Tokens(text_states[:, :length], text.mask),
-            Tokens(image_states, image.mask),
-            self.pooler(joint.first),
-        )
+        text_length = with_text.mask.shape[1]
+        num_read = joint.mask.shape[1] if reads.image else text_length if reads.text else 1
+        for number, layer in enumerate(self.layers, start=1):
+            joint = layer(joint, queries=joint.prefix(num_read) if number == len(self.layers) else joint)
+        states = joint.hidden_states
+        fused_text = Tokens(states[:, : text.mask.shape[1]], text.mask)
+        fused_image = Tokens(states[:, text_length:], image.mask)
+        return Fused.only(reads, fused_text, fused_image, lambda: self.pooler(joint.first))

@@ -1,12 +1,12 @@
 """Hybrid fusion: two streams with cross-attention to each other in every fusion layer."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion, upper_bert_layers
+from mmbert.model.fusion.base import Fusion, read_tokens, upper_bert_layers
 from mmbert.model.layers import CrossAttentionLayer, Pooler
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
 class HybridFusion(Fusion):
@@ -29,9 +29,16 @@ class HybridFusion(Fusion):
         """See `Fusion`: the text stream; cross-attention and the image stream start random."""
         return upper_bert_layers("text_layers", self.config)
 
-    def forward(self, text: Tokens, image: Tokens) -> Fused:
+    def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent side contributes zero to the other stream; its pooled vector is learned."""
-        for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
-            text, image = text_layer(text, context=image), image_layer(image, context=text)
-        pooled = self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
-        return Fused(text, image, pooled)
+        for number, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True), 1):
+            of_text, of_image = read_tokens(text, image, reads) if number == len(self.text_layers) else (text, image)
+            text, image = (
+                text_layer(text, context=image, queries=of_text),
+                image_layer(image, context=text, queries=of_image),
+            )
+        return Fused.only(reads, text, image, lambda: self.pool(text, image))
+
+    def pool(self, text: Tokens, image: Tokens) -> Tensor:
+        """Combine the first tokens of both streams to the joint vector, (B, D)."""
+        return self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)

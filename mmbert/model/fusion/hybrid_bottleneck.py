@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion, upper_bert_layers
+from mmbert.model.fusion.base import Fusion, read_tokens, upper_bert_layers
 from mmbert.model.layers import Pooler, SelfAttentionLayer
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
 class HybridBottleneckFusion(Fusion):
@@ -34,24 +34,37 @@ class HybridBottleneckFusion(Fusion):
         """See `Fusion`: the text stream; the image stream and the shared tokens start random."""
         return upper_bert_layers("text_layers", self.config)
 
-    def forward(self, text: Tokens, image: Tokens) -> Fused:
+    def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent side has no part in the average; its pooled vector is learned."""
         shared = self.bottlenecks.to(text.hidden_states.dtype).expand(len(text.mask), -1, -1)  # (B, bottlenecks, D)
         parts = torch.stack([text.mask.any(dim=1), image.mask.any(dim=1)]).to(shared.dtype)  # (2, B) 1 = present
         parts = (parts / parts.sum(dim=0).clamp(min=1))[..., None, None]
-        for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
-            text, from_text = _exchange(text_layer, text, shared)
-            image, from_image = _exchange(image_layer, image, shared)
-            shared = parts[0] * from_text + parts[1] * from_image
-        pooled = self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
-        return Fused(text, image, pooled)
+        for number, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True), 1):
+            if number < len(self.text_layers):
+                text, from_text = _exchange(text_layer, text, shared)
+                image, from_image = _exchange(image_layer, image, shared)
+                shared = parts[0] * from_text + parts[1] * from_image
+            else:  # nobody reads the shared tokens after the last layer
+                of_text, of_image = read_tokens(text, image, reads)
+                text = text_layer(_with_shared(text, shared), queries=of_text)
+                image = image_layer(_with_shared(image, shared), queries=of_image)
+        return Fused.only(reads, text, image, lambda: self.pool(text, image))
+
+    def pool(self, text: Tokens, image: Tokens) -> Tensor:
+        """Combine the first tokens of both streams to the joint vector, (B, D)."""
+        return self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
 
 
 def _exchange(layer: nn.Module, tokens: Tokens, shared: Tensor) -> tuple[Tokens, Tensor]:
     """Run a layer of one stream over its own and the shared tokens, and return both."""
-    joint = Tokens(
+    states = layer(_with_shared(tokens, shared)).hidden_states
+    own, shared = states.split([tokens.mask.shape[1], shared.shape[1]], dim=1)
+    return Tokens(own, tokens.mask), shared
+
+
+def _with_shared(tokens: Tokens, shared: Tensor) -> Tokens:
+    """Append the shared tokens to those of a stream."""
+    return Tokens(
         torch.cat([tokens.hidden_states, shared], dim=1),  # (B, L + bottlenecks, D)
         torch.cat([tokens.mask, tokens.mask.new_ones(shared.shape[:2])], dim=1),
     )
-    own, shared = layer(joint).hidden_states.split([tokens.mask.shape[1], shared.shape[1]], dim=1)
-    return Tokens(own, tokens.mask), shared

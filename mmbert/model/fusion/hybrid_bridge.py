@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.fusion.base import Fusion, upper_bert_layers
+from mmbert.model.fusion.base import Fusion, read_tokens, upper_bert_layers
 from mmbert.model.layers import CrossAttentionLayer, Pooler
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
 class HybridBridgeFusion(Fusion):
@@ -40,15 +40,22 @@ class HybridBridgeFusion(Fusion):
         """See `Fusion`: the text stream; bridges, cross-attention and the image stream start random."""
         return upper_bert_layers("text_layers", self.config)
 
-    def forward(self, text: Tokens, image: Tokens) -> Fused:
+    def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent side contributes zero to the other stream; its pooled vector is learned."""
         text_unimodal, image_unimodal = self.text_bridges.unimodal(text), self.image_bridges.unimodal(image)
         for i, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
             text = self.text_bridges(i, text_unimodal, previous=text)
             image = self.image_bridges(i, image_unimodal, previous=image)
-            text, image = text_layer(text, context=image), image_layer(image, context=text)
-        pooled = self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
-        return Fused(text, image, pooled)
+            of_text, of_image = read_tokens(text, image, reads) if i + 1 == len(self.text_layers) else (text, image)
+            text, image = (
+                text_layer(text, context=image, queries=of_text),
+                image_layer(image, context=text, queries=of_image),
+            )
+        return Fused.only(reads, text, image, lambda: self.pool(text, image))
+
+    def pool(self, text: Tokens, image: Tokens) -> Tensor:
+        """Combine the first tokens of both streams to the joint vector, (B, D)."""
+        return self.pooler(text.with_fallback(self.absent_text).first, image.with_fallback(self.absent_image).first)
 
 
 class Bridges(nn.Module):

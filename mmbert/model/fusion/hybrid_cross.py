@@ -6,7 +6,7 @@ from torch import nn
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion, upper_bert_layers
 from mmbert.model.layers import CrossAttentionLayer, Pooler
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
 class HybridCrossFusion(Fusion):
@@ -28,10 +28,11 @@ class HybridCrossFusion(Fusion):
         """See `Fusion`: self-attention and feed-forward; cross-attention, which BERT lacks, starts random."""
         return upper_bert_layers("layers", self.config)
 
-    def forward(self, text: Tokens, image: Tokens) -> Fused:
+    def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent image contributes zero; without text a learned token replaces [CLS]."""
         queries = text.with_fallback(self.absent_text)
-        for layer in self.layers:
-            queries = layer(queries, context=image)
-        length = text.mask.shape[1]
-        return Fused(Tokens(queries.hidden_states[:, :length], text.mask), image, self.pooler(queries.first))
+        for number, layer in enumerate(self.layers, start=1):
+            only_first = number == len(self.layers) and not reads.text
+            queries = layer(queries, context=image, queries=queries.prefix(1) if only_first else queries)
+        fused_text = Tokens(queries.hidden_states[:, : text.mask.shape[1]], text.mask)
+        return Fused.only(reads, fused_text, image, lambda: self.pooler(queries.first))

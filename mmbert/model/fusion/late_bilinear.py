@@ -1,12 +1,12 @@
 """Late bilinear fusion: a bilinear product of the pooled vectors of two separate encoders."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion
 from mmbert.model.layers import Pooler
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
 class LateBilinearFusion(Fusion):
@@ -32,8 +32,12 @@ class LateBilinearFusion(Fusion):
             self.mlp.append(nn.Dropout(config.hidden_dropout_prob))
         self.pooler = Pooler(config, vectors=2)
 
-    def forward(self, text: Tokens, image: Tokens) -> Fused:
+    def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent side's pooled vector is learned."""
+        return Fused.only(reads, text, image, lambda: self.pool(text, image))
+
+    def pool(self, text: Tokens, image: Tokens) -> Tensor:
+        """Combine the first tokens of both encoders to the joint vector, (B, D)."""
         text_factors = torch.tanh(self.text_factors(text.with_fallback(self.absent_text).first))  # (B, rank)
         image_factors = torch.tanh(self.image_factors(image.with_fallback(self.absent_image).first))
-        return Fused(text, image, self.pooler(self.mlp(text_factors * image_factors)))
+        return self.pooler(self.mlp(text_factors * image_factors))

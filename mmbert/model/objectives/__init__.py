@@ -5,7 +5,7 @@ import math
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput
+from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, combine_reads
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
@@ -17,6 +17,7 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "build_objectives",
+    "combine_reads",
     "validate_objective_options",
 ]
 

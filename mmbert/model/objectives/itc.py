@@ -1,6 +1,7 @@
 """Image-text contrastive learning."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.objectives.negatives import same_pair
-from mmbert.model.tokens import Tokens
+from mmbert.model.tokens import Reads, Tokens
 from mmbert.runtime.distributed import all_gather, global_mean, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.5
@@ -25,6 +26,8 @@ class ImageTextContrast(Objective):
     Without ALBEF's momentum encoders and queue. Deviation: rows with the same image or an equal caption are
     positives too, with the target spread evenly.
     """
+
+    reads: Mapping[str, Reads] = {"clean": Reads()}
 
     def __init__(
         self,

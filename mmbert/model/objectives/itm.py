@@ -10,8 +10,10 @@ from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
-from mmbert.model.tokens import Tokens
+from mmbert.model.tokens import Reads, Tokens
 from mmbert.runtime.distributed import all_gather, all_reduce_max, global_mean, rank, world_size
+
+POOLED = Reads(pooled=True)
 
 
 class ImageTextMatching(Objective):
@@ -55,6 +57,7 @@ class ImageTextMatching(Objective):
             if residual:
                 raise UsageError("objectives.itm.residual reads the contrastive similarity: add the objective itc.")
         self.negatives, self.text, self.negative_texts = negatives, text, negative_texts
+        self.reads = {text: POOLED}
         self.head = nn.Linear(config.hidden_size, 2)
         self.residual_factor = nn.Parameter(torch.ones(1)) if residual else None
 
@@ -111,7 +114,8 @@ class ImageTextMatching(Objective):
         own = torch.arange(len(valid), device=valid.device)
         first = rank() * len(valid)
         # Fused again, not encoded again.
-        pooled = [matched.pooled, encoded.model.fuse(text, gather_tokens(encoded.image).rows(wrong_image)).pooled]
+        mismatched = encoded.model.fuse(text, gather_tokens(encoded.image).rows(wrong_image), reads=POOLED)
+        pooled = [matched.pooled, mismatched.pooled]
         match, used = [torch.ones_like(own), torch.zeros_like(own)], [valid, valid]
         logit = [] if similarities is None else [similarities[own, own + first], similarities[own, wrong_image]]
         if self.negative_texts:
@@ -120,7 +124,8 @@ class ImageTextMatching(Objective):
             wrong_text, has_text = sample_negatives(
                 ~of_images, generator=encoded.generator, similarities=by_image if hard else None
             )
-            pooled.append(encoded.model.fuse(gather_tokens(text).rows(wrong_text), encoded.image).pooled)
+            other_texts = gather_tokens(text).rows(wrong_text)
+            pooled.append(encoded.model.fuse(other_texts, encoded.image, reads=POOLED).pooled)
             match, used = [*match, torch.zeros_like(own)], [*used, has_text]
             logit += [] if by_image is None else [by_image[own, wrong_text]]
         logits = self.logits(torch.cat(pooled), torch.cat(logit) if reads_similarity else None)  # (2B or 3B, 2)

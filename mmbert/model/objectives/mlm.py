@@ -1,11 +1,13 @@
 """Masked language modelling."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
-from mmbert.model.tokens import IGNORE_INDEX
+from mmbert.model.tokens import IGNORE_INDEX, Reads
 from mmbert.runtime.distributed import global_mean
 
 
@@ -15,6 +17,8 @@ class MaskedLanguageModeling(Objective):
     Logits are computed at masked positions only. The output matrix is tied to the word embeddings, so it is an argument
     of `logits` rather than a parameter of this module.
     """
+
+    reads: Mapping[str, Reads] = {"masked": Reads(text=True)}
 
     def __init__(self, config: MMBertConfig):
         super().__init__()

@@ -18,7 +18,7 @@ from mmbert.model.objectives.base import (
     no_autocast,
 )
 from mmbert.model.tasks.label_losses import LABEL_LOSSES
-from mmbert.model.tokens import Tokens
+from mmbert.model.tokens import Reads, Tokens
 from mmbert.runtime.distributed import global_mean
 
 
@@ -217,10 +217,11 @@ class Task(Objective):
         """
         count = len(text.mask)
         if image is None:
-            return model.fuse(text, Tokens.absent(count, text.hidden_states.shape[-1], like=text.hidden_states)).pooled
+            image = Tokens.absent(count, text.hidden_states.shape[-1], like=text.hidden_states)
+            return model.fuse(text, image, reads=Reads(pooled=True)).pooled
         if self.num_images > 1:
             text = text.rows(torch.arange(count, device=text.mask.device).repeat_interleave(self.num_images))
-        return model.fuse(text, image).pooled.reshape(count, -1)
+        return model.fuse(text, image, reads=Reads(pooled=True)).pooled.reshape(count, -1)
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Classify (B, N * D) joint vectors: (B, labels) fp32 logits."""
