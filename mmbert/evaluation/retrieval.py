@@ -1,5 +1,6 @@
 """Image-text retrieval with three scorers, from cheap to exact, on images and texts that are encoded once."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -66,41 +67,45 @@ class Ranking(NamedTuple):
     outcomes: dict[str, ItemOutcomes]
 
 
-Scorer = Callable[[MMBertForPreTraining, EncodedCandidates, int], ScoreMatrix]
+Scorer = Callable[[MMBertForPreTraining, EncodedCandidates, int, float], ScoreMatrix]
 
 
-def contrastive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
+def contrastive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, itc_weight: float) -> ScoreMatrix:
     """Score by the cosine of the contrastive vectors: one matrix product, no fusion (CLIP, arXiv:2103.00020)."""
     assert encoded.image_vectors is not None and encoded.text_vectors is not None
     return ScoreMatrix(encoded.image_vectors @ encoded.text_vectors.T, 0)
 
 
-def exhaustive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
+def exhaustive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, itc_weight: float) -> ScoreMatrix:
     """Score every image with every text by the matching head: N x U fusion passes (ViLT, arXiv:2102.03334)."""
     assert encoded.images is not None
     every = torch.ones(len(encoded.images), len(encoded.texts), dtype=torch.bool)
     return _fuse_selected(model, encoded, every, name="itm")
 
 
-def two_stage(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int) -> ScoreMatrix:
+def two_stage(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, itc_weight: float) -> ScoreMatrix:
     """Score the k nearest texts of each image and the k nearest images of each text by the matching head.
 
     As ALBEF (arXiv:2107.07651, Sec. 5), except that a pair on the shortlist of either side is fused once and counts in
     both directions: at most k(N + U) fusion passes. All other pairs rank below those, by contrastive score. With
-    k = N every pair is fused, and the scores are those of `exhaustive`.
+    k = N every pair is fused, and the scores are those of `exhaustive`. The contrastive logit times `itc_weight` is
+    added to the matching score (BLIP, arXiv:2201.12086, adds both): a large weight keeps the order of the shortlist.
     """
-    near = contrastive(model, encoded, k).scores
+    near = contrastive(model, encoded, k, itc_weight).scores
     chosen = torch.zeros_like(near, dtype=torch.bool)
     chosen.scatter_(1, near.topk(min(k, near.shape[1]), dim=1).indices, True)
     chosen.scatter_(0, near.topk(min(k, near.shape[0]), dim=0).indices, True)
     fused = _fuse_selected(model, encoded, chosen, name=f"two_stage, k={k}")
     scores = fused.scores.double()  # fp64 keeps the order of cosines after the subtraction
+    if itc_weight:
+        contrast: Any = model.objectives["itc"]
+        scores = scores + itc_weight * float(contrast.scale) * near.double()
     below = scores[chosen].min() - 3  # a cosine is 1 at most
     return ScoreMatrix(torch.where(chosen, scores, near + below), fused.fusion_passes)
 
 
 SCORERS: dict[str, Scorer] = {"itc": contrastive, "itm": exhaustive, "two_stage": two_stage}
-"""Name -> (model, encoded, k) to `ScoreMatrix`."""
+"""Name -> (model, encoded, k, itc_weight) to `ScoreMatrix`."""
 
 REQUIRED_OBJECTIVES = {"itc": ("itc",), "itm": ("itm",), "two_stage": ("itc", "itm")}
 """Scorer -> objectives whose heads it needs."""
@@ -150,12 +155,14 @@ def default_scorers(model: MMBertForPreTraining) -> list[str]:
     return ["itc", "two_stage"] if best == "two_stage" else [best]
 
 
-def check_ranking_options(num_images: int, *, k: int, folds: int) -> None:
+def check_ranking_options(num_images: int, *, k: int, folds: int, itc_weight: float = 0.0) -> None:
     """Check the options of `rank_candidates`.
 
     Raises:
-        UsageError: k or folds out of range.
+        UsageError: k, folds or itc_weight out of range.
     """
+    if not 0 <= itc_weight < math.inf:
+        raise UsageError(f"itc_weight={itc_weight}: must be a number of 0 or more.")
     if k < 1:
         raise UsageError(f"k={k}: the shortlist needs 1 candidate or more.")
     if not 1 <= folds <= num_images:
@@ -171,6 +178,7 @@ def rank_candidates(
     k: int = 32,
     folds: int = 1,
     equal_texts: bool = False,
+    itc_weight: float = 0.0,
 ) -> Ranking:
     """Rank all candidates with one scorer, and compute recall in both directions.
 
@@ -183,17 +191,18 @@ def rank_candidates(
         folds: Consecutive parts of the images that are ranked separately; 5 of COCO's 5,000 is its 1k protocol. The
             metrics are means over the folds.
         equal_texts: Count a text as correct for every image with an equal text (up to case and spaces).
+        itc_weight: Factor of the contrastive logit that two_stage adds to the matching score.
 
     Returns:
-        Metrics: the keys of `recall_at_k`, and scorer, k (0 unless two_stage), folds, num_images, num_texts,
-        captions_per_image, image_passes, text_passes, fusion_passes, scoring_seconds, peak_memory (bytes, of this
-        process). Outcomes: `image_to_text/R@1` and `text_to_image/R@1` of every query.
+        Metrics: the keys of `recall_at_k`, and scorer, k and itc_weight (0 unless two_stage), folds, num_images,
+        num_texts, captions_per_image, image_passes, text_passes, fusion_passes, scoring_seconds, peak_memory (bytes,
+        of this process). Outcomes: `image_to_text/R@1` and `text_to_image/R@1` of every query.
 
     Raises:
-        UsageError: k or folds out of range.
+        UsageError: k, folds or itc_weight out of range.
     """
     num_images = len(candidates.images)
-    check_ranking_options(num_images, k=k, folds=folds)
+    check_ranking_options(num_images, k=k, folds=folds, itc_weight=itc_weight)
     started = time.perf_counter()
     reset_peak_memory()
     owner = torch.tensor(candidates.image_of_text)
@@ -204,7 +213,7 @@ def rank_candidates(
         first, last = (number * num_images // folds for number in (fold, fold + 1))
         texts = ((owner >= first) & (owner < last)).nonzero()[:, 0]
         part = encoded.select(slice(first, last), texts)
-        scored = SCORERS[scorer](model, part, k)
+        scored = SCORERS[scorer](model, part, k, itc_weight)
         own = owner[texts] - first
         relevant = None
         if equal_texts:
@@ -222,6 +231,7 @@ def rank_candidates(
     metrics = {
         "scorer": scorer,
         "k": k if scorer == "two_stage" else 0,
+        "itc_weight": itc_weight if scorer == "two_stage" else 0.0,
         "folds": folds,
         "num_images": num_images,
         "num_texts": len(candidates.texts),

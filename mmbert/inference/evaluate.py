@@ -47,6 +47,7 @@ class RetrievalMetrics(dict[str, Any]):
             for way, title in DIRECTIONS.items()
         ]
         name = self["scorer"] + (f", k={self['k']}" if self["k"] else "")
+        name += f", itc_weight={self['itc_weight']:g}" if self["itc_weight"] else ""
         name += f", mean over {self['folds']} folds" if self["folds"] > 1 else ""
         return "\n".join(
             [
@@ -112,6 +113,7 @@ def evaluate_retrieval(
     baseline: str | None = None,
     train_annotations: str | Path | None = None,
     train_split: str | Sequence[str] = "train",
+    itc_weight: float = 0.0,
 ) -> RetrievalReport:
     """Rank the images and captions of a split against each other, and compute recall at 1, 5 and 10.
 
@@ -145,6 +147,7 @@ def evaluate_retrieval(
             (`mmbert.model.objectives.closed_form`): what the trained heads and the fusion have to beat.
         train_annotations: File with the training pairs of the baseline, in the same format. None: `data`.
         train_split: Its split or splits, of a file that holds several.
+        itc_weight: Factor of the contrastive logit that two_stage adds to the matching score; choose it on validation.
 
     Raises:
         UsageError: An option that is not allowed, or the model has not the objectives that the scorer needs.
@@ -180,7 +183,7 @@ def evaluate_retrieval(
                 training += read_split(source, images, format, part, keys)
         fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)
         for number in fold_counts:
-            check_ranking_options(len(candidates.images), k=k, folds=number)
+            check_ranking_options(len(candidates.images), k=k, folds=number, itc_weight=itc_weight)
         started = time.perf_counter()
         encoded = encode(
             ready,
@@ -200,7 +203,14 @@ def evaluate_retrieval(
         for number in fold_counts:
             for name, (scorer_name, used) in ranked.items():
                 ranking = rank_candidates(
-                    ready, used, candidates, scorer_name, k=k, folds=number, equal_texts=equal_texts
+                    ready,
+                    used,
+                    candidates,
+                    scorer_name,
+                    k=k,
+                    folds=number,
+                    equal_texts=equal_texts,
+                    itc_weight=itc_weight,
                 )
                 metrics = RetrievalMetrics(common | ranking.metrics | {"scorer": name})
                 report[name if number == 1 else f"{name}, {number} folds"] = metrics

@@ -65,7 +65,7 @@ def test_scores_equal_those_of_every_pair_computed_alone(
     encoded = encoded_with(model, candidates, batch_size=3)
     assert (len(encoded.texts), len(encoded.text_index)) == (11, 13), "equal texts are encoded once"
     for name, expected in one_by_one(model, candidates).items():
-        found = SCORERS[name](model, encoded, 1)
+        found = SCORERS[name](model, encoded, 1, 0.0)
         torch.testing.assert_close(found.scores[:, encoded.text_index], expected, rtol=1e-5, atol=1e-5)
         assert found.fusion_passes == {"itm": 77, "itc": 0}[name]
         metrics = metrics_of(model, encoded, candidates, name)
@@ -78,7 +78,7 @@ def test_scores_equal_those_of_every_pair_computed_alone(
 def test_two_stage_with_every_image_in_the_shortlist_is_exhaustive(candidates: Candidates) -> None:
     model = tiny_model()
     encoded = encoded_with(model, candidates)
-    exhaustive, shortlist = (SCORERS[name](model, encoded, 7) for name in ("itm", "two_stage"))
+    exhaustive, shortlist = (SCORERS[name](model, encoded, 7, 0.0) for name in ("itm", "two_stage"))
     assert torch.equal(exhaustive.scores.double(), shortlist.scores)
     assert exhaustive.fusion_passes == shortlist.fusion_passes
 
@@ -87,14 +87,14 @@ def test_two_stage_with_every_image_in_the_shortlist_is_exhaustive(candidates: C
 def test_two_stage_fuses_both_shortlists_and_ranks_other_pairs_below_by_itc(candidates: Candidates) -> None:
     model = tiny_model()
     encoded = encoded_with(model, candidates)
-    near, exact = (SCORERS[name](model, encoded, 0).scores for name in ("itc", "itm"))
+    near, exact = (SCORERS[name](model, encoded, 0, 0.0).scores for name in ("itc", "itm"))
     for k in (1, 2, 5):
         chosen = torch.zeros_like(near, dtype=torch.bool)
         for i in range(7):
             chosen[i, near[i].argsort(descending=True)[:k]] = True
         for j in range(11):
             chosen[near[:, j].argsort(descending=True)[:k], j] = True
-        scores, passes = SCORERS["two_stage"](model, encoded, k)
+        scores, passes = SCORERS["two_stage"](model, encoded, k, 0.0)
         assert passes == int(chosen.sum()) <= k * (7 + 11)
         torch.testing.assert_close(scores[chosen].float(), exact[chosen], rtol=1e-5, atol=1e-5)
         assert scores[~chosen].max() < scores[chosen].min()
@@ -142,7 +142,7 @@ def test_two_processes_give_the_scores_of_one_to_the_bit(
 
     def work(rank: int) -> list[Any]:
         encoded = encoded_with(model, candidates, batch_size=3)
-        scores = [SCORERS[name](model, encoded, 2) for name in SCORERS]
+        scores = [SCORERS[name](model, encoded, 2, 0.0) for name in SCORERS]
         reports = [comparable(metrics_of(model, encoded, candidates, name, k=2, folds=2)) for name in SCORERS]
         return [[*scored] for scored in scores] + reports
 
@@ -156,7 +156,7 @@ def test_two_processes_give_the_scores_of_one_to_the_bit(
 
 def test_folds_are_the_mean_over_consecutive_images(candidates: Candidates) -> None:
     model = tiny_model()
-    whole = SCORERS["itm"](model, encoded := encoded_with(model, candidates), 0).scores[:, encoded.text_index]
+    whole = SCORERS["itm"](model, encoded := encoded_with(model, candidates), 0, 0.0).scores[:, encoded.text_index]
     # 7 images in 2 folds: 0 to 2 with texts 0 to 5, 3 to 6 with texts 6 to 12.
     parts = [
         recall_at_k(whole[:3, :6], [0, 0, 0, 1, 1, 2]),
@@ -171,7 +171,7 @@ def test_folds_are_the_mean_over_consecutive_images(candidates: Candidates) -> N
 def test_equal_texts_count_as_correct_with_the_option(candidates: Candidates) -> None:
     model = tiny_model()
     encoded = encoded_with(model, candidates)
-    scores = SCORERS["itm"](model, encoded, 0).scores[:, encoded.text_index]
+    scores = SCORERS["itm"](model, encoded, 0, 0.0).scores[:, encoded.text_index]
     relevant = torch.tensor(candidates.image_of_text) == torch.arange(7)[:, None]
     for image in (0, 1, 3):
         relevant[image, [0, 4, 8]] = True
@@ -236,3 +236,31 @@ def test_without_tokens_only_vectors_are_kept(candidates: Candidates) -> None:
     assert encoded.image_vectors is not None and encoded.image_vectors.shape == (7, 8)
     image = Image.new("RGB", (16, 16))
     assert encoded_with(tiny_model(), Candidates([image], ["a cat"], [0])).images is not None
+
+
+@torch.no_grad()
+def test_two_stage_adds_the_contrastive_logit_of_shortlisted_pairs(candidates: Candidates) -> None:
+    """By hand from the scores of both heads; a large weight keeps the order of the shortlist."""
+    model = tiny_model()
+    encoded = encoded_with(model, candidates)
+    cosines, fused = (SCORERS[name](model, encoded, 2, 0.0).scores.double() for name in ("itc", "itm"))
+    plain = SCORERS["two_stage"](model, encoded, 2, 0.0).scores
+    is_listed = plain > plain.max() - (fused.max() - fused.min()) - 1e-6
+    added = SCORERS["two_stage"](model, encoded, 2, 0.5).scores
+    scale = model.objectives["itc"].scale
+    torch.testing.assert_close(added[is_listed], (fused + 0.5 * scale * cosines)[is_listed])
+    assert added[~is_listed].max() < added[is_listed].min(), "the others rank below"
+    ordered = metrics_of(model, encoded, candidates, "two_stage", k=2, itc_weight=1e6)
+    by_itc = metrics_of(model, encoded, candidates, "itc")
+    assert {key: ordered[key] for key in ordered if "R@1" in key} == {
+        key: by_itc[key] for key in ordered if "R@1" in key
+    }
+    assert ordered["itc_weight"] == 1e6 and by_itc["itc_weight"] == 0
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weight_out_of_range_is_named(weight: float, candidates: Candidates) -> None:
+    model = tiny_model()
+    encoded = encoded_with(model, candidates)
+    with pytest.raises(UsageError, match=f"itc_weight={weight}: must be a number of 0 or more"):
+        rank_candidates(model, encoded, candidates, "two_stage", itc_weight=weight)

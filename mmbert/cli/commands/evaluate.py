@@ -43,6 +43,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="Their split or splits (default train).")  # fmt: skip
     retrieval.add_argument("--k", type=int, default=32, help="Shortlist of two_stage, in texts per image and images "
                            "per text (default 32).")  # fmt: skip
+    retrieval.add_argument("--itc_weight", type=float, default=0.0, metavar="W",
+                           help="Factor of the contrastive logit that two_stage adds to the matching score (default "
+                           "0); choose it on validation.")  # fmt: skip
     retrieval.add_argument("--folds", type=int, nargs="+", default=[1], help="One or more numbers of consecutive parts "
                            "of the images that are ranked separately; prints their mean. 5 is the 1k protocol of "
                            "COCO's 5,000.")  # fmt: skip
