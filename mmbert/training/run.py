@@ -155,7 +155,7 @@ class TrainingRun:
     def test(self) -> RunResult:
         """Test the given weights and write the results."""
         self._fill_encoder_cache()
-        self.trainer.test(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path, verbose=False)
+        self._test(self.checkpoint_path)
         self._write_results()
         return self._result()
 
@@ -313,7 +313,13 @@ class TrainingRun:
         if self.parts.data.val_samples is not None:
             self.trainer.validate(self.module, datamodule=self.parts.data, verbose=False)
         if self.parts.data.test_splits:
-            self.trainer.test(self.module, datamodule=self.parts.data, verbose=False)
+            self._test()
+
+    def _test(self, checkpoint_path: str | None = None) -> None:
+        """Test the weights of a checkpoint, or those that the module has."""
+        if self.trainer.limit_test_batches == 0:
+            log.warning("trainer.limit_test_batches=0: nothing is tested")
+        self.trainer.test(self.module, datamodule=self.parts.data, ckpt_path=checkpoint_path, verbose=False)
 
     def _save_model(self) -> None:
         """Save `model/`: the folder that `from_pretrained` and `mmbert.load` read."""

@@ -228,6 +228,9 @@ def test_run_without_an_optimizer_step_warns(
     run = trained(sections, tmp_path, trainer={"max_epochs": 0}, data={"val_size": 2})
     assert "no optimizer step was taken: the initial weights are tested and saved" in caplog.text
     assert run.metrics["run/steps"] == 0 and "test/mlm_loss" in run.metrics
+    assert "nothing is tested" not in caplog.text
+    run = trained(sections, tmp_path, trainer={"max_epochs": 0, "limit_test_batches": 0}, data={"val_size": 2})
+    assert "trainer.limit_test_batches=0: nothing is tested" in caplog.text and "test/mlm_loss" not in run.metrics
 
 
 def test_model_is_saved_before_the_test(

@@ -50,6 +50,15 @@ def test_biases_and_norms_are_not_decayed() -> None:
     assert decay["mmbert.text_encoder.bert.embeddings.word_embeddings.weight"] == 0.3
 
 
+def test_positions_and_learned_tokens_are_not_decayed() -> None:
+    built = MMBertForPreTraining(tiny_config(fusion="hybrid_bottleneck", image_model="vit_small_patch14_reg4_dinov2"))
+    groups = parameter_groups(built, OptimOptions(weight_decay=0.3))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    learned = ("pos_embed", "cls_token", "reg_token", "bottlenecks")
+    found = {name: decay[id(p)] for name, p in built.named_parameters() if name.endswith(learned)}
+    assert len(found) == len(learned) and set(found.values()) == {0.0}, found
+
+
 def test_factors_apply_to_their_part() -> None:
     built = model()
     options = OptimOptions(lr=2.0, text_lr_factor=0.1, image_lr_factor=0.2, fusion_lr_factor=3, head_lr_factor=4)
