@@ -210,14 +210,40 @@ def run_identity(config: Any, built: MMBertConfig, data: SplitsDataModule) -> di
     flat = {
         f"{s}.{k}": v for s, options in sections.items() for k, v in options.items() if f"{s}.{k}" not in CHANGEABLE
     }
-    total = hashlib.sha256()
-    for example in data.examples["train"]:
-        total.update("\0".join([*example.contents, ""]).encode("utf-8", "surrogatepass"))
     length = ("accumulate_grad_batches", "limit_train_batches", "max_epochs", "max_steps")
     trainer = {f"trainer.{k}": config.trainer[k] for k in (*length, "gradient_clip_val", "precision")}
     return {
         **{k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in {**flat, **trainer}.items()},
         "seed_everything": int(config.seed_everything),
-        "training pairs (SHA-256)": total.hexdigest()[:16],
+        "training pairs (SHA-256)": _examples_sha256(data, "train"),
         "tokenizer (SHA-256)": tokenizer_checksum(data.processor.tokenizer)[:16],
     }
+
+
+def validation_identity(config: Any, data: SplitsDataModule) -> dict[str, Any]:
+    """What metrics of validation depend on besides the weights; all of it may change on resume.
+
+    Args:
+        config: The sections as parsed.
+        data: Its validation samples (names of images and texts) are hashed.
+
+    Returns:
+        Flat names to plain values, for a checkpoint: under other values its best score can't be compared.
+    """
+    limit = config.trainer.limit_val_batches
+    return {
+        "data.val_size": config.data.val_size,
+        "evaluation.val_images": config.evaluation.val_images,
+        "evaluation.val_scorer": config.evaluation.val_scorer,
+        "trainer.limit_val_batches": limit,
+        # Which samples a number of batches covers depends on their size.
+        "data.eval_batch_size": None if limit in (None, 1.0) else config.data.eval_batch_size,
+        "validation pairs (SHA-256)": _examples_sha256(data, "val"),
+    }
+
+
+def _examples_sha256(data: SplitsDataModule, split: str) -> str:
+    total = hashlib.sha256()
+    for example in data.examples.get(split, ()):
+        total.update("\0".join([*example.contents, ""]).encode("utf-8", "surrogatepass"))
+    return total.hexdigest()[:16]

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -191,10 +191,18 @@ class RunCheckpoints(L.Callback):
         folder: Where checkpoints are saved.
         options: What is saved, and how often.
         stop: Signals that end the run.
+        validation: What the monitored metric depends on besides the weights; see `validation_identity`.
     """
 
-    def __init__(self, folder: Path, options: CheckpointOptions, stop: StopSignals | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        options: CheckpointOptions,
+        stop: StopSignals | None = None,
+        validation: Mapping[str, Any] | None = None,
+    ):
         self.folder, self.options, self.stop = folder, options, stop or StopSignals()
+        self.validation = {"checkpoint.monitor": options.monitor, **(validation or {})}
         self.best_score: float | None = None
         self.best_path = ""
         self.seconds_saving = 0.0
@@ -207,7 +215,7 @@ class RunCheckpoints(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoint so far, and how the run stood."""
         return {
-            "monitor": self.options.monitor,
+            "validation": self.validation,
             "best_score": self.best_score,
             "best_name": Path(self.best_path).name,
             "validation_is_due": self._in_validation,
@@ -215,15 +223,17 @@ class RunCheckpoints(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best so far; values of another metric can't be compared with it and start anew."""
+        """Restore the best so far; values of another metric or other samples can't be compared with it."""
         self._validation_is_due = state_dict["validation_is_due"]
         self._ended_early = state_dict["ended_early"]
-        if state_dict["monitor"] != self.options.monitor:
-            log.warning(
-                "checkpoint.monitor was %s and is %s: the best checkpoint is chosen anew from here on",
-                state_dict["monitor"],
-                self.options.monitor,
-            )
+        before = state_dict.get("validation", {"checkpoint.monitor": state_dict.get("monitor")})
+        changed = [
+            f"{name} was {before[name]} and is {value}"
+            for name, value in self.validation.items()
+            if name in before and before[name] != value
+        ]
+        if changed:
+            log.warning("%s: the best checkpoint is chosen anew from here on", ", ".join(changed))
             return
         self.best_score = state_dict["best_score"]
         self.best_path = str(self.folder / state_dict["best_name"]) if state_dict["best_name"] else ""

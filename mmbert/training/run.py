@@ -23,7 +23,7 @@ from mmbert.model.options import KEYS
 from mmbert.runtime.hardware import compute_threads
 from mmbert.runtime.signals import StopSignals
 from mmbert.training import run_folder
-from mmbert.training.assembly import assemble, run_identity, validate_architecture, validate_heads
+from mmbert.training.assembly import assemble, run_identity, validate_architecture, validate_heads, validation_identity
 from mmbert.training.checkpoints import (
     RunCheckpoints,
     VerifiedCheckpointIO,
@@ -197,7 +197,9 @@ class TrainingRun:
         if not (self.dry and config.resume is None):
             self.folder, resumed = self._find_folder(options["default_root_dir"], create=first and not self.dry)
         self.trace = Trace(self.folder / "trace.csv")
-        self.checkpoints = RunCheckpoints(self.folder / "checkpoints", sections.checkpoint, self.stop)
+        self.checkpoints = RunCheckpoints(
+            self.folder / "checkpoints", sections.checkpoint, self.stop, validation_identity(config, self.parts.data)
+        )
         callbacks, loggers = options["callbacks"], options["logger"]
         if not self.dry:
             step = 0 if resumed is None else step_of(resumed)

@@ -156,10 +156,9 @@ def test_best_of_another_metric_is_forgotten_on_resume(
     run = trained(sections, tmp_path, **{**more, "checkpoint": {"every_n_steps": 3, "monitor": "val/itm_auroc"}})
     for path in (run.folder / "checkpoints").glob("step=8.ckpt*"):
         path.unlink()  # as if killed in the second epoch
-    again = trained(
-        sections, tmp_path, resume="auto", **{**more, "checkpoint": {"every_n_steps": 3, "monitor": "val/mlm_loss"}}
-    )
-    assert "checkpoint.monitor was val/itm_auroc and is val/mlm_loss" in caplog.text
+    changed = {"checkpoint": {"every_n_steps": 3, "monitor": "val/mlm_loss"}, "data": {"val_size": 8}}
+    again = trained(sections, tmp_path, resume="auto", **{**more, **changed})
+    assert "checkpoint.monitor was val/itm_auroc and is val/mlm_loss, data.val_size was 1000 and is 8" in caplog.text
     best = [p for p in (again.folder / "checkpoints").glob("best-step=8.ckpt")]
     assert best, "the loss of the second epoch is compared with nothing and kept"
 

@@ -170,3 +170,19 @@ def test_expensive_checkpoints_are_saved_less_often(tmp_path: Path, monkeypatch:
     every = RunCheckpoints(tmp_path, CheckpointOptions(every_n_steps=4))
     every._save_seconds = 1000.0
     assert [every._is_due(step) for step in (3, 4)] == [False, True]
+
+
+@pytest.mark.parametrize("change", ["", "data.val_size", "trainer.limit_val_batches", "validation pairs (SHA-256)"])
+def test_best_of_another_validation_is_forgotten_on_resume(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = CheckpointOptions(monitor="val/mlm_loss")
+    validation = {"data.val_size": 1000, "trainer.limit_val_batches": None, "validation pairs (SHA-256)": "ab"}
+    before = RunCheckpoints(tmp_path, options, validation=validation)
+    before.best_score, before.best_path = 1.5, str(tmp_path / "best-step=4.ckpt")
+    after = RunCheckpoints(tmp_path, options, validation=validation | ({change: 2} if change else {}))
+    after.load_state_dict(before.state_dict())
+    assert after.best_score == (None if change else 1.5)
+    assert after.best_path == ("" if change else before.best_path)
+    expected = f"{change} was {validation.get(change)} and is 2: the best checkpoint is chosen anew" if change else ""
+    assert (expected in caplog.text) if change else not caplog.text
