@@ -199,7 +199,13 @@ def evaluate_retrieval(
     keep = "itm" in REQUIRED_OBJECTIVES[scorer]
     encoded = encode(model, processor, candidates.images, candidates.texts, keep_tokens=keep)
     report, items = rank_candidates(
-        model, encoded, candidates, scorer, k=options["k"], equal_texts=options["equal_texts"]
+        model,
+        encoded,
+        candidates,
+        scorer,
+        k=options["k"],
+        equal_texts=options["equal_texts"],
+        itc_weight=options.get("itc_weight", 0.0),
     )
     cost = {
         "search_seconds": time.perf_counter() - started,

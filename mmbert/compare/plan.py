@@ -1,6 +1,7 @@
 """Plan of a comparison: strategies x seeds x fractions of the data, and the training stages of each arm."""
 
 import copy
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -55,6 +56,8 @@ class Retrieval:
     objective."""
     k: int = 32
     """Shortlist size of two_stage."""
+    itc_weight: float = 0.0
+    """Factor of the contrastive logit that two_stage adds to the matching score; choose it on validation."""
     equal_texts: bool = False
     """Count a caption as correct for every image that has an equal caption."""
 
@@ -155,6 +158,8 @@ class Comparison:
         retrieval = self.retrieval
         if retrieval.images < 0 or retrieval.captions < 1 or retrieval.k < 1:
             raise UsageError(f"{retrieval}: expected images from 0 (no retrieval), captions and k from 1.")
+        if not 0 <= retrieval.itc_weight < math.inf:
+            raise UsageError(f"retrieval.itc_weight={retrieval.itc_weight}: expected a number of 0 or more.")
         if PRETRAIN in self.finetune:
             raise UsageError(f"finetune.{PRETRAIN}: this name is reserved for the pretraining.")
         if self.foils.files and not self.foils.images:

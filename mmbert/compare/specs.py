@@ -16,6 +16,10 @@ WITHOUT_EFFECT = ("data.prepare",)
 """Options that don't change what is trained or measured, so that they are not part of an arm's identity."""
 
 
+LATER_DEFAULTS = {"retrieval": {"itc_weight": 0.0}}
+"""Options of evaluations that older rows do not have, with the value that stands for their absence."""
+
+
 class Settings(NamedTuple):
     """How a comparison is run; not part of the identity of its rows."""
 
@@ -58,7 +62,11 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         for key, value in explicit_options(to_arguments(stage["config"], stage["options"])).items()
         if key not in ("model.pretrained", "name", *WITHOUT_EFFECT)
     }
-    evaluations = {key: value for key, value in asdict(comparison).items() if key in EVALUATIONS}
+    evaluations = {
+        key: {n: v for n, v in value.items() if (n, v) not in LATER_DEFAULTS.get(key, {}).items()}
+        for key, value in asdict(comparison).items()
+        if key in EVALUATIONS
+    }
     return {
         "arm": arm.name,
         **arm._asdict(),

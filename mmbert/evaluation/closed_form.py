@@ -1,6 +1,6 @@
 """The closed form of ITC: projections solved from the encoders' outputs on training pairs, without a training step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError, ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
+from mmbert.data.samples import stack_images
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import EncodedCandidates
 from mmbert.evaluation.retrieval import Candidates
@@ -29,6 +30,10 @@ BASELINE_DIRECTIONS, BASELINE_POOL = 128, "first_and_mean"
 """Width of the common space and features of the baseline."""
 
 
+LoadImage = Callable[[Any], Tensor]
+"""An image to (3, S, S) uint8, or to its (P, W) hidden states from an encoder cache."""
+
+
 class PooledFeatures(NamedTuple):
     """Pooled encoder outputs of N images and M texts, on the CPU."""
 
@@ -38,17 +43,17 @@ class PooledFeatures(NamedTuple):
 
 
 class _Images(Dataset[Tensor | BadImageError]):
-    """Images by their number; an unreadable one is its error, which the caller raises or skips."""
+    """Data set of loaded images; an unreadable one is its error, which the caller raises or skips."""
 
-    def __init__(self, processor: MMBertProcessor, images: Sequence[ImageSource]):
-        self.processor, self.images = processor, images
+    def __init__(self, images: Sequence[ImageSource], load: LoadImage):
+        self.images, self.load = images, load
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor | BadImageError:
         try:
-            return self.processor.pixel_values(self.images[index])
+            return self.load(self.images[index])
         except BadImageError as error:
             return error
 
@@ -87,6 +92,7 @@ def solve_closed_form(
     directions: int,
     num_workers: int = 0,
     skip_unreadable: bool = False,
+    load: LoadImage | None = None,
 ) -> LinearMaps:
     """Solve ITC's projections from training pairs; the same for every number of processes.
 
@@ -99,6 +105,7 @@ def solve_closed_form(
         directions: Width of the common space.
         num_workers: Processes that decode images.
         skip_unreadable: Leave out pairs whose image can't be read.
+        load: See `pooled_features`.
 
     Raises:
         UsageError: An encoder without layers, or too few pairs or features for the directions.
@@ -121,6 +128,7 @@ def solve_closed_form(
         pool=pool,
         num_workers=num_workers,
         skip_unreadable=skip_unreadable,
+        load=load,
     )
     image_rows = torch.tensor([image_numbers[i] for i, _ in pairs])
     text_rows = torch.tensor([text_numbers[text] for text in texts])
@@ -177,8 +185,20 @@ def pooled_features(
     batch_size: int = 64,
     num_workers: int = 0,
     skip_unreadable: bool = False,
+    load: LoadImage | None = None,
 ) -> PooledFeatures:
     """Encode images and texts, distributed over all processes, and pool their tokens.
+
+    Args:
+        model: In evaluation mode.
+        processor: The model's.
+        images: N images.
+        texts: M texts.
+        pool: Features to pool, see `ImageTextContrast`.
+        batch_size: Images or texts per encoder call.
+        num_workers: Processes that decode images.
+        skip_unreadable: Leave unreadable images out.
+        load: Loads an image, or what an encoder cache holds of it; None: decodes it.
 
     Raises:
         BadImageError: An image that can't be read, unless `skip_unreadable`.
@@ -186,7 +206,7 @@ def pooled_features(
     device = model.mmbert.word_embeddings.device
     image_batches = _batches([*range(len(images))], batch_size)
     loader = DataLoader(
-        _Images(processor, images),
+        _Images(images, load or processor.pixel_values),
         batch_sampler=shard_jobs(image_batches),
         num_workers=num_workers,
         collate_fn=list,
@@ -201,8 +221,10 @@ def pooled_features(
                 raise error
         if not readable:
             return [None] * len(batch)
-        pixels = processor.image_settings.normalize(torch.stack(readable).to(device))
-        found = iter(pool_tokens(model.mmbert.encode_image(pixels), pool).cpu())
+        stacked = {name: x.to(device) for name, x in stack_images(readable).items()}
+        if "pixel_values" in stacked:
+            stacked["pixel_values"] = processor.image_settings.normalize(stacked["pixel_values"])
+        found = iter(pool_tokens(model.mmbert.encode_batch_images(stacked), pool).cpu())
         return [next(found) if isinstance(x, Tensor) else None for x in batch]
 
     of_images = [row for rows in gather_in_order(map(encode_images, loader), len(image_batches)) for row in rows]

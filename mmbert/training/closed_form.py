@@ -7,7 +7,9 @@ import torch
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.pairs import Pairs
+from mmbert.data.samples import Augmentation
 from mmbert.evaluation.closed_form import (
+    LoadImage,
     PooledFeatures,
     choose_pairs,
     pooled_features,
@@ -58,6 +60,7 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
         directions=itc.text_projection.out_features,
         num_workers=workers,
         skip_unreadable=data.skip_unreadable,
+        load=_image_loader(data.train_samples),
     )
     val, positions = data.val_samples, []
     features = None
@@ -71,6 +74,7 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
             pool=itc.pool,
             num_workers=workers,
             skip_unreadable=data.skip_unreadable,
+            load=_image_loader(val),
         )
     spread_shards(model)
     model.train(was_training)
@@ -94,6 +98,12 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
             time.perf_counter() - started,
             change,
         )
+
+
+def _image_loader(samples: Pairs) -> LoadImage:
+    """Choose what loads the images without augmentation: the encoder cache, if it holds them so."""
+    augmented = samples.augmentation not in (None, Augmentation())
+    return samples.processor.pixel_values if samples.cache is None or augmented else samples.cache.hidden_states
 
 
 def _recall_at_1(maps: LinearMaps, features: PooledFeatures, val: Pairs, positions: list[int]) -> tuple[float, float]:

@@ -608,7 +608,7 @@ def test_negative_texts_never_have_the_caption_of_the_image() -> None:
         ),
         ({"itm": {"residual": 1}}, "objectives.itm.residual=1; allowed are true, false"),
         ({"itm": {"negative_texts": "yes"}}, "objectives.itm.negative_texts='yes'; allowed are true, false"),
-        ({"itc": {"pool": "last"}}, "objectives.itc.pool='last'; allowed are first, first_and_mean"),
+        ({"itc": {"pool": "last"}}, "objectives.itc.pool='last'; allowed are first, mean, first_and_mean"),
         ({"itc": {"init": "cca"}}, "objectives.itc.init='cca'; allowed are random, closed_form"),
         ({"itc": {"init_samples": 0}}, "objectives.itc.init_samples=0: must be a whole number of 1 or more, or null"),
     ],
@@ -628,3 +628,4 @@ def test_mean_pooling_leaves_padding_out() -> None:
     features = itc.pool_tokens(text, "first_and_mean")
     row = text.hidden_states[1][text.mask[1]]
     torch.testing.assert_close(features[1], torch.cat([row[0], row.mean(dim=0)]))
+    assert torch.equal(itc.pool_tokens(text, "mean"), features[:, row.shape[1] :])

@@ -17,7 +17,7 @@ from mmbert.runtime.distributed import all_gather, global_mean, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.5
 
-POOLS = ("first", "first_and_mean")
+POOLS = ("first", "mean", "first_and_mean")
 
 
 class ImageTextContrast(Objective):
@@ -45,8 +45,8 @@ class ImageTextContrast(Objective):
             config: The model's configuration.
             embedding_size: Width of the common space, in features.
             temperature: Initial value of the learned temperature, from 0.01 to 0.5.
-            pool: Features of a text or an image: "first", the first state ([CLS], class token); or "first_and_mean",
-                that and the mean of the states side by side.
+            pool: Features of a text or an image: "first", the first state ([CLS], class token); "mean", the mean of
+                the states; or "first_and_mean", both side by side.
             init: Initial weights of the projections: "random"; or "closed_form", canonical correlation analysis of
                 training pairs before the first step.
             init_samples: Largest number of training pairs, a fixed sample, for the closed form. None: all, at most
@@ -169,8 +169,8 @@ def pool_tokens(tokens: Tokens, pool: str) -> Tensor:
         if pool == "first":
             return first
         weights = tokens.mask.unsqueeze(-1).to(first.dtype)  # (B, L, 1)
-        total = (full_precision(tokens.hidden_states) * weights).sum(dim=1)
-        return torch.cat([first, total / weights.sum(dim=1).clamp(min=1)], dim=-1)
+        mean = (full_precision(tokens.hidden_states) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return mean if pool == "mean" else torch.cat([first, mean], dim=-1)
 
 
 def _unit_vectors(projection: nn.Linear, features: Tensor) -> Tensor:
