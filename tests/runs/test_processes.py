@@ -16,7 +16,8 @@ from mmbert.cli.main import main
 from mmbert.model.modeling import MMBertForPreTraining
 
 
-@pytest.mark.parametrize("torchrun", [True, False], ids=["torchrun", "lightning"])
+# torchrun starts the runs of the tests below too; here it adds 2 imports of everything.
+@pytest.mark.parametrize("torchrun", [False, True] if FULL else [False], ids=lambda x: "torchrun" if x else "lightning")
 def test_two_processes_train_and_evaluate_as_one(torchrun: bool, tiny: list[str], tmp_path: Path) -> None:
     # 15 validation pairs in batches of 4: one process has 2 batches, the other 2; 7 pairs and 8.
     more = ["--name=run", "--data.val_size=15", "--data.eval_batch_size=4", "--evaluation.test_scorer=itm"]
