@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmbert.data.edits import CaptionEdits
 from mmbert.data.examples import Example, read_examples
 from mmbert.data.masking import Masking
 from mmbert.data.ngrams import MIN_CAPTIONS, content_units
@@ -232,15 +233,30 @@ class PairsDataModule(SplitsDataModule):
         self.collate = Collate(processor.pad_token_id)
         super().__init__(options, examples, processor, seed=seed)
         if options.mask_content:
-            tokens = [[{*processor.encode(c)} for c in e.captions] for e in self.train_samples.examples]
-            found = content_units(tokens) - special
-            if not found:
-                raise UsageError(
-                    "data.mask_content=True: no token is shared by the captions of one training image more often than "
-                    f"chance; it takes {MIN_CAPTIONS} captions with it, and images with several. Leave the option out."
-                )
-            log.info("data.mask_content: %d of %d tokens are content", len(found), len(tokenizer))
-            self.train_samples.masking = replace(self.masking, content_ids=found)
+            self.train_samples.masking = replace(self.masking, content_ids=self._content_tokens("data.mask_content"))
+
+    def use_edits(self, fraction: float) -> None:
+        """Put edited captions into a fraction of the training samples, for the objective itm."""
+        content = self._content_tokens("objectives.itm.edited")
+        examples, encode = self.train_samples.examples, self.processor.encode
+        self.train_samples.use_edits(CaptionEdits((encode(c) for e in examples for c in e.captions), content), fraction)
+
+    def _content_tokens(self, option: str) -> frozenset[int]:
+        """Find the tokens that say something about the image, see `mmbert.data.ngrams.content_units`.
+
+        Raises:
+            UsageError: There are none; with the option that needs them.
+        """
+        encode = self.processor.encode
+        tokens = [[{*encode(c)} for c in e.captions] for e in self.train_samples.examples]
+        found = content_units(tokens) - self.masking.special_ids
+        if not found:
+            raise UsageError(
+                f"{option}: no token is shared by the captions of one training image more often than chance; it takes "
+                f"images with several captions, and {MIN_CAPTIONS} captions with the token. Leave the option out."
+            )
+        log.info("%s: %d tokens are content words", option, len(found))
+        return found
 
     def _samples(self, examples: Sequence[Example], augmentation: Augmentation | None = None) -> Pairs:
         return Pairs(

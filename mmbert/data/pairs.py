@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmbert.data.edits import CaptionEdits
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
 from mmbert.data.masking import Masking
@@ -34,6 +35,7 @@ class Sample(NamedTuple):
     text_key: int
     image_text_keys: tuple[int, ...]
     ngram_ids: tuple[int, ...] | None = None  # only with the objective ngrams
+    edited_input_ids: list[int] | None = None  # only with edited captions; `input_ids` where there is no edit
     requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
     skipped: Skipped = ()  # the unreadable samples that it replaces
 
@@ -79,6 +81,8 @@ class Pairs(Samples):
         self.masking = masking
         self.ngram_ids: list[tuple[int, ...]] | None = None
         """Numbers of the n-grams in the captions of each image, with the objective ngrams."""
+        self.edits: CaptionEdits | None = None
+        self.edited_fraction = 0.0
         self.num_captions = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [image_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
@@ -87,6 +91,10 @@ class Pairs(Samples):
     def use_ngrams(self, names: Sequence[str]) -> None:
         """Put the n-grams of each image's captions into its samples, for the objective ngrams."""
         self.ngram_ids = image_ngrams(self.examples, names)
+
+    def use_edits(self, edits: CaptionEdits, fraction: float) -> None:
+        """Put edited captions into a fraction of the samples, for the objective itm."""
+        self.edits, self.edited_fraction = edits, fraction
 
     def image_sample(self, size: int) -> frozenset[int]:
         """Draw a fixed random sample of at most `size` positions of different images."""
@@ -136,7 +144,15 @@ class Pairs(Samples):
             self.text_keys[i][number],
             self.text_keys[i],
             None if self.ngram_ids is None else self.ngram_ids[i],
+            None if self.edits is None else self._edited(self.edits, epoch, i, ids),
         )
+
+    def _edited(self, edits: CaptionEdits, epoch: int, i: int, ids: list[int]) -> list[int]:
+        rng = numpy_generator(self.seed, "edited caption", epoch, i)
+        if rng.random() >= self.edited_fraction:
+            return ids
+        own = {tuple(self.processor.encode(caption)) for caption in self.examples[i].captions}
+        return edits(ids, own, rng) or ids
 
     def _wrong_pixel_values(self, i: int, own: Tensor) -> Tensor:
         assert self.wrong_positions is not None
@@ -199,9 +215,9 @@ class Collate:
     Keys: `index` and `requested_index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
     `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device, or with an
     encoder cache `image_hidden_states` and `wrong_image_hidden_states` (B, P, W); `image_key`, `text_key` (B,) and
-    `image_text_keys` (B, C) int64 hashes; with the objective ngrams `ngram_ids` (B, G), padded with `NO_NGRAM`. Samples
-    without images are left out. If some were skipped, there are also `skipped` (S,) int64 positions and
-    `skip_reasons`, a list of S texts.
+    `image_text_keys` (B, C) int64 hashes; with the objective ngrams `ngram_ids` (B, G), padded with `NO_NGRAM`; with
+    edited captions `edited_input_ids` (B, T) and `is_edited` (B,) bool. Samples without images are left out. If some
+    were skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
     """
 
     def __init__(self, pad_token_id: int):
@@ -229,6 +245,10 @@ class Collate:
         ngram_ids = [s.ngram_ids for s in samples if s.ngram_ids is not None]
         if ngram_ids:
             batch["ngram_ids"] = pad(ngram_ids, NO_NGRAM)[0]
+        edited = [s.edited_input_ids for s in samples if s.edited_input_ids is not None]
+        if edited:
+            batch["edited_input_ids"] = pad(edited, self.pad_token_id)[0]
+            batch["is_edited"] = (batch["edited_input_ids"] != input_ids).any(dim=1)
         wrong = [s.wrong_pixel_values for s in samples if s.wrong_pixel_values is not None]
         if wrong:
             batch |= stack_images(wrong, "wrong_")

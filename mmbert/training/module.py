@@ -68,6 +68,9 @@ class TrainingModule(L.LightningModule):
         self._data, self._identity = data, identity or {}
         if "ngrams" in model.config.objective_options() and isinstance(data.train_samples, Pairs):
             data.train_samples.use_ngrams(model.config.ngrams)
+        edited = model.config.objective_options().get("itm", {}).get("edited", 0.0)
+        if edited and isinstance(data, PairsDataModule):
+            data.use_edits(edited)
         self._evaluations: list[PairEvaluation | TaskEvaluation] = []
         self.predictions: dict[str, list[dict[str, Any]]] = {}
         """Test split -> predictions of a fine-tuned model, one row an example."""

@@ -141,6 +141,8 @@ def test_weight_zero_leaves_an_objective_out() -> None:
             r"negatives='hard' draws negatives by contrastive similarity: add the objective itc",
         ),
         ({"itm": {"negatives": "hard"}, "itc": 0}, r"add the objective itc"),
+        ({"itm": {"edited": 1.5}}, r"objectives\.itm\.edited=1\.5: a fraction from 0 to 1"),
+        ({"itm": {"edited": 0.5, "text": "masked"}}, r"itm\.edited=0\.5 does not go with text='masked'"),
         ({"ngrams": {"longest": 0}}, r"objectives\.ngrams\.longest=0: must be a whole number of 1 or more"),
         ({"ngrams": {"min_fraction": 1}}, r"objectives\.ngrams\.min_fraction=1: a fraction above 0, below 1"),
         ({"mlm": 0}, r"at least one needs a weight above 0"),
@@ -171,6 +173,25 @@ def test_output_is_fp32_under_autocast(objective: str) -> None:
             assert model.objectives["itc"].similarity(encoded).dtype == torch.float32
             unit = model.objectives["itc"].embed_text(encoded.text)
         assert unit.dtype == torch.float32 and difference(unit.norm(dim=1), torch.ones(4)) < 1e-6
+
+
+# --- edited captions -----------------------------------------------------------------------------------------------
+
+
+def test_edited_caption_with_its_own_image_is_the_mismatched_pair() -> None:
+    """Rows 0 and 2 are edited: their second pair is the edit with the own image, else the text with another image."""
+    model = model_with({"itm": {"edited": 0.5}})
+    batch = tiny_batch()
+    batch["edited_input_ids"] = batch["input_ids"].clone()
+    batch["edited_input_ids"][::2, 2] = 7
+    batch["is_edited"] = torch.tensor([True, False, True, False])
+    encoded = model.encode(batch, generator=seeded())
+    output = model.objectives["itm"](encoded)
+    wrong, _ = sample_negatives(~same_pair(batch), generator=seeded())
+    text = model.mmbert.encode_text(batch["edited_input_ids"], batch["attention_mask"])
+    image = encoded.image.rows(torch.tensor([0, int(wrong[1]), 2, int(wrong[3])]))
+    expected = model.objectives["itm"].logits(model.mmbert.fuse(text, image).pooled)
+    assert difference(output.logits[4:], expected) < 1e-6 and output.targets.tolist() == [1] * 4 + [0] * 4
 
 
 # --- ngrams --------------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ def test_resumed_run_is_bit_identical(batch: int, whole: Path, tiny: list[str], 
 
 
 def test_stages_of_learning_resume_bit_identically(tiny: list[str], tmp_path: Path) -> None:
-    """A first stage of n-grams (5 steps), Muon and masked content words; killed in either stage."""
-    objectives = "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, itm: 1.0}"
+    """A first stage of n-grams (5 steps), Muon, masked content words, edited captions; killed in either stage."""
+    objectives = "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, itm: {weight: 1.0, edited: 0.8}}"
     options = [
         "--name=run", "--optim.name=muon", "--optim.first_stage=ngrams", "--optim.first_stage_steps=5",
         f"--model.objectives={objectives}", "--data.mask_content=true",

@@ -12,6 +12,10 @@ from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 Batch = dict[str, Tensor]
 
 
+TEXT_KEYS = {"clean": "input_ids", "masked": "mlm_input_ids", "edited": "edited_input_ids"}
+"""Texts that objectives read -> their keys in a batch."""
+
+
 class TextImageModel(Protocol):
     """Protocol of the model that objectives and tasks call; `mmbert.model.modeling.MMBertModel` implements it."""
 
@@ -68,7 +72,7 @@ class EncodedBatch:
         reads: Mapping[str, Reads] | None = None,
     ):
         self.model, self.batch, self.generator, self._similarity = model, batch, generator, similarity
-        self._reads = reads or {}
+        self._reads = {name: reads[name] for name in TEXT_KEYS if name in reads} if reads else {}
 
     @cached_property
     def image(self) -> Tokens:
@@ -78,22 +82,30 @@ class EncodedBatch:
     @cached_property
     def text(self) -> Tokens:
         """Encoded texts, (B, T, D)."""
-        if len(self._reads) == 2:
-            return self._both_texts.rows(slice(len(self.batch["input_ids"])))
-        return self.model.encode_text(self.batch["input_ids"], self.batch["attention_mask"])
+        return self._text("clean")
 
     @cached_property
     def masked_text(self) -> Tokens:
         """Encoded texts with masked tokens, (B, T, D)."""
-        if len(self._reads) == 2:
-            return self._both_texts.rows(slice(len(self.batch["input_ids"]), None))
-        return self.model.encode_text(self.batch["mlm_input_ids"], self.batch["attention_mask"])
+        return self._text("masked")
 
     @cached_property
-    def _both_texts(self) -> Tokens:
-        """Encoded clean, then masked texts, (2B, T, D): one call of the encoder is faster than two."""
-        input_ids = torch.cat([self.batch["input_ids"], self.batch["mlm_input_ids"]])
-        return self.model.encode_text(input_ids, self.batch["attention_mask"].repeat(2, 1))
+    def edited_text(self) -> Tokens:
+        """Encoded edited captions, and the captions themselves where there is no edit, (B, T, D)."""
+        return self._text("edited")
+
+    def _text(self, name: str) -> Tokens:
+        """Encode one of the texts in `TEXT_KEYS`; all that objectives declare are one call, which is faster."""
+        if name not in self._reads:
+            return self.model.encode_text(self.batch[TEXT_KEYS[name]], self.batch["attention_mask"])
+        number, size = [*self._reads].index(name), len(self.batch["attention_mask"])
+        return self._declared_texts.rows(slice(number * size, (number + 1) * size))
+
+    @cached_property
+    def _declared_texts(self) -> Tokens:
+        """The encoded texts that objectives declare, one after the other, (number * B, T, D)."""
+        input_ids = torch.cat([self.batch[TEXT_KEYS[name]] for name in self._reads])
+        return self.model.encode_text(input_ids, self.batch["attention_mask"].repeat(len(self._reads), 1))
 
     @cached_property
     def fused(self) -> Fused:
@@ -118,7 +130,7 @@ class Objective(nn.Module):
     """
 
     reads: Mapping[str, Reads] = {}
-    """The texts that it reads, "clean" or "masked", with what it reads of their fusion with the images: `Reads()` where
+    """The texts that it reads, names in `TEXT_KEYS`, with what it reads of their fusion with the images: `Reads()` where
     it reads the encoder's output only. Nothing else is sure to be computed."""
 
     @classmethod

@@ -32,6 +32,7 @@ class ImageTextMatching(Objective):
         text: str = "clean",
         negative_texts: bool = False,
         residual: bool = False,
+        edited: float = 0.0,
     ):
         """Build the head.
 
@@ -43,12 +44,16 @@ class ImageTextMatching(Objective):
             negative_texts: Pair each image with a negative text too; matched and mismatched pairs weigh the same.
             residual: Add a learned multiple of the contrastive logit to that of a match, so that the fusion corrects
                 the contrastive ranking; needs the objective itc.
+            edited: Fraction of the texts whose mismatched pair is an edited caption with their own image, instead of
+                the text with another image (cf. NegCLIP, arXiv:2210.01936); see `mmbert.data.edits`.
 
         Raises:
             UsageError: A value that is not allowed, or hard negatives or a residual without the objective itc.
         """
         super().__init__()
-        self.check_options(negatives=negatives, text=text, negative_texts=negative_texts, residual=residual)
+        self.check_options(
+            negatives=negatives, text=text, negative_texts=negative_texts, residual=residual, edited=edited
+        )
         if "itc" not in config.objective_options():
             if negatives == "hard":
                 raise UsageError(
@@ -56,14 +61,20 @@ class ImageTextMatching(Objective):
                 )
             if residual:
                 raise UsageError("objectives.itm.residual reads the contrastive similarity: add the objective itc.")
-        self.negatives, self.text, self.negative_texts = negatives, text, negative_texts
-        self.reads = {text: POOLED}
+        self.negatives, self.text, self.negative_texts, self.edited = negatives, text, negative_texts, edited
+        self.reads = {text: POOLED, **({"edited": Reads()} if edited else {})}
         self.head = nn.Linear(config.hidden_size, 2)
         self.residual_factor = nn.Parameter(torch.ones(1)) if residual else None
 
     @classmethod
     def check_options(
-        cls, *, negatives: Any = "random", text: Any = "clean", negative_texts: Any = False, residual: Any = False
+        cls,
+        *,
+        negatives: Any = "random",
+        text: Any = "clean",
+        negative_texts: Any = False,
+        residual: Any = False,
+        edited: Any = 0.0,
     ) -> None:
         """Check the values of the options.
 
@@ -77,6 +88,11 @@ class ImageTextMatching(Objective):
         for name, value in (("negative_texts", negative_texts), ("residual", residual)):
             if not isinstance(value, bool):
                 raise UsageError(f"objectives.itm.{name}={value!r}; allowed are true, false.")
+        if isinstance(edited, bool) or not isinstance(edited, int | float) or not 0 <= edited <= 1:
+            raise UsageError(f"objectives.itm.edited={edited!r}: a fraction from 0 to 1.")
+        if edited and (text == "masked" or residual):
+            other = "text='masked'" if text == "masked" else "residual=True"
+            raise UsageError(f"objectives.itm.edited={edited} does not go with {other}: leave one of them out.")
 
     def logits(self, pooled: Tensor, similarity: Tensor | None = None) -> Tensor:
         """Classify joint vectors.
@@ -113,8 +129,13 @@ class ImageTextMatching(Objective):
         text, matched = (encoded.masked_text, encoded.masked_fused) if masked else (encoded.text, encoded.fused)
         own = torch.arange(len(valid), device=valid.device)
         first = rank() * len(valid)
+        other_text = text
+        if self.edited:
+            is_edited = encoded.batch["is_edited"]
+            other_text, wrong_image = encoded.edited_text, torch.where(is_edited, own + first, wrong_image)
+            valid = valid | is_edited
         # Fused again, not encoded again.
-        mismatched = encoded.model.fuse(text, gather_tokens(encoded.image).rows(wrong_image), reads=POOLED)
+        mismatched = encoded.model.fuse(other_text, gather_tokens(encoded.image).rows(wrong_image), reads=POOLED)
         pooled = [matched.pooled, mismatched.pooled]
         match, used = [torch.ones_like(own), torch.zeros_like(own)], [valid, valid]
         logit = [] if similarities is None else [similarities[own, own + first], similarities[own, wrong_image]]
