@@ -130,8 +130,8 @@ class Objective(nn.Module):
     """
 
     reads: Mapping[str, Reads] = {}
-    """The texts that it reads, names in `TEXT_KEYS`, with what it reads of their fusion with the images: `Reads()` where
-    it reads the encoder's output only. Nothing else is sure to be computed."""
+    """The texts that it reads, names in `TEXT_KEYS`, with what it reads of their fusion with the images: `Reads()` for
+    the output of the encoder only. Nothing else is sure to be computed."""
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
