@@ -94,10 +94,10 @@ def explicit_options(arguments: list[str]) -> dict[str, Any]:
     """Options that the YAML files and the command line set, as a flat mapping; defaults are left out.
 
     Args:
-        arguments: Command line; options in the form --KEY=VALUE.
+        arguments: Command line.
     """
     explicit: dict[str, Any] = {}
-    remaining = iter(merge_objective_options(expand_bases(arguments)))
+    remaining = iter(_joined(merge_objective_options(expand_bases(arguments))))
     for argument in remaining:
         if argument == "--config":
             new = _by_option(_read(next(remaining)))
@@ -110,6 +110,18 @@ def explicit_options(arguments: list[str]) -> dict[str, Any]:
         kept = {key: value for key, value in explicit.items() if not f"{key}.".startswith(replaced)}
         explicit = kept | flat(new)
     return {key: value for key, value in sorted(explicit.items()) if key not in WITHOUT_EFFECT}
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """Write `--KEY VALUE` as `--KEY=VALUE`, except for `--config`."""
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ""
+        if before.startswith("--") and "=" not in before and before not in OPTIONS and not argument.startswith("--"):
+            joined[-1] = f"{before}={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def merge_files(files: list[Path]) -> dict[str, Any]:

@@ -47,7 +47,9 @@ class RunParser(ArgumentParser):
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:  # pyright: ignore
         """Parse a YAML file as UTF-8 in any locale; jsonargparse takes the locale's encoding."""
-        return self.parse_string(Path(path).read_text(encoding="utf-8"), os.path.basename(path), *args, **kwargs)
+        text = Path(path).read_text(encoding="utf-8")
+        text = "{}" if yaml.safe_load(text) is None else text  # empty, or comments alone
+        return self.parse_string(text, os.path.basename(path), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what the command line prints as one sentence."""

@@ -11,7 +11,7 @@ from mmbert.errors import DataError, UsageError
 from mmbert.training import presets
 from mmbert.training.config_files import expand_bases, explicit_options, merge_files, with_bases
 from mmbert.training.presets import find_config, list_presets
-from mmbert.training.run_options import parse_run
+from mmbert.training.run_options import parse_run, run_parser
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -151,3 +151,16 @@ def test_configs_show_prints_the_file_as_it_is(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["configs", "show", "quikstart"])
     assert "Did you mean 'quickstart'?" in capsys.readouterr().err
+
+
+def test_options_in_two_arguments_are_those_with_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("optim: {lr: 0.1}")
+    arguments = ["--optim.lr", "0.2", "--config", str(tmp_path / "a.yaml"), "--data.eval_seed", "-1", "--name=a"]
+    found = explicit_options([*arguments, "--trainer", "{max_steps: 3}"])
+    assert found == {"data.eval_seed": -1, "name": "a", "optim.lr": 0.2, "trainer.max_steps": 3}
+
+
+@pytest.mark.parametrize("text", ["", "# nothing set\n"])
+def test_file_without_options_is_accepted(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    assert run_parser(lightning=False).parse_args(["--config", str(tmp_path / "a.yaml")]).name == "run"
