@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mmbert.data.processor import MMBertProcessor
     from mmbert.evaluation.options import EvaluationOptions
     from mmbert.inference.evaluate import evaluate_foils, evaluate_retrieval
+    from mmbert.inference.index import load_index
+    from mmbert.inference.indexing import build_index
     from mmbert.inference.loaded import LoadedModel, load
     from mmbert.model.configuration import MMBertConfig
     from mmbert.model.fusion.base import Fusion
@@ -49,12 +51,14 @@ _MODULES = {
     "Tokens": "model.tokens",
     "TrainingModule": "training.module",
     "allow_import": "runtime.allowed_imports",
+    "build_index": "inference.indexing",
     "build_model": "model.initialization",
     "compare": "compare",
     "evaluate_foils": "inference.evaluate",
     "evaluate_retrieval": "inference.evaluate",
     "fit": "training.fit",
     "load": "inference.loaded",
+    "load_index": "inference.index",
 }
 """Public name -> its module, imported on first use (PEP 562): `import mmbert` alone imports neither torch nor
 transformers. `AutoModel` knows mmbert's classes once one of them was used, or after `mmbert.register()`."""
@@ -81,12 +85,14 @@ __all__ = [
     "Tokens",
     "TrainingModule",
     "allow_import",
+    "build_index",
     "build_model",
     "compare",
     "evaluate_foils",
     "evaluate_retrieval",
     "fit",
     "load",
+    "load_index",
     "register",
 ]
 

@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
@@ -26,6 +22,7 @@ from mmbert.data.row_store import DIGEST_BYTES, RowStore
 from mmbert.data.samples import Augmentation, View, augment
 from mmbert.errors import UsageError
 from mmbert.runtime.files import atomic_write_text
+from mmbert.runtime.progress import ProgressLog
 from mmbert.runtime.randomness import numpy_generator
 from mmbert.runtime.signals import StopSignals
 
@@ -37,7 +34,6 @@ SPARE_BYTES = 1 << 30
 """Disk space that filling leaves free."""
 BYTES_PER_WRITE = 1 << 25
 """Rows are written in blocks of about this size; a kill costs one block."""
-SECONDS_PER_LOG_LINE = 10.0
 
 Request = tuple[Path, View | None]
 """An image file, and the augmented view of it; None: as it is."""
@@ -184,7 +180,7 @@ class EncoderCache:
             worker_init_fn=StopSignals.worker_init_fn(),
             generator=torch.Generator(),  # so that the global generator does not advance
         )
-        progress = _Progress(len(missing))
+        progress = ProgressLog("encoder cache", len(missing))
         writer = _Writer(self._store, self.stored, encode, batch_size)
         stats: dict[str, list[Any]] = {}
         try:
@@ -339,32 +335,3 @@ class _Writer:
         if self._rows:
             self.store.append([*self._rows], np.stack([*self._rows.values()]))
             self._rows.clear()
-
-
-class _Progress:
-    """Progress bar on a terminal, log lines at intervals elsewhere."""
-
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
-        self._started = self._last = time.monotonic()
-        self._bar = Progress(console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("encoder cache", total=total)
-
-    def add(self, count: int) -> None:
-        """Count images."""
-        self.done += count
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.advance(self._task, count)
-        elif now - self._last >= SECONDS_PER_LOG_LINE:
-            self._last = now
-            left = (now - self._started) / self.done * (self.total - self.done)
-            log.info("encoder cache: %s of %s images, about %.0f s left", f"{self.done:,}", f"{self.total:,}", left)
-
-    def stop(self) -> None:
-        """Remove the bar, and log the time that it took."""
-        if self._bar is not None:
-            self._bar.stop()
-        log.info("encoder cache: %s images in %.1f s", f"{self.done:,}", time.monotonic() - self._started)
