@@ -3,7 +3,8 @@
     python benchmarks/search.py [--images 100000] [--size 256] [--queries 50] [--faiss]
 
 Prints milliseconds from a text's vector to the 10 best images (median, 90th percentile, mean CPU time of the process),
-once the vectors are in the page cache; with `--faiss` also those of the approximate index. OMP_NUM_THREADS sets the number of threads.
+once the vectors are in the page cache; with `--faiss` also those of the approximate index. OMP_NUM_THREADS sets the
+number of threads.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BertTokenizerFast
+from transformers import BertTokenizer
 
 from mmbert.data.processor import ImageSettings, MMBertProcessor
 from mmbert.inference.index import ImageIndex, write_approximate
@@ -35,7 +36,7 @@ def random_index(folder: Path, num_images: int, size: int) -> ImageIndex:
     )
     words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     (folder / "vocab.txt").write_text("\n".join(words))
-    processor = MMBertProcessor(BertTokenizerFast(str(folder / "vocab.txt")), ImageSettings(32, (0, 0, 0), (1, 1, 1)))
+    processor = MMBertProcessor(BertTokenizer(str(folder / "vocab.txt")), ImageSettings(32, (0, 0, 0), (1, 1, 1)))
     return ImageIndex(folder, IndexFacts("", "", size, "/"), LoadedModel(MMBertModel(config), processor))
 
 
