@@ -1,6 +1,8 @@
 """Every combination of fusion and objectives trains in two processes (DDP) with the losses of one process."""
 
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives import OBJECTIVES
+from mmbert.model.objectives.itm import gather_tokens
+from mmbert.model.tokens import Tokens
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
 
@@ -23,6 +27,12 @@ COMBINATIONS = [
     for count in range(1, len(OBJECTIVES) + 1)
     for names in combinations(OBJECTIVES, count)
 ]
+
+WITH_OPTIONS: dict[str, dict[str, Any]] = {
+    "residual": {"itm": {"residual": True, "negative_texts": True, "negatives": "hard"}, "itc": {"pool": "mean"}}
+}
+"""Name -> objectives with options that gather more over the processes."""
+COMBINATIONS += [(fusion, (name,)) for fusion in FUSIONS for name in WITH_OPTIONS]
 
 
 class Loss(nn.Module):
@@ -41,8 +51,9 @@ class Loss(nn.Module):
 def losses(fusion: str, names: tuple[str, ...], batch: dict[str, Tensor], processes: int) -> list[float]:
     """Loss of each step, as the mean over processes."""
     torch.manual_seed(0)
+    objectives = WITH_OPTIONS.get(names[0]) or dict.fromkeys(names, 1.0)
     config = tiny_config(
-        fusion=fusion, objectives=dict.fromkeys(names, 1.0), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        fusion=fusion, objectives=objectives, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     model = MMBertForPreTraining(config).double()
     randomize(model)
@@ -100,3 +111,13 @@ def test_two_processes_give_the_losses_of_one(
         expected = []
     assert of_two[f"{fusion} {names}"] == pytest.approx(expected, rel=1e-9)
     assert len(set(expected)) == STEPS, "it learns something"
+
+
+def test_texts_of_different_length_are_gathered_with_padding(tmp_path: Path) -> None:
+    def work(rank: int) -> Tokens:
+        length = 2 + rank
+        return gather_tokens(Tokens(torch.full((1, length, 4), 1.0 + rank), torch.ones(1, length, dtype=torch.bool)))
+
+    for states, mask, _ in in_processes(2, work, tmp_path):
+        assert mask.tolist() == [[True, True, False], [True, True, True]]
+        assert states[..., 0].tolist() == [[1, 1, 0], [2, 2, 2]]
