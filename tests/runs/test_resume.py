@@ -1,6 +1,7 @@
 """Kill a run at any moment, resume it, and its loss curve is bit-identical to that of a run that was left alone."""
 
 import json
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -197,3 +198,18 @@ def test_resume_refuses_another_number_of_processes(
         fit(tiny, tmp_path, "--name=run", "--resume=auto")
     assert stopped.value.code == 2
     assert "processes was 1 and is 2" in capsys.readouterr().err
+
+
+def test_closed_form_is_solved_once(tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A resumed run goes on from the projections of the checkpoint, bit by bit."""
+    itm, itc = "{residual: true, negative_texts: true}", "{init: closed_form, pool: first_and_mean, embedding_size: 16}"
+    options = ["--name=run", f"--model.objectives={{mlm: 1, itm: {itm}, itc: {itc}}}"]
+    with caplog.at_level(logging.INFO, "mmbert"):
+        fit(tiny, tmp_path / "whole", *options)
+        assert sum("16 directions from 320 training pairs" in r.getMessage() for r in caplog.records) == 1
+        caplog.clear()
+        killed(lambda: fit(tiny, tmp_path / "killed", *options), after_batch=3)
+        fit(tiny, tmp_path / "killed", *options, "--resume=auto")
+    # The killed run is another process, whose log is not seen here.
+    assert not any("16 directions from" in r.getMessage() for r in caplog.records)
+    assert trace(tmp_path / "killed") == trace(tmp_path / "whole")
