@@ -37,6 +37,10 @@ def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images
     """
     if options.fusion_init not in ("bert", "random"):
         raise UsageError(f"fusion_init='{options.fusion_init}': allowed are bert, random.")
+    if options.pretrained_parts not in ("all", "encoders"):
+        raise UsageError(f"model.pretrained_parts='{options.pretrained_parts}': allowed are all, encoders.")
+    if options.pretrained_parts != "all" and options.pretrained is None:
+        raise UsageError("model.pretrained_parts=encoders: model.pretrained, which they are taken from, is missing.")
     task_keys = {} if options.task is None else {"labels": [*labels], "num_images": num_images}
     if options.pretrained is not None:
         return _build_from_folder(options, task_keys)
@@ -72,6 +76,10 @@ def new_model(config: MMBertConfig) -> HeadedModel:
 
 STARTS_ANEW = ("objectives", "task", "task_options", "hidden_dropout_prob", "attention_probs_dropout_prob")
 """Keys that may differ from those of `model.pretrained`."""
+FUSION_KEYS = ("fusion", "fusion_layers")
+"""Keys that may differ too with `model.pretrained_parts=encoders`."""
+FUSION = "mmbert.fusion."
+"""Prefix of the fusion's parameters."""
 
 
 def saved_config(folder: str) -> MMBertConfig:
@@ -98,13 +106,14 @@ def _build_from_folder(options: ModelOptions, task_keys: dict[str, Any]) -> Head
     folder = str(options.pretrained)
     if options.text_pretrained is not None or options.image_pretrained is not None:
         raise UsageError("model.pretrained gives both encoders; leave model.text_pretrained and image_pretrained out.")
-    if options.fusion_init == "random":
+    new_fusion = options.pretrained_parts == "encoders"
+    if options.fusion_init == "random" and not new_fusion:
         log.warning("model.fusion_init=random has no effect: model.pretrained='%s' has the fusion's weights", folder)
     saved = saved_config(folder)
     default = ModelOptions()
     for key in KEYS:
         requested = getattr(options, key)
-        if key in STARTS_ANEW:
+        if key in STARTS_ANEW or (new_fusion and key in FUSION_KEYS):
             setattr(saved, key, requested)
         elif requested != getattr(default, key) and requested != getattr(saved, key):
             raise UsageError(
@@ -112,7 +121,9 @@ def _build_from_folder(options: ModelOptions, task_keys: dict[str, Any]) -> Head
             )
     saved.labels, saved.num_images = task_keys.get("labels", []), task_keys.get("num_images", 1)
     model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "num_images")}))
-    _load_saved_weights(model, read_weights(Path(folder)), folder, with_task=has_head(folder, model.config))
+    state = read_weights(Path(folder))
+    with_task = has_head(folder, model.config)
+    _load_saved_weights(model, state, folder, with_task=with_task, with_fusion=not new_fusion)
     return model
 
 
@@ -122,7 +133,9 @@ def has_head(folder: str, config: MMBertConfig) -> bool:
     return all(getattr(saved, key) == getattr(config, key) for key in ("task", "labels", "num_images"))
 
 
-def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: str, *, with_task: bool) -> None:
+def _load_saved_weights(
+    model: HeadedModel, state: dict[str, Tensor], folder: str, *, with_task: bool, with_fusion: bool
+) -> None:
     """Load all weights of encoders and fusion, and those of heads that the folder has in the same shape.
 
     Args:
@@ -130,6 +143,7 @@ def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: st
         state: Weights of the folder.
         folder: For messages.
         with_task: Load the head of the task; a head for other labels may have the same shape.
+        with_fusion: Load the fusion; otherwise it keeps its random weights.
 
     Raises:
         UsageError: A tensor of the encoders or the fusion is missing, has another shape or is unknown.
@@ -138,8 +152,10 @@ def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: st
     where = f"model.pretrained='{folder}'"
     if state and not any(name.startswith("mmbert.") for name in state):
         state = {f"mmbert.{name}": value for name, value in state.items()}  # a saved MMBertModel
+    if not with_fusion:
+        state = {name: value for name, value in state.items() if not name.startswith(FUSION)}
     expected = model.state_dict()
-    body = [name for name in expected if name.startswith("mmbert.")]
+    body = [name for name in expected if name.startswith("mmbert.") and (with_fusion or not name.startswith(FUSION))]
     missing = [name for name in body if name not in state]
     if missing:
         raise UsageError(f"{where} lacks {len(missing)} of {len(body)} weights, first '{missing[0]}'.")
@@ -170,7 +186,9 @@ def _load_saved_weights(model: HeadedModel, state: dict[str, Tensor], folder: st
 
 
 def _head_of(name: str) -> str:
-    """Return the objective or task that a parameter belongs to: "objectives.itc", "task"."""
+    """Return the fusion, objective or task that a parameter belongs to: "fusion", "objectives.itc", "task"."""
+    if name.startswith(FUSION):
+        return "fusion"
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "objectives" else parts[0]
 

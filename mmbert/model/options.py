@@ -152,6 +152,9 @@ class ModelOptions(Architecture):
     """Folder of a saved mmbert model (RUN/model) to start from: it gives the architecture, the tokenizer, the image
     preprocessing, and the weights of the encoders, the fusion and the heads of the same name; other heads are newly
     initialized. None: see the two keys below."""
+    pretrained_parts: str = "all"
+    """What is taken from `pretrained`. all: everything. encoders: encoders, projections and heads; the fusion is new,
+    as `fusion` and `fusion_layers` say, so a run of one strategy can start from that of another."""
     text_pretrained: str | None = None
     """Pretrained BERT: a name on the hub ("bert-base-uncased") or a local folder. None: from scratch."""
     image_pretrained: str | None = None

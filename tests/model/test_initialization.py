@@ -5,6 +5,7 @@ tensors, not losses.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from mmbert.errors import UsageError
+from mmbert.model.fusion import FUSIONS
 from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.model.options import KEYS, ModelOptions
 
 MEAN = [0.1, 0.2, 0.3]
+OBJECTIVES = {"mlm": 1.0, "itm": 1.0, "itc": {"weight": 1.0, "embedding_size": 16}}
 
 
 @pytest.fixture(scope="session")
@@ -218,3 +221,42 @@ def test_real_weights_arrive_and_survive_saving(shared: Path, tmp_path: Path) ->
         assert_holds(bert_state(loaded), bert)
     assert torch.equal(vit_state(model)["pos_embed"], vit_state(again)["pos_embed"])
     assert model.config.vocab_size == 30522 and model.config.text_num_attention_heads == 12
+
+
+# --- encoders and heads of a run with another fusion -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "hybrid_bridge"])
+def test_encoders_and_heads_of_another_fusion_are_taken(fusion: str, tmp_path: Path) -> None:
+    saved = build_model(options(fusion="hybrid_cross", image_hidden_size=24))
+    randomize(saved)
+    saved.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    start = ModelOptions(
+        pretrained=str(tmp_path), pretrained_parts="encoders", fusion=fusion, fusion_layers=1, objectives=OBJECTIVES
+    )
+    model = build_model(start)
+    assert model.config.fusion == fusion and type(model.mmbert.fusion) is FUSIONS[fusion]
+    before, now = saved.state_dict(), model.state_dict()
+    taken = [name for name in now if not name.startswith("mmbert.fusion.")]
+    assert {"objectives.itm.head.weight", "mmbert.image_projection.weight", "objectives.itc.log_scale"} <= {*taken}
+    assert_holds({name: now[name] for name in taken}, {name: before[name] for name in taken})
+    common = [name for name in now if name.startswith("mmbert.fusion.") and name in before and now[name].ndim > 1]
+    assert all(not torch.equal(now[name], before[name]) for name in common), "the fusion is new"
+    other = build_model(replace(start, pretrained_parts="all", fusion="hybrid"))
+    assert other.config.fusion == "hybrid_cross", "by default the fusion is the saved one"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrained": None}, "pretrained_parts=encoders: model.pretrained, which they are taken from, is missing"),
+        ({"pretrained_parts": "fusion"}, "pretrained_parts='fusion': allowed are all, encoders"),
+        ({"hidden_size": 64}, "model.hidden_size=64, but model.pretrained='.*' has 32; leave it out"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(changes: dict, message: str, tmp_path: Path) -> None:
+    build_model(options()).save_pretrained(tmp_path)
+    start = ModelOptions(pretrained=str(tmp_path), pretrained_parts="encoders", fusion="late", objectives=OBJECTIVES)
+    with pytest.raises(UsageError, match=message):
+        build_model(replace(start, **changes))
