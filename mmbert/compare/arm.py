@@ -74,7 +74,8 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             place = {"name": name, "trainer.default_root_dir": str(folder), "resume": "auto"}
             options = {**stage["options"], "threads": spec["threads"], **place}
             with StopSignals() as stop:
-                TrainingRun(parse_run(to_arguments(stage["config"], options)), stop=stop).fit()
+                parsed = parse_run(to_arguments(stage["config"], options))
+                TrainingRun(parsed, stop=stop, cache_root=folder.parents[1]).fit()  # shared by all arms
     torch.set_num_threads(spec["threads"])
     evaluations = [read_stage_results(folder / name, name) for name in spec["stages"]]
     model, processor = load_folder(folder / PRETRAIN / "model")

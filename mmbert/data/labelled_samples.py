@@ -110,7 +110,8 @@ class CollateLabelled:
     Keys: `index`, `requested_index` (B,) int64; `input_ids`, `attention_mask` (B, T) int64; `label_scores` (B, labels);
     where texts have N images each `pixel_values` (B * N, 3, S, S) uint8, those of a text in a row, and in evaluation
     `wrong_pixel_values` of the same shape with `has_wrong` (B,) bool; with an encoder cache `image_hidden_states` and
-    `wrong_image_hidden_states` (B * N, P, W) instead. Samples without images that should have some are left out;
+    `wrong_image_hidden_states` (B * N, P, W) instead; with wrong images also the digests of both, see `stack_images`.
+    Samples without images that should have some are left out;
     `skipped` and `skip_reasons` as in `Collate`.
     """
 
@@ -136,8 +137,10 @@ class CollateLabelled:
             "label_scores": scores,
         }
         if samples[0].pixel_values:
-            batch |= stack_images([p for s in samples for p in s.pixel_values])
             batch["has_wrong"] = torch.tensor([bool(s.wrong_pixel_values) for s in samples])
-            if batch["has_wrong"].any():
-                batch |= stack_images([p for s in samples for p in s.wrong_pixel_values or s.pixel_values], "wrong_")
+            has_wrong = bool(batch["has_wrong"].any())
+            batch |= stack_images([p for s in samples for p in s.pixel_values], with_digest=has_wrong)
+            if has_wrong:
+                wrong = [p for s in samples for p in s.wrong_pixel_values or s.pixel_values]
+                batch |= stack_images(wrong, "wrong_", with_digest=True)
         return batch | collate_skipped(skipped)

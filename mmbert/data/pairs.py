@@ -213,11 +213,11 @@ class Collate:
     """Collate samples to a batch for `MMBertForPreTraining` and its evaluation.
 
     Keys: `index` and `requested_index` (B,); `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels` (B, T) int64;
-    `pixel_values` and, in evaluation, `wrong_pixel_values` (B, 3, S, S) uint8, normalised on the device, or with an
-    encoder cache `image_hidden_states` and `wrong_image_hidden_states` (B, P, W); `image_key`, `text_key` (B,) and
-    `image_text_keys` (B, C) int64 hashes; with the objective ngrams `ngram_ids` (B, G), padded with `NO_NGRAM`; with
-    edited captions `edited_input_ids` (B, T) and `is_edited` (B,) bool. Samples without images are left out. If some
-    were skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
+    `pixel_values` (B, 3, S, S) uint8, normalised on the device, or with an encoder cache `image_hidden_states`
+    (B, P, W); in evaluation also wrong images (prefix `wrong_`) and digests of both (`stack_images`); `image_key`,
+    `text_key` (B,) and `image_text_keys` (B, C) int64 hashes; with the objective ngrams `ngram_ids` (B, G), padded with
+    `NO_NGRAM`; with edited captions `edited_input_ids` (B, T) and `is_edited` (B,) bool. Samples without images are
+    left out. If some were skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
     """
 
     def __init__(self, pad_token_id: int):
@@ -230,6 +230,7 @@ class Collate:
         if not samples:
             return {"index": torch.zeros(0, dtype=torch.int64), **collate_skipped(skipped)}
         input_ids, attention_mask = pad([s.input_ids for s in samples], self.pad_token_id)
+        wrong = [s.wrong_pixel_values for s in samples if s.wrong_pixel_values is not None]
         batch = {
             "index": torch.tensor([s.index for s in samples]),
             "requested_index": torch.tensor([s.requested_index for s in samples]),
@@ -237,7 +238,7 @@ class Collate:
             "attention_mask": attention_mask,
             "mlm_input_ids": pad([s.mlm_input_ids for s in samples], self.pad_token_id)[0],
             "mlm_labels": pad([s.mlm_labels for s in samples], IGNORE_INDEX)[0],
-            **stack_images([s.pixel_values for s in samples]),
+            **stack_images([s.pixel_values for s in samples], with_digest=bool(wrong)),
             "image_key": torch.tensor([s.image_key for s in samples]),
             "text_key": torch.tensor([s.text_key for s in samples]),
             "image_text_keys": pad([s.image_text_keys for s in samples], NO_TEXT)[0],
@@ -249,7 +250,6 @@ class Collate:
         if edited:
             batch["edited_input_ids"] = pad(edited, self.pad_token_id)[0]
             batch["is_edited"] = (batch["edited_input_ids"] != input_ids).any(dim=1)
-        wrong = [s.wrong_pixel_values for s in samples if s.wrong_pixel_values is not None]
         if wrong:
-            batch |= stack_images(wrong, "wrong_")
+            batch |= stack_images(wrong, "wrong_", with_digest=True)
         return batch | collate_skipped(skipped)

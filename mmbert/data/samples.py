@@ -1,5 +1,6 @@
 """Base class of the data sets: augmentation, and replacing unreadable images."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -182,14 +183,30 @@ def augment(
     return image
 
 
-def stack_images(images: Sequence[Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Stack images of samples to an entry of a batch.
+def stack_images(images: Sequence[Tensor], prefix: str = "", *, with_digest: bool = False) -> dict[str, Tensor]:
+    """Stack images of samples to entries of a batch.
+
+    Args:
+        images: (3, S, S) uint8 or (P, W) hidden states each.
+        prefix: Of the keys.
+        with_digest: Add `image_digest` (B,) int64, equal for equal images only, so that an evaluation encodes each
+            once.
 
     Returns:
-        `pixel_values` (B, 3, S, S) uint8, or `image_hidden_states` (B, P, W) of the encoder cache; keys are prefixed.
+        `pixel_values` (B, 3, S, S) uint8, or `image_hidden_states` (B, P, W) of the encoder cache.
     """
     stacked = torch.stack([*images])
-    return {f"{prefix}{'pixel_values' if stacked.dtype == torch.uint8 else 'image_hidden_states'}": stacked}
+    entries = {f"{prefix}{'pixel_values' if stacked.dtype == torch.uint8 else 'image_hidden_states'}": stacked}
+    if with_digest:
+        entries[f"{prefix}image_digest"] = image_digests(stacked)
+    return entries
+
+
+def image_digests(images: Tensor) -> Tensor:
+    """Hash each of (B, ...) images to 63 bits: (B,) int64 on the CPU."""
+    contents = images.detach().cpu().contiguous().view(len(images), -1).view(torch.uint8).numpy()
+    digests = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+    return torch.tensor([int.from_bytes(digest) >> 1 for digest in digests], dtype=torch.int64)
 
 
 def collate_skipped(skipped: Sequence[tuple[int, str]]) -> dict[str, Any]:

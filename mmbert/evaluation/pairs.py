@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmbert.evaluation.cost import log_fusion_cost
 from mmbert.evaluation.coverage import Coverage, log_partial_coverage
+from mmbert.evaluation.encoded_images import EncodedImages, digests_of
 from mmbert.evaluation.encoding import pack, pair_scores
 from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.metrics.ranking import auroc
@@ -88,6 +89,7 @@ class PairEvaluation:
 
     def __post_init__(self) -> None:
         """Choose the scorer."""
+        self._images = EncodedImages(self.model.mmbert)
         if self.scorer == "auto":
             self.scorer = self.model.scorer
         if self.scorer not in self.model.objectives:
@@ -106,9 +108,8 @@ class PairEvaluation:
         if len(batch["index"]) == 0:
             return
         model = self.model.mmbert
-        image, shuffled = model.encode_batch_images(batch), model.encode_batch_images(batch, prefix="wrong_")
-        key = "pixel_values" if "pixel_values" in batch else "image_hidden_states"
-        has_shuffled = (batch[key] != batch[f"wrong_{key}"]).flatten(1).any(dim=1).tolist()
+        image, shuffled = self._images.encode(batch), self._images.encode(batch, prefix="wrong_")
+        has_shuffled = (digests_of(batch) != digests_of(batch, "wrong_")).tolist()
         size = len(has_shuffled)
         num_masked, hits, hits_shuffled = [0] * size, [0] * size, [0] * size
         loss, loss_shuffled = [0.0] * size, [0.0] * size

@@ -11,6 +11,7 @@ import torch
 
 from mmbert.data.labelled_samples import LabelledSamples
 from mmbert.evaluation.coverage import Coverage, log_partial_coverage
+from mmbert.evaluation.encoded_images import EncodedImages
 from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.model.modeling import MMBertForTask
 from mmbert.model.objectives.base import no_autocast
@@ -53,6 +54,11 @@ class TaskEvaluation:
     rows: list[ExamplePrediction] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        """Start without encoded images."""
+        self._images = EncodedImages(self.model.mmbert)
+        self._blank_image: Tokens | None = None
+
     @torch.no_grad()
     def step(self, batch: dict[str, Any]) -> None:
         """Evaluate one batch with its images, blank images, images of other examples, and empty texts.
@@ -66,7 +72,7 @@ class TaskEvaluation:
             return
         model, task = self.model.mmbert, self.model.task
         text = model.encode_text(batch["input_ids"], batch["attention_mask"])
-        image = model.encode_batch_images(batch) if task.num_images else None
+        image = self._images.encode(batch) if task.num_images else None
         logits = task.logits(task.pooled(model, text, image))
         with no_autocast(logits):
             losses = task.example_losses(logits, batch["label_scores"].to(logits.dtype)).tolist()
@@ -76,8 +82,8 @@ class TaskEvaluation:
         if image is not None:
             no_text = self._labels(self._empty(batch), image)
             blank = self._labels(text, self._blank(len(image.mask)))
-            if "wrong_pixel_values" in batch or "wrong_image_hidden_states" in batch:
-                found = self._labels(text, model.encode_batch_images(batch, prefix="wrong_"))
+            if "has_wrong" in batch and batch["has_wrong"].any():
+                found = self._labels(text, self._images.encode(batch, prefix="wrong_"))
                 shuffled = [x if valid else None for x, valid in zip(found, batch["has_wrong"].tolist(), strict=True)]
         rows = zip(batch["index"].tolist(), losses, labels, probabilities, blank, shuffled, no_text, strict=True)
         self.rows += [ExamplePrediction(*row) for row in rows]
@@ -89,8 +95,10 @@ class TaskEvaluation:
     def _blank(self, count: int) -> Tokens:
         """Encode one image of the mean color (zeros after normalization), repeated for every image of a batch."""
         model = self.model.mmbert
-        side = model.config.image_size
-        one = model.encode_image(torch.zeros(1, 3, side, side, device=model.word_embeddings.device))
+        if self._blank_image is None:
+            side = model.config.image_size
+            self._blank_image = model.encode_image(torch.zeros(1, 3, side, side, device=model.word_embeddings.device))
+        one = self._blank_image
         return one.rows(torch.zeros(count, dtype=torch.int64, device=one.mask.device))
 
     def _empty(self, batch: dict[str, Any]) -> Tokens:

@@ -51,6 +51,22 @@ def restore_frozen(checkpoint: dict[str, Any], module: nn.Module) -> None:
     checkpoint["state_dict"] |= {name: own[name].detach() for name in facts["names"]}
 
 
+def validate_cached(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Check that a checkpoint has the frozen weights of the module, by which the encoder cache was filled.
+
+    Raises:
+        UsageError: It has others, as one may that was saved with its frozen weights.
+    """
+    for name, parameter in module.named_parameters():
+        saved = checkpoint["state_dict"].get(name)
+        if not parameter.requires_grad and saved is not None and ".image_encoder." in name:
+            if saved.shape != parameter.shape or not saved.to(parameter.device).equal(parameter):
+                raise UsageError(
+                    f"the checkpoint has another frozen weight {name} than this model, whose frozen image encoder "
+                    "filled the encoder cache: give the weights that it was trained with, or data.cache=null."
+                )
+
+
 def weights_sha256(module: nn.Module, names: Sequence[str]) -> str:
     """SHA-256 over names, shapes and values of parameters."""
     own, total = dict(module.named_parameters()), hashlib.sha256()

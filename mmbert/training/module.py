@@ -27,7 +27,7 @@ from mmbert.model.objectives import ObjectiveOutput
 from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world_size
 from mmbert.runtime.randomness import torch_generator, torch_seed
 from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
-from mmbert.training.frozen import drop_frozen, restore_frozen
+from mmbert.training.frozen import drop_frozen, restore_frozen, validate_cached
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
 from mmbert.training.sample_counts import Skipped
@@ -119,6 +119,8 @@ class TrainingModule(L.LightningModule):
             UsageError: The checkpoint is of another run: model, data or optimizer differ; or has other labels.
         """
         restore_frozen(checkpoint, self)
+        if self._data.train_samples.cache is not None:
+            validate_cached(checkpoint, self)
         own = checkpoint["mmbert"]
         before, now = own.get("labels", []), self.model.config.labels
         if before != now:

@@ -66,6 +66,7 @@ class TrainingRun:
         stop: Signals that are taken; None takes none.
         started: When the run began, in seconds since 1970; None: now.
         dry: Build the parts only: nothing is written or printed.
+        cache_root: Folder in which data.cache=auto makes its folder; None: that of the runs.
 
     Raises:
         UsageError: Options that can't be meant, or contradict each other.
@@ -80,7 +81,9 @@ class TrainingRun:
         stop: StopSignals | None = None,
         started: float | None = None,
         dry: bool = False,
+        cache_root: Path | None = None,
     ):
+        self.cache_root = cache_root
         self.options, self.command, self.stop = options, command, stop or StopSignals()
         self.started = time.time() if started is None else started
         config, sections = options.config, options.sections
@@ -165,7 +168,7 @@ class TrainingRun:
             fill_encoder_cache(
                 self.parts.model.mmbert,
                 self.parts.data,
-                root=Path(self.trainer.default_root_dir),
+                root=self.cache_root or Path(self.trainer.default_root_dir),
                 precision=str(self.trainer.precision),
                 device=self.trainer.strategy.root_device,
                 context=self.trainer.precision_plugin.forward_context,

@@ -213,7 +213,7 @@ def test_collate_pads_and_stacks(folder: Path, training: bool) -> None:
         "image_text_keys": (4, 3),
     }
     if not training:
-        shapes["wrong_pixel_values"] = (4, 3, 16, 16)
+        shapes |= {"wrong_pixel_values": (4, 3, 16, 16), "image_digest": (4,), "wrong_image_digest": (4,)}
     assert {name: tuple(value.shape) for name, value in batch.items()} == shapes
     assert {n for n, v in batch.items() if v.dtype != torch.int64} == {n for n in shapes if "pixel" in n}
     assert batch["pixel_values"].dtype == torch.uint8
