@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.dropout import speed_up_dropout
 from mmbert.model.layers import fused_attention_is_faster
 from mmbert.model.options import TIMM_KEYS
 from mmbert.model.patches import speed_up_patches
@@ -100,6 +101,7 @@ class TextEncoder(Encoder):
             ),
             add_pooling_layer=False,
         )
+        speed_up_dropout(self.bert)
 
     def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
         """Return the embeddings and the list of layers."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.dropout import Dropout
+from mmbert.model.dropout import dropout as apply_dropout
 from mmbert.model.tokens import Tokens
 
 
@@ -59,13 +61,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: 
         has_context = visible.any(dim=-1, keepdim=True)  # (B, 1, 1, 1)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible | ~has_context, dropout_p=dropout)
         return torch.where(has_context, out, 0.0)
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, L, S)
-    weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1)
-    weights = F.dropout(weights.masked_fill(~visible, 0.0), dropout)  # all-masked rows: zero, not uniform
+    scores = query @ key.transpose(-1, -2)  # (B, H, L, S)
+    scores /= math.sqrt(query.shape[-1])  # in place, as a copy of the scores costs as much as their softmax
+    if not surely_all(mask):  # half of the smallest number: the sum does not overflow, and softmax makes exact zeros
+        smallest = torch.finfo(scores.dtype).min
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, smallest / 2)[:, None, None, :]
+    weights = scores.softmax(dim=-1)
+    has_context = mask.any(dim=1)[:, None, None, None]
+    if not surely_all(has_context):
+        weights = weights.masked_fill(~has_context, 0.0)  # zero, not uniform
+    weights = apply_dropout(weights, dropout)
     recorded = _recorded_weights.get()
     if recorded is not None:
         recorded.append(weights)
     return weights @ value
+
+
+def surely_all(condition: Tensor) -> bool:
+    """Tell whether all of `condition` is true, where that is known without waiting for a GPU or breaking a graph."""
+    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.all())
 
 
 class Attention(nn.Module):
@@ -80,7 +94,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor, context: Tokens) -> Tensor:
@@ -95,8 +109,9 @@ class Attention(nn.Module):
         )
         attended = attend(query, key, value, context.mask, dropout=self.attention_dropout if self.training else 0.0)
         attended = self.output(attended.transpose(1, 2).flatten(2))  # (B, L, D)
-        # Without any context the output bias must not be added either.
-        attended = torch.where(context.mask.any(dim=1)[:, None, None], attended, 0.0)
+        has_context = context.mask.any(dim=1)[:, None, None]
+        if not surely_all(has_context):  # without any context the output bias must not be added either
+            attended = torch.where(has_context, attended, 0.0)
         return self.norm(hidden_states + self.dropout(attended))
 
 
@@ -108,7 +123,7 @@ class FeedForward(nn.Module):
         assert config.intermediate_size is not None
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.dropout import Dropout
 from mmbert.model.fusion.base import Fusion
 from mmbert.model.layers import Pooler
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
@@ -26,7 +27,7 @@ class LateFusion(Fusion):
         for _ in range(config.fusion_layers):
             self.mlp.append(nn.Linear(2 * width, 2 * width))
             self.mlp.append(nn.GELU())
-            self.mlp.append(nn.Dropout(config.hidden_dropout_prob))
+            self.mlp.append(Dropout(config.hidden_dropout_prob))
         self.pooler = Pooler(config, vectors=2)
 
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.dropout import Dropout
 from mmbert.model.fusion.base import Fusion
 from mmbert.model.layers import Pooler
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
@@ -29,7 +30,7 @@ class LateBilinearFusion(Fusion):
         for _ in range(config.fusion_layers):
             self.mlp.append(nn.Linear(rank, rank))
             self.mlp.append(nn.GELU())
-            self.mlp.append(nn.Dropout(config.hidden_dropout_prob))
+            self.mlp.append(Dropout(config.hidden_dropout_prob))
         self.pooler = Pooler(config, vectors=2)
 
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
