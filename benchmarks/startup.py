@@ -35,7 +35,7 @@ def run(arguments: list[str], checkout: Path, *options: str) -> tuple[float, int
     Returns:
         Wall-clock seconds, exit code, and standard error.
     """
-    arguments = [str(checkout / "configs/quickstart.yaml") if a == "CONFIG" else a for a in arguments]
+    arguments = [str(checkout / "configs/pretrain/shapes_plain.yaml") if a == "CONFIG" else a for a in arguments]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

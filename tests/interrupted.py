@@ -33,7 +33,7 @@ HARD = [
 
 def fit(tiny: list[str], root: Path, *more: str) -> None:
     """A run with dropout, augmentation, hard negatives and a warm-up; without curves.png, a third of its time."""
-    config = str(ROOT / "configs/quickstart.yaml")
+    config = str(ROOT / "configs/pretrain/shapes_plain.yaml")
     with mock.patch.object(run_folder, "plot_curves"):
         main(["fit", "--config", config, *tiny, *HARD, f"--trainer.default_root_dir={root}", *more])
 

@@ -15,7 +15,7 @@ from interrupted import ROOT
 
 from mmbert.cli.main import main
 
-CONFIG = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
+CONFIG = ["fit", "--config", str(ROOT / "configs/pretrain/shapes_plain.yaml")]
 EXACT = ["--trainer.precision=32-true", "--trainer.max_epochs=2", "--threads=1"]
 
 

@@ -86,6 +86,8 @@ def allocate_budgets(
     steps: int,
     reference: str | None = None,
     seconds: Mapping[str, float] | None = None,
+    first_steps: int = 0,
+    first_flops: float = 0.0,
 ) -> dict[str, Budget]:
     """Compute the steps with which each strategy has the cost of the reference.
 
@@ -97,6 +99,9 @@ def allocate_budgets(
         steps: Optimizer steps of the reference.
         reference: Strategy that the others are matched to. None: the first of `shapes`.
         seconds: Strategy -> seconds per training step; required for "time" only.
+        first_steps: Steps of a first stage, part of `steps`. Its objective does not read the fusion, so each strategy
+            takes as many, at the same cost.
+        first_flops: FLOPs of one of them.
 
     Returns:
         Strategy -> budget, in the order of `shapes`.
@@ -109,6 +114,8 @@ def allocate_budgets(
         raise UsageError(f"match='{match}'; allowed are {', '.join(RULES)}.{did_you_mean(match, RULES)}")
     if steps < 1:
         raise UsageError(f"steps={steps}: the reference needs 1 or more.")
+    if first_steps >= steps:
+        raise UsageError(f"steps={steps}: the first stage takes optim.first_stage_steps={first_steps} of them already.")
     cost = {"flops": flops, "time": seconds or {}}.get(match)
     without = [] if cost is None else [name for name in shapes if not cost.get(name, 0) > 0]  # NaN too
     if without:
@@ -119,12 +126,13 @@ def allocate_budgets(
     for name, shape in shapes.items():
         own, missed_by = steps, 0.0
         if cost is not None:
-            exact = steps * cost[reference] / cost[name]
+            exact = first_steps + (steps - first_steps) * cost[reference] / cost[name]
             own = max(1, round(exact))
             missed_by = own / exact - 1
         elif match == "parameters":
             missed_by = shape.parameters / shapes[reference].parameters - 1
-        found[name] = Budget(match, own, *shape, flops[name], own * flops[name], missed_by)
+        total = first_steps * first_flops + (own - first_steps) * flops[name]
+        found[name] = Budget(match, own, *shape, flops[name], total, missed_by)
     return found
 
 

@@ -18,12 +18,14 @@ from lightning.fabric.utilities import move_data_to_device
 
 from mmbert.compare.budget import Shape, allocate_budgets, describe_budget, match_parameters
 from mmbert.compare.cost import count_parameters, first_batches, flops_per_step, parameters, synchronize
+from mmbert.compare.folder import stored_budgets
 from mmbert.compare.plan import PRETRAIN, Comparison, Stage, comparison_from
 from mmbert.errors import UsageError
 from mmbert.evaluation.retrieval import choose_scorer
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import quiet_transformers
 from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives import Objective
 from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.import_policy import allow_import_from_cwd
 from mmbert.runtime.terminal import report_user_errors, set_up_logging
@@ -42,6 +44,10 @@ class StepCost(NamedTuple):
 
     flops: float
     seconds: float
+    first_steps: int = 0
+    """Optimizer steps of its first stage (`optim.first_stage`)."""
+    first_flops: float = 0.0
+    """FLOPs of one of these."""
 
 
 class StrategyCost(NamedTuple):
@@ -78,6 +84,8 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
             steps=comparison.stages[stage].steps,
             reference=comparison.reference,
             seconds={name: found.steps[stage].seconds for name, found in costs.items()},
+            first_steps=max(found.steps[stage].first_steps for found in costs.values()),
+            first_flops=max(found.steps[stage].first_flops for found in costs.values()),
         )
         for stage in comparison.stages
     }
@@ -186,8 +194,14 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
     model.train()
     accumulated = int(run.options.config.trainer.accumulate_grad_batches)
     flops = flops_per_step(model, first_batches(data, COUNTED_BATCHES)) * accumulated
+    optim, first_flops = run.options.sections.optim, 0.0
+    if optim.first_stage is not None:
+        assert isinstance(model, MMBertForPreTraining)
+        _check_first_stage(model, optim.first_stage)
+        batches = first_batches(data, COUNTED_BATCHES)
+        first_flops = flops_per_step(model, batches, only=optim.first_stage) * accumulated
     if comparison.match != "time":
-        return StepCost(flops, 0.0)
+        return StepCost(flops, 0.0, optim.first_stage_steps, first_flops)
     device = run.trainer.strategy.root_device
     model.to(device)  # pyright: ignore[reportArgumentType]
     optimizer, _ = build_optimizer(model, run.options.sections.optim, TIMED_STEPS + 2)
@@ -206,7 +220,18 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
             optimizer.zero_grad()
             synchronize(device)
             seconds.append(time.perf_counter() - started)
-    return StepCost(flops, statistics.median(seconds[2:]) * accumulated)
+    return StepCost(flops, statistics.median(seconds[2:]) * accumulated, optim.first_stage_steps, first_flops)
+
+
+def _check_first_stage(model: MMBertForPreTraining, name: str) -> None:
+    """Raise where the cost of a first stage depends on the fusion, which all strategies would have to take equally."""
+    objective = model.objectives[name]
+    assert isinstance(objective, Objective)
+    if any(any(reads) for reads in objective.reads.values()):
+        raise UsageError(
+            f"optim.first_stage='{name}' reads the fusion, so its cost differs between strategies; a comparison takes "
+            "ngrams or itc as its first stage."
+        )
 
 
 def main(out: Path) -> None:
@@ -214,7 +239,7 @@ def main(out: Path) -> None:
     set_up_logging()
     with report_user_errors():
         plan, file = json.loads((out / "plan.json").read_text(encoding="utf-8")), out / "budgets.json"
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        stored = stored_budgets(out)
         known = stored["strategies"] if stored.get("budget_inputs") == plan["budget_inputs"] else {}
         found = calibrate(comparison_from(plan["comparison"]), plan["allow_import"], known)
         content = {"budget_inputs": plan["budget_inputs"], "strategies": {**known, **found}}

@@ -92,7 +92,7 @@ FORMULAS = {
 """FLOP formulas of fused attention that replace or extend torch's, used by `count_flops` only."""
 
 
-def flops_per_step(model: HeadedModel, batches: Iterable[Batch]) -> float:
+def flops_per_step(model: HeadedModel, batches: Iterable[Batch], **stage: str) -> float:
     """FLOPs of a training step, mean over `batches`, which differ in text lengths and masked tokens.
 
     A step is one batch; with gradient accumulation an optimizer step is several of them. Frozen parts have no backward
@@ -101,12 +101,13 @@ def flops_per_step(model: HeadedModel, batches: Iterable[Batch]) -> float:
     Args:
         model: Model in training mode, with the frozen parameters of the training.
         batches: One or more batches with normalized images; see `first_batches`.
+        stage: `only`, the objective of a first stage.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step(batch: Batch) -> None:
         # `forward` itself, so that a compiled model gets the count of its eager code.
-        loss = model.forward(batch, generator=torch_generator(0, "flops")).loss
+        loss = model.forward(batch, generator=torch_generator(0, "flops"), **stage).loss
         assert loss is not None
         torch.autograd.grad(loss, trained, allow_unused=True)
 

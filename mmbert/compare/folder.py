@@ -8,7 +8,7 @@ from typing import Any
 
 from mmbert.compare.plan import Comparison, list_arms
 from mmbert.compare.rows import Row, read_rows
-from mmbert.compare.specs import EVALUATIONS, Settings, arm_spec, budget_inputs, describe_changes
+from mmbert.compare.specs import EVALUATIONS, WITHOUT_EFFECT, Settings, arm_spec, budget_inputs, describe_changes
 from mmbert.errors import DataError, UsageError
 
 
@@ -141,8 +141,15 @@ def previous_primary(comparison: Comparison, out: Path, rows: Mapping[str, Row])
 
 
 def stored_budgets(out: Path) -> dict[str, Any]:
-    """Content of OUT/budgets.json; empty if it is missing."""
-    return _read_json(out / "budgets.json")
+    """Content of OUT/budgets.json; empty if it is missing.
+
+    Options that change no number, which older files have, are left out; see `budget_inputs`.
+    """
+    content = _read_json(out / "budgets.json")
+    if "budget_inputs" in content:
+        kept = {k: v for k, v in content["budget_inputs"].items() if k.partition(".")[2] not in WITHOUT_EFFECT}
+        content["budget_inputs"] = kept
+    return content
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mmbert.training.run_options import to_arguments
 
 EVALUATIONS = ("retrieval", "foils")
 """Sections of a comparison that evaluate the pretrained model after training."""
-WITHOUT_EFFECT = ("data.prepare", "data.cache")
+WITHOUT_EFFECT = ("data.prepare", "data.cache", "name")
 """Options that don't change what is trained or measured, so that they are not part of an arm's identity."""
 
 
@@ -60,7 +60,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         f"{name}.{key}": value
         for name, stage in stages.items()
         for key, value in explicit_options(to_arguments(stage["config"], stage["options"])).items()
-        if key not in ("model.pretrained", "name", *WITHOUT_EFFECT)
+        if key not in ("model.pretrained", *WITHOUT_EFFECT)
     }
     evaluations = {
         key: {n: v for n, v in value.items() if (n, v) not in LATER_DEFAULTS.get(key, {}).items()}

@@ -26,7 +26,7 @@ class OptimOptions:
     """Factor on `lr` for the fusion module and the projections into it."""
     head_lr_factor: float = 1.0
     """Factor on `lr` for the heads of objectives or task."""
-    muon_lr: float = 0.01
+    muon_lr: float = 0.004
     """Peak learning rate of muon's matrices, times the same factors; `lr` is for the rest."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; none on biases, norms, the ViT's position embeddings and learned tokens."""

@@ -60,6 +60,17 @@ def test_reference_is_the_first_unless_named() -> None:
     assert list(found) == list(SHAPES)
 
 
+def test_first_stage_takes_equal_steps_and_the_rest_equal_flops() -> None:
+    """By hand: hybrid 20 + 80 steps; 80 x 5 FLOPs are 400 steps of late at 1, besides its 20 of the first stage."""
+    shapes = {"hybrid": SHAPES["hybrid"], "late": SHAPES["late"]}
+    flops = {"hybrid": 5.0, "late": 1.0}
+    found = allocate_budgets("flops", shapes, flops, steps=100, first_steps=20, first_flops=0.5)
+    assert steps(found) == {"hybrid": 100, "late": 420}
+    assert {budget.training_flops for budget in found.values()} == {20 * 0.5 + 400}
+    with pytest.raises(UsageError, match=r"steps=100: the first stage takes optim\.first_stage_steps=100 of them"):
+        allocate_budgets("flops", shapes, flops, steps=100, first_steps=100)
+
+
 @pytest.mark.parametrize("match", ["steps", "parameters"])
 def test_other_rules_give_all_strategies_the_same_steps(match: str) -> None:
     assert set(steps(allocate_budgets(match, SHAPES, FLOPS, steps=100)).values()) == {100}

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 CONTENT: dict[str, Any] = {
     "strategies": ["early", "late"],
     "seeds": [0, 1],
-    "pretrain": {"run": "quickstart", "steps": 10},
+    "pretrain": {"run": "pretrain/shapes_plain", "steps": 10},
     "primary": ["pretrain/itm_accuracy"],
 }
 

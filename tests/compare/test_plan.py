@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 GOOD = {
     "strategies": ["early", "late"],
     "seeds": [0, 1],
-    "pretrain": {"run": "configs/quickstart.yaml", "steps": 10},
+    "pretrain": {"run": "configs/pretrain/shapes_plain.yaml", "steps": 10},
 }
 
 
@@ -46,7 +46,7 @@ def test_file_builds_on_a_base_and_changes_override_it(tmp_path: Path) -> None:
         [5, 6],
         "steps",
         20,
-        "configs/quickstart.yaml",
+        "configs/pretrain/shapes_plain.yaml",
     )
     assert found.pretrain.options == {"data.batch_size": 8}
     found = load_comparison(file, ["pretrain.options.optim.lr=0.5"])
@@ -81,7 +81,7 @@ def test_file_builds_on_a_base_and_changes_override_it(tmp_path: Path) -> None:
         ({"fractions": [0.1, 0.1, 1]}, "different fractions"),
         ({"match": "flop"}, "Did you mean 'flops'"),
         ({"reference": "hybrid"}, "not one of the strategies early, late"),
-        ({"pretrain": {"run": "configs/quickstart.yaml"}}, "pretrain.steps=0"),
+        ({"pretrain": {"run": "configs/pretrain/shapes_plain.yaml"}}, "pretrain.steps=0"),
         ({"pretrain": {"steps": 3}}, "pretrain.run is missing"),
         ({"finetune": {"vqa": {"run": "x.yaml"}}}, "finetune.vqa.steps=0"),
         ({"finetune": {"vqa": {"run": "x.yaml", "step": 1}}}, "Did you mean 'steps'"),

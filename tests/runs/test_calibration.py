@@ -20,7 +20,7 @@ def comparison(tiny: list[str], match: str) -> Comparison:
     return Comparison(
         strategies={"early": {"model.fusion_layers": 4}, "late": {}, "hybrid": {}},
         match=match,
-        pretrain=Stage(run=str(ROOT / "configs/quickstart.yaml"), steps=100, options=options),
+        pretrain=Stage(run=str(ROOT / "configs/pretrain/shapes_plain.yaml"), steps=100, options=options),
     )
 
 

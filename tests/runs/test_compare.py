@@ -32,7 +32,7 @@ def tiny_comparison(folder: Path, tiny: list[str], shapes: Path, **changes: Any)
         "seeds": [0, 1],
         "match": "flops",
         "pretrain": {
-            "run": str(ROOT / "configs/quickstart.yaml"),
+            "run": str(ROOT / "configs/pretrain/shapes_plain.yaml"),
             "steps": 6,
             "options": {
                 **{key: yaml.safe_load(value) for key, value in options.items()},

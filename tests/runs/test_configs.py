@@ -231,7 +231,11 @@ def test_invalid_file_ends_with_an_exit_code(tmp_path: Path, content: bytes) -> 
 
 
 def test_preset_with_changed_bytes_ends_with_an_exit_code(tmp_path: Path) -> None:
-    text = (ROOT / "configs/quickstart.yaml").read_bytes().replace(b"base: [base.yaml, fusion/hybrid.yaml]\n", b"")
+    text = (
+        (ROOT / "configs/pretrain/shapes_plain.yaml")
+        .read_bytes()
+        .replace(b"base: [../base.yaml, ../fusion/hybrid.yaml]\n", b"")
+    )
     rng = random.Random(0)
     for _ in range(tier(30, 1000)):
         broken = bytearray(text)

@@ -72,7 +72,7 @@ def test_pretrained_weights_arrive_and_the_head_is_fresh(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = str(ROOT / "configs/quickstart.yaml")
+    config = str(ROOT / "configs/pretrain/shapes_plain.yaml")
     main(["fit", "--config", config, *tiny, *SHORT, f"--trainer.default_root_dir={tmp_path}", "--name=before"])
     before = tmp_path / "before/model"
     of_data = [option for option in tiny_tasks["vqa"] if option.startswith("--data.")]

@@ -24,7 +24,7 @@ CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.y
 FINETUNE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs/finetune").glob("*.yaml"))
 
 
-def fit(tiny: list[str], root: Path, *more: str, config: str = "configs/quickstart.yaml") -> None:
+def fit(tiny: list[str], root: Path, *more: str, config: str = "configs/pretrain/shapes_plain.yaml") -> None:
     main(["fit", "--config", str(ROOT / config), *tiny, f"--trainer.default_root_dir={root}", *more])
 
 
@@ -50,10 +50,10 @@ def test_best_checkpoint_is_the_best_of_what_is_watched(
     """The learning rate rises until the loss explodes, so that the last epoch is not the best."""
     rising = ["--optim.lr=0.3", "--optim.warmup=0.9", "--trainer.gradient_clip_val=null"]
     fit(tiny, tmp_path, f"--checkpoint.monitor={monitor}", "--trainer.max_epochs=5", *rising)
-    seen = read_curves(tmp_path / "quickstart")[monitor][:5]  # what follows is the best, validated once more
+    seen = read_curves(tmp_path / "shapes-plain")[monitor][:5]  # what follows is the best, validated once more
     step, _ = best(seen, key=lambda point: point[1])
     assert len({value for _, value in seen}) > 1, seen
-    assert [p.stem for p in (tmp_path / "quickstart/checkpoints").glob("best-*.ckpt")] == [f"best-step={step + 1}"]
+    assert [p.stem for p in (tmp_path / "shapes-plain/checkpoints").glob("best-*.ckpt")] == [f"best-step={step + 1}"]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

@@ -41,7 +41,7 @@ def trained(sections: dict[str, dict[str, Any]], folder: Path, **changes: Any) -
     options["trainer"]["default_root_dir"] = str(folder)
     for name in [name for name in changes if name in options]:
         options[name] |= changes.pop(name)
-    return mmbert.fit("quickstart", **options, **changes)
+    return mmbert.fit("pretrain/shapes_plain", **options, **changes)
 
 
 def test_result_holds_metrics_outcomes_model_and_curves(sections: dict[str, dict[str, Any]], tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_run_in_a_thread_equals_one_on_the_command_line(
     thread.join()
     more = ["--trainer.max_epochs=1", "--trainer.precision=32-true", "--threads=1", "--name=shell"]
     evaluation = ["--evaluation.test_images=2", "--evaluation.val_images=2", f"--trainer.default_root_dir={tmp_path}"]
-    main(["fit", "--config", "quickstart", *tiny, *more, *evaluation])
+    main(["fit", "--config", "pretrain/shapes_plain", *tiny, *more, *evaluation])
     assert (results[0].folder / "trace.csv").read_text() == (tmp_path / "shell/trace.csv").read_text()
 
 
@@ -106,7 +106,7 @@ def test_errors_are_exceptions(sections: dict[str, dict[str, Any]], tmp_path: Pa
     with pytest.raises(UsageError, match=r"Did you mean 'model.fusion'"):
         trained(sections, tmp_path, model={"fusoin": "late"})
     with pytest.raises(UsageError, match="expected a mapping"):
-        mmbert.fit("quickstart", model="late")  # pyright: ignore
+        mmbert.fit("pretrain/shapes_plain", model="late")  # pyright: ignore
     with pytest.raises(UsageError, match="name of a preset"):
         mmbert.fit("quickstrat")
 
@@ -247,7 +247,7 @@ def test_model_is_saved_before_the_test(
 def test_datamodule_and_module_work_with_a_plain_trainer(
     sections: dict[str, dict[str, Any]], tiny: list[str], tmp_path: Path
 ) -> None:
-    options = parse_run(["--config", "quickstart", *tiny])
+    options = parse_run(["--config", "pretrain/shapes_plain", *tiny])
     run = TrainingRun(options, dry=True)
     module = mmbert.TrainingModule(
         run.parts.model, run.parts.data, optim=mmbert.OptimOptions(), evaluation=mmbert.EvaluationOptions(), seed=0

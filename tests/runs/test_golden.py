@@ -34,7 +34,7 @@ def test_losses_are_those_written_down(fusion: str, tiny: list[str], tmp_path: P
         "--model.hidden_dropout_prob=0", "--model.attention_probs_dropout_prob=0", "--trainer.limit_val_batches=0",
         f"--model.fusion={fusion}", f"--trainer.default_root_dir={tmp_path}", "--evaluation.test_images=2",
     ]  # fmt: skip
-    main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *options])
+    main(["fit", "--config", str(ROOT / "configs/pretrain/shapes_plain.yaml"), *tiny, *options])
     losses = [line.split(",")[3] for line in trace(tmp_path)[1:]]
     assert len(losses) == 20
     file = FOLDER / f"{fusion}.txt"

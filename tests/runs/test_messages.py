@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def message(
-    capsys: pytest.CaptureFixture[str], code: int, arguments: list[str], *, config: str = "configs/quickstart.yaml"
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    arguments: list[str],
+    *,
+    config: str = "configs/pretrain/shapes_plain.yaml",
 ) -> str:
     """Runs `fit`, expects the exit code and returns the one line that was printed as error."""
     with pytest.raises(SystemExit) as stopped:
@@ -131,7 +135,7 @@ def test_evaluation_of_no_weights_is_refused(
     command = [
         subcommand,
         "--config",
-        str(ROOT / "configs/quickstart.yaml"),
+        str(ROOT / "configs/pretrain/shapes_plain.yaml"),
         *tiny,
         f"--trainer.default_root_dir={tmp_path}",
     ]
@@ -156,11 +160,21 @@ def test_splits_that_are_not_used_and_a_missing_val_are_told(
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     options = {"format": "jsonl", "annotations": tmp_path / "pairs.jsonl", "images": tmp_path, "split_key": "part"}
     more = [*(f"--data.{key}={value}" for key, value in options.items()), "--trainer.fast_dev_run=1"]
-    main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *more])
+    main(["fit", "--config", str(ROOT / "configs/pretrain/shapes_plain.yaml"), *tiny, *more])
     assert "none is called train, val or test...: {'extra': 3}" in caplog.text
     assert "no split 'val': no best checkpoint is chosen" in caplog.text
     with pytest.raises(SystemExit):
-        main(["validate", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *more, "--ckpt_path", __file__])
+        main(
+            [
+                "validate",
+                "--config",
+                str(ROOT / "configs/pretrain/shapes_plain.yaml"),
+                *tiny,
+                *more,
+                "--ckpt_path",
+                __file__,
+            ]
+        )
     assert "validate: the data has no split 'val'" in capsys.readouterr().err
 
 
@@ -206,10 +220,10 @@ def test_broken_image_stops_the_run_with_its_name(
         (["--help"], []),
         (["fit", "--help"], []),
         (["fit", "--modle.fusion=early"], []),
-        (["fit", "--config", "configs/quickstart.yaml", "--optim.lr=fast"], []),
+        (["fit", "--config", "configs/pretrain/shapes_plain.yaml", "--optim.lr=fast"], []),
         (["match", "--help"], []),
         (["ask", "model"], []),
-        (["fit", "--config", "configs/quickstart.yaml", "--trainer.max_epoch=3"], ["torch", "lightning"]),
+        (["fit", "--config", "configs/pretrain/shapes_plain.yaml", "--trainer.max_epoch=3"], ["torch", "lightning"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -252,5 +266,5 @@ def test_share_of_captions_that_are_cut_is_told_once(
     for length, times in ((40, 0), (4, 1)):
         caplog.clear()
         options = [f"--data.max_text_length={length}", "--trainer.fast_dev_run=1"]
-        main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *tiny, *options])
+        main(["fit", "--config", str(ROOT / "configs/pretrain/shapes_plain.yaml"), *tiny, *options])
         assert caplog.text.count("cuts 100.0 % of captions") == times

@@ -91,7 +91,12 @@ def test_configuration_that_names_a_class_imports_nothing(folder: Path, capsys: 
     """In a file, with the option in the file too, and as a model to start from."""
     (folder / "c.yaml").write_text("model: {fusion: stranger_fusion.Own}\n")
     (folder / "d.yaml").write_text("allow-import: stranger_fusion\nmodel: {fusion: stranger_fusion.Own}\n")
-    quickstart = ["fit", "--config", str(ROOT / "configs/quickstart.yaml"), f"--data.tokenizer={folder}/tokenizer"]
+    quickstart = [
+        "fit",
+        "--config",
+        str(ROOT / "configs/pretrain/shapes_plain.yaml"),
+        f"--data.tokenizer={folder}/tokenizer",
+    ]
     tiny_processor().tokenizer.save_pretrained(folder / "tokenizer")  # pyright: ignore
     for arguments, message in (
         (["--config", "c.yaml"], "--allow-import stranger_fusion on the command line"),
