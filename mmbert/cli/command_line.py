@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from typing import Any
 
 from mmbert.runtime.import_policy import OPTION, allow_import_from_cwd
@@ -23,6 +24,22 @@ def add_allow_import(command: argparse.ArgumentParser) -> None:
     """Add the option that lets files name classes of a module; see `mmbert.runtime.allowed_imports`."""
     command.add_argument(OPTION, metavar="MODULE", action=_AllowImport, default=argparse.SUPPRESS,
                          help="A module of yours that a fusion comes from, such as my_fusion.")  # fmt: skip
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add the options `--device` and `--dtype` of `mmbert.load`."""
+    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                         help="Of the weights (default float32); the others take half the memory.")  # fmt: skip
+
+
+def read_list(arguments: list[str]) -> list[str]:
+    """Replace an argument "-" by the lines of standard input, without empty ones."""
+    found = []
+    for argument in arguments:
+        lines = sys.stdin.buffer.read().decode("utf-8", "replace").splitlines() if argument == "-" else [argument]
+        found += [line for line in lines if line.strip()]
+    return found
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

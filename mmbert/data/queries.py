@@ -16,12 +16,19 @@ __all__ = ["Query", "QueryBatch", "QueryBatches", "as_text_list", "pair_up"]
 
 
 class Query(NamedTuple):
-    """A text with its image."""
+    """A text with its image, or images."""
 
-    image: ImageSource | None
+    image: ImageSource | tuple[ImageSource, ...] | None
     text: str
     place: str = ""
     """Record of the file it comes from, "FILE:RECORD", for messages."""
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """All images of the text; none for a text alone."""
+        if isinstance(self.image, tuple):
+            return self.image
+        return () if self.image is None else (self.image,)
 
 
 class QueryBatch(NamedTuple):
@@ -31,7 +38,7 @@ class QueryBatch(NamedTuple):
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64
     images: Tensor | None  # (U, 3, S, S) uint8, the distinct ones; None: texts alone
-    image_of: Tensor  # (B,) int64 row of `images` that each text belongs to
+    image_of: Tensor  # (B * N,) int64 rows of `images` that belong to the texts, N for each
 
 
 class QueryBatches(Dataset[QueryBatch | DataError]):
@@ -42,7 +49,7 @@ class QueryBatches(Dataset[QueryBatch | DataError]):
 
     Args:
         processor: The model's.
-        queries: All with images, or all without.
+        queries: All with equally many images.
         encode: Text to token ids.
         size: Texts in a batch.
     """
@@ -52,7 +59,7 @@ class QueryBatches(Dataset[QueryBatch | DataError]):
     ):
         self.processor, self.queries, self.encode = processor, queries, encode
         first: dict[object, int] = {}
-        group = [first.setdefault(_image_identity(query.image), i) for i, query in enumerate(queries)]
+        group = [first.setdefault(tuple(map(_image_identity, q.images)), i) for i, q in enumerate(queries)]
         order = sorted(range(len(queries)), key=group.__getitem__)
         self.positions = [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -67,38 +74,41 @@ class QueryBatches(Dataset[QueryBatch | DataError]):
         """
         batch = [self.queries[i] for i in self.positions[index]]
         ids, mask = pad([self.encode(query.text) for query in batch], self.processor.pad_token_id)
-        distinct = {_image_identity(query.image): query for query in reversed(batch)}  # messages name the first query
+        all_images = [(image, query.place) for query in batch for image in query.images]
+        distinct = {_image_identity(image): (image, place) for image, place in reversed(all_images)}  # the first place
         rows = {identity: row for row, identity in enumerate(distinct)}
-        image_of = torch.tensor([rows[_image_identity(query.image)] for query in batch])
+        image_of = torch.tensor([rows[_image_identity(image)] for image, _ in all_images], dtype=torch.int64)
         images: list[Tensor] = []
-        for query in distinct.values():
+        for image, place in distinct.values():
             try:
-                images += [] if query.image is None else [self.processor.pixel_values(query.image)]
+                images.append(self.processor.pixel_values(image))
             except BadImageError as error:
-                return DataError(query.place, f"the image {error}", "one that can be read") if query.place else error
+                return DataError(place, f"the image {error}", "one that can be read") if place else error
         stacked = torch.stack(images) if images else None
         return QueryBatch(self.positions[index], ids, mask, stacked, image_of)
 
 
-def _image_identity(image: ImageSource | None) -> object:
+def _image_identity(image: ImageSource) -> object:
     """Compute a key that is equal for one file, and for one object."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
 
 
-def pair_up(images: Any, texts: str | Iterable[str]) -> tuple[list[Query], bool]:
+def pair_up(images: Any, texts: str | Iterable[str], *, num_images: int = 1) -> tuple[list[Query], bool]:
     """Pair each image with its text; a single one of either is paired with all of the other.
 
     Args:
-        images: An image or None, or an iterable of these; see `as_image_list`.
+        images: An image or None, or an iterable of these; see `as_image_list`. For several images per text a list of
+            them counts as one, and an iterable holds such lists.
         texts: A text, or an iterable of texts.
+        num_images: Images per text.
 
     Returns:
         The pairs, and whether it is a single one that was not given in a list.
 
     Raises:
-        UsageError: Different numbers of images and texts, or something else than texts.
+        UsageError: Different numbers of images and texts, not `num_images` per text, or something else than texts.
     """
-    image_list, is_one_image = as_image_list(images)
+    image_list, is_one_image = as_image_list(images) if num_images == 1 else _groups(images, num_images)
     is_one_text, text_list = isinstance(texts, str), as_text_list(texts)
     if is_one_text:
         text_list *= len(image_list)
@@ -109,3 +119,15 @@ def pair_up(images: Any, texts: str | Iterable[str]) -> tuple[list[Query], bool]
             f"{len(image_list)} images and {len(text_list)} texts: give as many of both, or a single one of either."
         )
     return [Query(*pair) for pair in zip(image_list, text_list, strict=True)], is_one_image and is_one_text
+
+
+def _groups(images: Any, size: int) -> tuple[list[tuple[ImageSource, ...]], bool]:
+    """Convert a list of `size` images, or an iterable of such lists, to a list of tuples, and whether it was one."""
+    items, is_single = as_image_list(images)
+    parts = [as_image_list(item) for item in items]
+    is_one_group = is_single or all(single for _, single in parts)
+    groups = [tuple(items)] if is_one_group and items else [tuple(group) for group, _ in parts]
+    wrong = next((len(group) for group in groups if len(group) != size), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong} image{'s' * (wrong != 1)} for a text; this model takes {size}: [image, image].")
+    return groups, is_one_group and bool(items)

@@ -45,12 +45,12 @@ class TaskEvaluation:
     Args:
         model: In evaluation mode.
         samples: The split.
-        priors: Most frequent labels of the training split.
+        priors: Most frequent labels of the training split; None: unknown, without the metrics that need them.
     """
 
     model: MMBertForTask
     samples: LabelledSamples
-    priors: Priors
+    priors: Priors | None
     rows: list[ExamplePrediction] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
 
@@ -124,10 +124,11 @@ class TaskEvaluation:
         out = {**({"loss": sum(losses) / len(losses)} if losses else {}), **found}
         by_input = self._scores(rows)
         out |= {key: sum(scores) / len(scores) for key, (scores, _) in by_input.items() if key != "accuracy"}
-        by_text = [self.priors.predict(example.text) for example in examples]
-        priors = {"majority": [self.priors.majority] * len(rows), "text": by_text}
-        for kind, labels in priors.items():
-            out[f"prior_{kind}"] = task.metrics(Predictions(labels, []), examples)["accuracy"]
+        if self.priors is not None:
+            by_text = [self.priors.predict(example.text) for example in examples]
+            priors = {"majority": [self.priors.majority] * len(rows), "text": by_text}
+            for kind, labels in priors.items():
+                out[f"prior_{kind}"] = task.metrics(Predictions(labels, []), examples)["accuracy"]
         best = [self.samples.scores[r.index] for r in rows]
         ceiling = [max(scores, key=lambda label, s=scores: s[label]) if scores else 0 for scores in best]
         out["ceiling"] = task.metrics(Predictions(ceiling, []), examples)["accuracy"]
@@ -153,7 +154,7 @@ class TaskEvaluation:
         found = []
         accuracy = metrics[f"{name}_accuracy"]
         for kind, prior in (("text", "of each text"), ("majority", "of all")):
-            value = metrics[f"{name}_prior_{kind}"]
+            value = metrics.get(f"{name}_prior_{kind}", 0.0)
             if accuracy < value:
                 found.append(
                     f"{name}_accuracy {100 * accuracy:.1f} % is below {name}_prior_{kind} {100 * value:.1f} %, the "

@@ -9,23 +9,27 @@ from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertPre
 from mmbert.model.tasks import TASKS, Task
 
 
-def task_of(model: MMBertPreTrainedModel, name: str, *tasks: str) -> Task:
-    """Return the head of a model that was fine-tuned for a task with one image per text.
+def task_of(model: MMBertPreTrainedModel, name: str, *tasks: str, one_image: bool = False) -> Task:
+    """Return the head of a model that was fine-tuned for a task with images.
 
     Args:
         model: Any model.
         name: Name of the model in messages.
         tasks: Accepted tasks; none given: all.
+        one_image: Accept only models with one image per text.
 
     Raises:
         UsageError: It was trained for another task or objective.
     """
     tasks = tasks or tuple(TASKS)
-    if isinstance(model, MMBertForTask) and model.task.num_images == 1 and model.config.task in tasks:
-        return model.task
+    if isinstance(model, MMBertForTask) and model.config.task in tasks:
+        count = model.task.num_images
+        if count == 1 or (count > 1 and not one_image):
+            return model.task
     raise UsageError(
-        f"{_describe_training(model, name)}; answering needs a model that was fine-tuned with "
-        f"model.task={' or '.join(tasks)} and one image per text: see configs/finetune/."
+        f"{_describe_training(model, name)}; {'explaining' if one_image else 'answering'} needs a model that was "
+        f"fine-tuned with model.task={' or '.join(tasks)} and {'one image' if one_image else 'images'} per text: see "
+        "configs/finetune/."
     )
 
 

@@ -1,17 +1,19 @@
 """`LoadedModel`: inference on single images and texts, or lists of them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmbert.data.images import ImageSource, as_image_list
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.queries import Query, QueryBatches, as_text_list, pair_up
-from mmbert.errors import DataError, UsageError
+from mmbert.errors import DataError, UsageError, did_you_mean, quote
 from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.inference.capabilities import objectives_of, task_of
 from mmbert.inference.loading import load_folder
@@ -56,25 +58,36 @@ class Embeddings(NamedTuple):
     texts: Tensor | None  # (M, E) fp32
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 def load(
-    path: str | Path, device: str | torch.device | None = None, *, allow_import: str | Sequence[str] = ()
+    path: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    allow_import: str | Sequence[str] = (),
 ) -> "LoadedModel":
-    """Load a saved model for inference in fp32.
+    """Load a saved model for inference.
 
     Args:
         path: Folder of the model, RUN/model.
         device: "cpu", "cuda", "cuda:1" ...; None: the GPU if there is one.
+        dtype: Of weights and hidden states: "float32"; "bfloat16" or "float16", which take half the memory.
         allow_import: Modules from which a custom fusion may be imported, such as ["my_fusion"].
 
     Raises:
-        UsageError: The folder is not a model of mmbert, its fusion is not allowed, or there is no such device.
+        UsageError: The folder is not a model of mmbert, its fusion is not allowed, or there is no such device or dtype.
         DataError: Its weights are missing, broken or of another architecture.
     """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UsageError(f"dtype={name!r}: allowed are {', '.join(DTYPES)}.{did_you_mean(name, DTYPES)}")
     allowed_imports.allow_import(*[allow_import] if isinstance(allow_import, str) else allow_import)
     model, processor = load_folder(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model.to(device)  # pyright: ignore[reportArgumentType]
+        model.to(device, DTYPES[name])  # pyright: ignore[reportArgumentType]
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"device={str(device)!r}: {reason}. The CPU is always there: 'cpu'.") from error
@@ -117,7 +130,8 @@ class LoadedModel:
         """Answer questions about images.
 
         Args:
-            image: One image, or a list: one per question, or several for one question.
+            image: One image, or a list: one per question, or several for one question. For a model with two images per
+                text (NLVR2) a list of two, or a list of such lists.
             question: One question or statement, or a list: one per image, or several about one image. Tokens beyond
                 `processor.max_text_length` are truncated.
             top_k: Number of answers per question; all labels if the model has fewer.
@@ -126,10 +140,10 @@ class LoadedModel:
             Answers, best first; a list of such lists for a list of images or questions.
 
         Raises:
-            UsageError: The model was not fine-tuned for a task with one image, or the lengths of the lists differ.
+            UsageError: The model was not fine-tuned for a task with images, or the lengths of the lists differ.
             BadImageError: An image can't be read.
         """
-        queries, single = pair_up(image, question)
+        queries, single = pair_up(image, question, num_images=task_of(self.model, self.name).num_images)
         found = dict(row for rows in self.answers(queries, top_k=top_k) for row in rows)
         return found[0] if single else [found[i] for i in range(len(queries))]
 
@@ -150,41 +164,54 @@ class LoadedModel:
         """
         task = task_of(self.model, self.name)
         _check_top_k(top_k)
-        for rows, _, fused in self._fused(queries, self.processor.encode, batch_size, num_workers, Reads(pooled=True)):
-            logits = task.logits(fused.pooled)
+        for query in queries:
+            if len(query.images) != task.num_images:
+                place = query.place or f"the text {quote(query.text)}"
+                raise DataError(place, f"{len(query.images)} images", f"{task.num_images}, as '{self.name}' takes")
+        for rows, _, text, image in self._encoded(queries, self.processor.encode, batch_size, num_workers):
+            logits = task.logits(task.pooled(self.core, text, image))
             found = _best(logits, task.probabilities(logits), top_k)
             yield [(i, [Answer(task.labels[n], p) for n, p in best]) for i, best in zip(rows, found, strict=True)]
 
-    def match(self, image: ImageSource, texts: str | Sequence[str]) -> Matches:
-        """Score how well texts match an image, which is encoded once.
+    @overload
+    def match(self, image: str | os.PathLike[str] | bytes | Image, texts: str | Sequence[str]) -> Matches: ...
+    @overload
+    def match(self, image: Any, texts: str | Sequence[str]) -> Any: ...
+    def match(self, image: ImageSource | Sequence[ImageSource], texts: str | Sequence[str]) -> Matches | list[Matches]:
+        """Score how well texts match an image, or each of several; every image and every text is encoded once.
 
         Args:
-            image: The image.
+            image: The image, or a list of images.
             texts: One text, or a list.
 
         Returns:
             With the objective itm the probability that each pair matches; with itc alone the cosine of their vectors.
-            `kind` tells which.
+            `kind` tells which. For a list of images a list, each with the scores of all texts.
 
         Raises:
             UsageError: The model has neither, or there is no text.
-            BadImageError: The image can't be read.
+            BadImageError: An image can't be read.
         """
         objectives = objectives_of(self.model, self.name, "matching", "itm", "itc")
-        texts = as_text_list(texts)
+        texts, (images, is_single) = as_text_list(texts), as_image_list(image)
         if not texts:
             raise UsageError("no text to match with the image; give at least one.")
+        if not images:
+            return []
         assert isinstance(self.model, MMBertForPreTraining)
         fuses = "itm" in objectives
-        encoded = encode(self.model, self.processor, [image], texts, batch_size=BATCH_SIZE, keep_tokens=fuses)
-        if not fuses:
+        encoded = encode(self.model, self.processor, images, texts, batch_size=BATCH_SIZE, keep_tokens=fuses)
+        if fuses:
+            assert encoded.images is not None
+            shape = (len(images), len(encoded.texts))
+            pairs = torch.cartesian_prod(*map(torch.arange, shape))
+            scores = pair_scores(self.model, encoded.images, encoded.texts, pairs).double().sigmoid().reshape(shape)
+        else:
             assert encoded.image_vectors is not None and encoded.text_vectors is not None
-            scores = encoded.text_vectors @ encoded.image_vectors[0]
-            return Matches(scores[encoded.text_index].tolist(), "cosine")
-        assert encoded.images is not None
-        pairs = torch.tensor([(0, text) for text in range(len(encoded.texts))])
-        scores = pair_scores(self.model, encoded.images, encoded.texts, pairs).double().sigmoid()
-        return Matches(scores[encoded.text_index].tolist(), "probability")
+            scores = encoded.image_vectors @ encoded.text_vectors.T
+        kind = "probability" if fuses else "cosine"
+        found = [Matches(row.tolist(), kind) for row in scores[:, encoded.text_index]]
+        return found[0] if is_single else found
 
     @torch.no_grad()
     def embed(
@@ -244,7 +271,8 @@ class LoadedModel:
         _check_top_k(top_k)
         queries, single = pair_up(image, text)
         found: dict[int, list[list[Word]]] = {}
-        for rows, ids, fused in self._fused(queries, self.processor.encode_masked, BATCH_SIZE, 0, Reads(text=True)):
+        for rows, ids, encoded, pixels in self._encoded(queries, self.processor.encode_masked, BATCH_SIZE, 0):
+            fused: Fused = self.core.fuse(encoded, pixels, reads=Reads(text=True))
             masked = ids.eq(self.processor.mask_token_id)  # (B, T)
             logits = head.logits(fused.text.hidden_states[masked], self.core.word_embeddings)
             logits = logits[:, : len(self.processor.tokenizer)]  # (K, V); the matrix may have rows without a token
@@ -324,15 +352,10 @@ class LoadedModel:
         return self.core.encode_image(self.processor.image_settings.normalize(pixels.to(self.device)))
 
     @torch.no_grad()
-    def _fused(
-        self,
-        queries: Sequence[Query],
-        encode: Callable[[str], list[int]],
-        batch_size: int,
-        num_workers: int,
-        reads: Reads,
-    ) -> Iterator[tuple[list[int], Tensor, Fused]]:
-        """Yield indices in `queries`, (B, T) token ids and the fused pairs of each batch."""
+    def _encoded(
+        self, queries: Sequence[Query], encode: Callable[[str], list[int]], batch_size: int, num_workers: int
+    ) -> Iterator[tuple[list[int], Tensor, Tokens, Tokens]]:
+        """Yield indices in `queries`, (B, T) token ids, and the encoded texts and images of each batch."""
         loader = DataLoader(
             QueryBatches(self.processor, queries, encode, batch_size),
             batch_size=None,
@@ -350,7 +373,7 @@ class LoadedModel:
             else:
                 pixels = self.processor.image_settings.normalize(batch.images.to(self.device))
                 image = self.core.encode_image(pixels).rows(batch.image_of.to(self.device))
-            yield batch.positions, ids, self.core.fuse(text, image, reads=reads)
+            yield batch.positions, ids, text, image
 
 
 def _batches(items: list[Any]) -> Iterator[list[Any]]:

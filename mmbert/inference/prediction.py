@@ -51,7 +51,7 @@ def predict_decisions(
 
     Args:
         model: Fine-tuned with model.task=decision.
-        examples: Examples of `read_labelled_jsonl`, with one image each; their labels are not used.
+        examples: Examples with the images that the model takes; their labels are not used.
         out: The file; JSON lines where its name ends in .jsonl.
         batch_size: Examples per forward pass.
         num_workers: Processes that decode images.
@@ -82,7 +82,7 @@ def _answer_all(
     model: LoadedModel, examples: Sequence[LabelledExample], top_k: int, batch_size: int, num_workers: int
 ) -> list[list[Answer]]:
     """Compute the `top_k` best answers of each example, in the order of the examples, with a progress bar."""
-    queries = [Query(example.image, example.text, example.place) for example in examples]
+    queries = [Query(example.images, example.text, example.place) for example in examples]
     answers: dict[int, list[Answer]] = {}
     with _progress() as progress:
         bar = progress.add_task("predictions", total=len(queries))

@@ -144,10 +144,20 @@ def test_traced_relevance_equals_the_four_maps_of_the_paper(fusion: str, folder:
         expected = torch.cat([tt[0], ti[0]]) - torch.eye(num_text + num_image)[0]
         if fusion == "hybrid":  # the joint vector reads the first row of both streams
             of_class = torch.cat([it[0], ii[0]]) - torch.eye(num_text + num_image)[num_text]
-            expected = (expected + of_class) / 2
+            fused = core.fuse(core.encode_text(batch["input_ids"]), core.encode_image(batch["pixel_values"]))
+            states = [part.hidden_states.detach().requires_grad_() for part in (fused.text, fused.image)]
+            score = model.objectives["itm"].score(core.fusion.pooler(states[0][:, 0], states[1][:, 0]))
+            a, b = (gradient[0, 0].norm() for gradient in torch.autograd.grad(score.sum(), states))
+            expected = (a * expected + b * of_class) / (a + b)
     found = trace(core, run)
     torch.testing.assert_close(torch.cat([found.text, found.image]), expected, atol=1e-6, rtol=1e-4)
     assert found.is_cross_modal
+    of_read_rows = trace(core, lambda: model.match_scores(*encoded(core, batch))[0])  # not all of the last layer
+    torch.testing.assert_close(torch.cat([of_read_rows.text, of_read_rows.image]), expected, atol=1e-6, rtol=1e-4)
+
+
+def encoded(core: Any, batch: dict[str, Tensor]) -> tuple[Any, Any]:
+    return core.encode_text(batch["input_ids"]), core.encode_image(batch["pixel_values"])
 
 
 def test_every_fusion_is_explained(folder: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """`mmbert.load`: single questions, lists of them, and the errors where a model lacks the requested head."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mmbert.cli.command_line import utf8_text
 from mmbert.cli.main import main
 from mmbert.data.images import BadImageError
 from mmbert.data.queries import Query, QueryBatches
-from mmbert.errors import UsageError
+from mmbert.errors import DataError, UsageError
 from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel, MMBertPreTrainedModel
 
 LABELS = ["red", "blue", "two", "yes"]
@@ -137,6 +139,48 @@ def test_lists_give_what_single_calls_give(
         alone = pretrained.embed(images=images[i], texts=QUESTIONS[i])
         for batched, one in zip(vectors, alone, strict=True):
             torch.testing.assert_close(batched[i : i + 1], one, atol=1e-5, rtol=0)
+
+
+def test_matching_several_images_gives_one_result_each(
+    pretrained: LoadedModel, folder: Path, images: list[Path]
+) -> None:
+    for model in (pretrained, mmbert.load(folder / "contrastive", device="cpu")):
+        found = model.match(images[:3], [*QUESTIONS, QUESTIONS[0]])
+        for one, image in zip(found, images, strict=False):
+            assert one.scores == pytest.approx(model.match(image, [*QUESTIONS, QUESTIONS[0]]).scores, abs=1e-5)
+        assert model.match([images[1]], "a cat")[0].scores == pytest.approx(found[1].scores[:1], abs=1e-5)
+        assert model.match([], "a cat") == []
+
+
+@torch.no_grad()
+def test_two_images_per_text_are_one_question(images: list[Path], tmp_path: Path) -> None:
+    model = mmbert.load(saved(tmp_path / "pairs", task_model("decision", num_images=2)), device="cpu")
+    inputs = model.processor(text=["a red cat"] * 2, images=[images[0], images[1]])
+    pooled = model.core(**inputs).pooled.reshape(1, -1)
+    expected = model.model.task.logits(pooled).softmax(dim=-1)[0]  # pyright: ignore
+    found = model.answer([images[0], images[1]], "a red cat", top_k=4)
+    assert dict(found) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-6)
+    swapped = [images[1], images[0]]
+    assert model.answer(swapped, "a red cat", top_k=4) != found
+    several: list[Any] = model.answer([[images[0], images[1]], swapped], ["a red cat", "a dog"], top_k=4)
+    assert dict(several[0]) == pytest.approx(dict(found), abs=1e-5)
+    assert dict(several[1]) == pytest.approx(dict(model.answer(swapped, "a dog", top_k=4)), abs=1e-5)
+    about_one: list[Any] = model.answer([images[0], images[1]], ["a red cat", "a dog"], top_k=4)
+    assert dict(about_one[0]) == pytest.approx(dict(found), abs=1e-5)
+    with pytest.raises(UsageError, match="3 images for a text; this model takes 2"):
+        model.answer(images[:3], "a")
+    with pytest.raises(DataError, match="the text 'a': 1 images; expected 2, as"):
+        next(model.answers([Query(images[0], "a")]))
+    with pytest.raises(UsageError, match=r"2 images per text; explaining needs a model .* one image per text"):
+        model.explain(images[0], "a cat")
+
+
+def test_dtype_of_a_loaded_model(folder: Path, images: list[Path], pretrained: LoadedModel) -> None:
+    half = mmbert.load(folder / "pretrained", "cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    assert half.match(images[0], "a cat").scores == pytest.approx(pretrained.match(images[0], "a cat").scores, abs=0.05)
+    with pytest.raises(UsageError, match="dtype='int8': allowed are float32, bfloat16, float16"):
+        mmbert.load(folder / "pretrained", dtype="int8")
 
 
 def test_random_numbers_of_the_caller_stay_as_they_were(
@@ -295,7 +339,7 @@ def test_missing_head_is_an_error_that_names_the_training(
 
     assert error_message(pretrained, "answer", images[0], "a") == (
         f"'{folder / 'pretrained'}' was pretrained with mlm, itm, itc; answering needs a model that was fine-tuned "
-        "with model.task=vqa or decision and one image per text: see configs/finetune/."
+        "with model.task=vqa or decision and images per text: see configs/finetune/."
     )
     trained = f"'{folder / 'vqa'}' was fine-tuned with model.task=vqa and one image per text; "
     assert error_message(vqa, "match", images[0], "a").startswith(
@@ -307,7 +351,7 @@ def test_missing_head_is_an_error_that_names_the_training(
     contrastive = mmbert.load(folder / "contrastive")
     assert "was pretrained with itc; filling masks needs" in error_message(contrastive, "fill_mask", None, "[MASK]")
     pairs = mmbert.load(saved(tmp_path / "pairs", task_model("decision", num_images=2)))
-    assert "model.task=decision and 2 images per text; answering" in error_message(pairs, "answer", images[0], "a")
+    assert error_message(pairs, "answer", images[0], "a") == "1 image for a text; this model takes 2: [image, image]."
     bare = mmbert.load(saved(tmp_path / "bare", MMBertModel(tiny_config())))
     assert "holds a MMBertModel, which has no heads; matching needs" in error_message(bare, "match", images[0], "a")
 
@@ -330,6 +374,40 @@ def test_commands_print_best_first(folder: Path, capsys: pytest.CaptureFixture[s
     rows = sorted(zip(scores, ["a cat", "the big dog", "two\\nbirds"], strict=True), reverse=True)
     assert found == [kind, *(f"{score:.4f}  {text}" for score, text in rows)]
     assert printed("match", str(folder / "contrastive"), image, "a cat")[0] == "cosine"
+
+
+def test_commands_print_json_and_read_lists(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, other = str(folder / "0.png"), str(folder / "1.png")
+
+    def printed(*arguments: str, lines: str = "") -> Any:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+        main([*arguments])
+        return json.loads(capsys.readouterr().out)
+
+    model = mmbert.load(folder / "pretrained")
+    texts = ["a cat", "the größe"]
+    found = printed("match", str(folder / "pretrained"), image, "-", "--json", lines="a cat\n\nthe größe\n")
+    assert found["kind"] == "probability" and found["image"] == image
+    assert {row["text"]: row["score"] for row in found["scores"]} == pytest.approx(
+        dict(zip(texts, model.match(image, texts).scores, strict=True))
+    )
+    several = printed("match", str(folder / "pretrained"), "-", *texts, "--json", lines=f"{image}\n{other}")
+    assert [row["image"] for row in several] == [image, other] and len(several[1]["scores"]) == 2
+    main(["match", str(folder / "pretrained"), image, "a cat", "--dtype", "bfloat16"])
+    assert capsys.readouterr().out.startswith("probability")
+
+    answers = printed("ask", str(folder / "vqa"), image, "a red cat", "--json", "--top_k", "2")
+    best = mmbert.load(folder / "vqa").answer(image, "a red cat", top_k=2)
+    assert answers == {"question": "a red cat", "answers": [{"answer": a, "score": s} for a, s in best]}
+    assert [row["question"] for row in printed("ask", str(folder / "vqa"), image, "-", "--json", lines="a\nb")] == [
+        "a",
+        "b",
+    ]
+    saved(folder / "pairs", task_model("decision", num_images=2))
+    capsys.readouterr()
+    assert len(printed("ask", str(folder / "pairs"), image, other, "a cat", "--json")["answers"]) == 4
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmbert.cli.command_line import add_model, utf8_text
+from mmbert.cli.command_line import add_device, add_json, add_model, print_json, read_list, utf8_text
 from mmbert.errors import printable
 
 
@@ -14,15 +14,36 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.set_defaults(run=_ask)
     add_model(command)
-    command.add_argument("image", metavar="IMAGE", help="An image file.")
-    command.add_argument("question", metavar="QUESTION", type=utf8_text, help="A question or statement about it.")
+    command.add_argument("images", metavar="IMAGE", nargs="+", type=utf8_text,
+                         help="An image file; two for a model of two images per text (NLVR2).")  # fmt: skip
+    command.add_argument("question", metavar="QUESTION", type=utf8_text,
+                         help="A question or statement about it; -: the lines of standard input.")  # fmt: skip
     command.add_argument("--top_k", type=int, default=5, help="Number of answers (default 5).")
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+    add_device(command)
+    add_json(command)
 
 
-def _ask(*, model: str, image: str, question: str, top_k: int, device: str | None) -> int:
+def _ask(
+    *, model: str, images: list[str], question: str, top_k: int, device: str | None, dtype: str, json: bool
+) -> int:  # fmt: skip
+    from mmbert.inference.capabilities import task_of
     from mmbert.inference.loaded import load
 
-    for answer, score in load(model, device).answer(image, question, top_k):
-        print(f"{score:.4f}  {printable(answer)}")
+    loaded = load(model, device, dtype=dtype)
+    questions = read_list([question])
+    single = len(images) == 1 and task_of(loaded.model, loaded.name).num_images == 1
+    group = images[0] if single else [images] * len(questions)
+    results = loaded.answer(group, questions, top_k)
+    if json:
+        rows = [
+            {"question": text, "answers": [{"answer": answer, "score": score} for answer, score in answers]}
+            for text, answers in zip(questions, results, strict=True)
+        ]
+        print_json(rows if question == "-" else rows[0])
+        return 0
+    for text, answers in zip(questions, results, strict=True):
+        if question == "-":
+            print(f"{printable(text)}")
+        for answer, score in answers:
+            print(f"{score:.4f}  {printable(answer)}")
     return 0

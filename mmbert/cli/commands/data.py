@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmbert.cli.command_line import utf8_text
+from mmbert.cli.command_line import add_json, print_json, utf8_text
 from mmbert.data.prepare import DATA_FOLDER, GENERATORS, generate, list_files
 from mmbert.data.readers import FORMATS
 
@@ -48,19 +48,30 @@ def add_options(command: argparse.ArgumentParser) -> None:
     check.add_argument("--questions", metavar="Q.json", help="Question file of vqav2, if FILE holds its annotations.")
     check.add_argument("--image_names", metavar="NAMES", help="How an image_id becomes a file name: a template such "
                        "as COCO_val2014_{:012d}.jpg, or COCO's JSON file (vqav2, jsonl of a task).")  # fmt: skip
+    add_json(check)
     check.add_argument("--strict", action="store_true", help="Exit with 1 if there are remarks, too.")
 
 
 def _check(
-    file: str, *, images: str | None, format: str | None, strict: bool, **keys: str | list[str] | bool | None
+    file: str,
+    *,
+    images: str | None,
+    format: str | None,
+    strict: bool,
+    json: bool,
+    **keys: str | list[str] | bool | None,
 ) -> int:
     from mmbert.data.check import check_file  # imports torch, which `data prepare` doesn't need
 
     given: dict[str, Any] = {key: value for key, value in keys.items() if value is not None}
     report = check_file(file, images=images, format=format, **given)
-    for line in report.lines():
-        print(line)
-    print(f"mmbert: {report.summary}", file=sys.stderr)
+    if json:
+        numbers = {"errors": report.num_errors, "remarks": report.num_remarks, "summary": report.summary}
+        print_json({"problems": report.problems, **numbers})
+    else:
+        for line in report.lines():
+            print(line)
+        print(f"mmbert: {report.summary}", file=sys.stderr)
     return 1 if report.num_errors or (strict and report.num_remarks) else 0
 
 
@@ -79,6 +90,7 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     for name, content in GENERATORS.items():
         parser = data_sets.add_parser(name, help=content, description=f"Generates {name}: {content}.")
         parser.set_defaults(run=_prepare, name=name)
+        add_json(parser)
         parser.add_argument("--out", metavar="DIR", type=Path, default=DATA_FOLDER / name,
                             help=f"folder to write to: {DATA_FOLDER / name} by default")  # fmt: skip
         if name == "shapes":
@@ -87,9 +99,13 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
             parser.add_argument("--force", action="store_true", help="generate it again even if it is complete")
 
 
-def _prepare(*, name: str, out: Path, force: bool = False, **numbers: int | None) -> int:
+def _prepare(*, name: str, out: Path, json: bool, force: bool = False, **numbers: int | None) -> int:
     options = [f"--{option}={number}" for option, number in numbers.items() if number is not None]
     generate(name, out, [*options, *(["--force"] if force else [])])
-    for line in list_files(out):
-        print(line)
+    lines = [*list_files(out)]
+    if json:
+        print_json(lines)
+    else:
+        for line in lines:
+            print(line)
     return 0

@@ -1,11 +1,12 @@
-"""`mmbert evaluate retrieval` and `mmbert evaluate foils`: evaluate a saved model on annotation files."""
+"""`mmbert evaluate retrieval`, `foils` and `task`: evaluate a saved model on annotation files."""
 
 import argparse
-import json
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmbert.cli.command_line import add_model, utf8_text
+from mmbert.cli.command_line import add_json, add_model, print_json, utf8_text
+from mmbert.data.labelled import LABELLED_FORMATS
 from mmbert.data.readers import FORMATS
 from mmbert.evaluation.options import FOIL_SCORERS, RETRIEVAL_SCORERS
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the subcommands of `mmbert evaluate` and their options."""
     command.description = "Evaluates a saved model; docs/evaluation.md describes the metrics."
-    tasks = command.add_subparsers(required=True, metavar="retrieval|foils")
+    tasks = command.add_subparsers(required=True, metavar="retrieval|foils|task")
     retrieval = tasks.add_parser(
         "retrieval",
         help="rank images and captions against each other",
@@ -76,17 +77,37 @@ def add_options(command: argparse.ArgumentParser) -> None:
     foils.add_argument("--scorer", default="auto", choices=["auto", *FOIL_SCORERS], help="auto: itm, else itc.")
     foils.add_argument("--seed", type=int, default=0, help="Seed of the other images.")
 
+    task = tasks.add_parser(
+        "task",
+        help="evaluate a fine-tuned model on labelled examples (VQA, NLVR2, SNLI-VE ...)",
+        description="Prints the metrics of a run's test split for another file: accuracy, also with a blank image, "
+        "another image and an empty text. Labels of training, which priors need, are not saved with a model.",
+    )
+    task.set_defaults(run=_task)
+    _add_common(task, images_required=False)
+    task.add_argument("--format", choices=LABELLED_FORMATS, required=True, help=f"{', '.join(LABELLED_FORMATS)}.")
+    task.add_argument("--annotations", metavar="FILE", required=True, help="The annotation file; of vqav2 the answers.")
+    task.add_argument("--questions", metavar="Q.json", help="Question file of vqav2.")
+    task.add_argument("--image_names", metavar="NAMES", help="How an image_id becomes a file name: a template such as "
+                      "COCO_val2014_{:012d}.jpg, or COCO's JSON file (vqav2, jsonl).")  # fmt: skip
+    task.add_argument("--split", help="Split to evaluate (default test) of a file with --split_key.")
+    for key, content in (("image", "the path of the image"), ("text", "the text"), ("label", "the label"),
+                         ("id", "the row's id"), ("group", "the statement's id"), ("split", "the split")):  # fmt: skip
+        task.add_argument(f"--{key}_key", metavar="K", help=f"Field with {content} (jsonl).")
+    task.add_argument("--seed", type=int, default=0, help="Seed of the other images.")
 
-def _add_common(task: argparse.ArgumentParser) -> None:
+
+def _add_common(task: argparse.ArgumentParser, *, images_required: bool = True) -> None:
     add_model(task)
-    task.add_argument("--images", metavar="DIR", required=True, help="Folder of the images.")
+    task.add_argument("--images", metavar="DIR", required=images_required, help="Folder of the images.")
     task.add_argument("--batch_size", type=int, default=64, help="Images or texts per encoder call.")
     task.add_argument("--num_workers", type=int, default=0, help="Processes that decode images.")
     task.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
     task.add_argument("--out", metavar="REPORT.json", help="Write all numbers to this file.")
+    add_json(task)
 
 
-def _retrieval(*, model: str, annotations: str, out: str | None, **options: Any) -> int:
+def _retrieval(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:
     from mmbert.inference.evaluate import evaluate_retrieval
     from mmbert.runtime.distributed import rank, torchrun_process_group
 
@@ -94,27 +115,45 @@ def _retrieval(*, model: str, annotations: str, out: str | None, **options: Any)
 
     def show(metrics: "RetrievalMetrics") -> None:
         finished.append(metrics)
-        if rank() == 0:
+        if rank() == 0 and not json:
             print("" if len(finished) > 1 else f"{metrics.describe_data()}\n", metrics, sep="\n", flush=True)
+        if rank() == 0:
             _write(finished, out)
 
     with torchrun_process_group():
         evaluate_retrieval(model, annotations, on_result=show, **options)
+        if rank() == 0 and json:
+            print_json(finished)
     return 0
 
 
-def _foils(*, model: str, foils: list[str], out: str | None, **options: Any) -> int:
+def _foils(*, model: str, foils: list[str], out: str | None, json: bool, **options: Any) -> int:
     from mmbert.inference.evaluate import evaluate_foils
     from mmbert.runtime.distributed import rank, torchrun_process_group
 
     with torchrun_process_group():
         report = evaluate_foils(model, foils, **options)
         if rank() == 0:
-            print(report, flush=True)
-            _write(report, out)
+            _show(report, out, json)
     return 0
+
+
+def _task(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:
+    from mmbert.inference.task_evaluation import evaluate_task
+
+    given = {key: value for key, value in options.items() if value is not None}
+    _show(evaluate_task(model, annotations, **given), out, json)
+    return 0
+
+
+def _show(report: Any, out: str | None, json: bool) -> None:
+    if json:
+        print_json(report)
+    else:
+        print(report, flush=True)
+    _write(report, out)
 
 
 def _write(content: Any, out: str | None) -> None:
     if out is not None:
-        Path(out).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        Path(out).write_text(dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from mmbert.cli.command_line import add_json, add_model, print_json, utf8_text
+from mmbert.cli.command_line import add_device, add_json, add_model, print_json, utf8_text
 from mmbert.errors import printable
 
 
@@ -28,17 +28,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--samples", type=int, default=64, metavar="N", help="Permutations to sample for the shares "
                          "of text and image (default 64).")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="Seed of these permutations (default 0).")
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+    add_device(command)
     add_json(command)
 
 
 def _explain(
     *, model: str, image: str, text: str, out: str | None, target: str | None, method: Any, samples: int, seed: int,
-    device: str | None, json: bool,
+    device: str | None, dtype: str, json: bool,
 ) -> int:  # fmt: skip
     from mmbert.inference.loaded import load
 
-    loaded = load(model, device)
+    loaded = load(model, device, dtype=dtype)
     found = loaded.explain(image, text, target, method=method, links=out is not None and out.endswith(".html"))
     if out is not None:
         found.save(out)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmbert.cli.command_line import add_model, utf8_text
+from mmbert.cli.command_line import add_device, add_json, add_model, print_json, read_list, utf8_text
 from mmbert.errors import printable
 
 
@@ -14,16 +14,35 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.set_defaults(run=_match)
     add_model(command)
-    command.add_argument("image", metavar="IMAGE", help="An image file.")
-    command.add_argument("texts", metavar="TEXT", nargs="+", type=utf8_text, help="One or more texts.")
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+    command.add_argument("image", metavar="IMAGE", type=utf8_text, help="An image file; -: the files that standard "
+                         "input names, one a line, each with its scores below its name.")  # fmt: skip
+    command.add_argument("texts", metavar="TEXT", nargs="+", type=utf8_text,
+                         help="One or more texts; -: the lines of standard input.")  # fmt: skip
+    add_device(command)
+    add_json(command)
 
 
-def _match(*, model: str, image: str, texts: list[str], device: str | None) -> int:
+def _match(*, model: str, image: str, texts: list[str], device: str | None, dtype: str, json: bool) -> int:
     from mmbert.inference.loaded import load
 
-    scores, kind = load(model, device).match(image, texts)
-    print(kind)
-    for score, text in sorted(zip(scores, texts, strict=True), key=lambda row: -row[0]):
-        print(f"{score:.4f}  {printable(text)}")
+    images, texts = read_list([image]), read_list(texts)
+    results = load(model, device, dtype=dtype).match(images, texts)
+    rows = [
+        {
+            "image": name,
+            "kind": kind,
+            "scores": [
+                {"text": text, "score": score}
+                for score, text in sorted(zip(scores, texts, strict=True), key=lambda row: -row[0])
+            ],
+        }
+        for name, (scores, kind) in zip(images, results, strict=True)
+    ]
+    if json:
+        print_json(rows if image == "-" else rows[0])
+        return 0
+    for row in rows:
+        print(f"{printable(row['image'])}: {row['kind']}" if image == "-" else row["kind"])
+        for found in row["scores"]:
+            print(f"{found['score']:.4f}  {printable(found['text'])}")
     return 0

@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmbert.cli.command_line import add_model, utf8_text
+from mmbert.cli.command_line import add_device, add_json, add_model, print_json, utf8_text
 from mmbert.data.format_detection import detect_keys
+from mmbert.data.labelled import TABLES
 from mmbert.data.readers.base import ImageFolder, Problems
-from mmbert.data.readers.labelled import read_labelled_jsonl
+from mmbert.data.readers.labelled import LabelledExample, read_labelled_jsonl
 from mmbert.data.readers.vqa import read_vqav2
 from mmbert.errors import DataError, UsageError, printable
-from mmbert.inference.loaded import load
+from mmbert.inference.loaded import LoadedModel, load
 from mmbert.inference.prediction import predict_decisions, predict_vqa
 
 
@@ -41,6 +42,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_model(decision, "A folder RUN/model that was fine-tuned with model.task=decision.")
     decision.add_argument("--annotations", metavar="A.jsonl", required=True, help="One JSON object per line.")
     decision.add_argument("--images", metavar="DIR", required=True, help="Folder of the images.")
+    decision.add_argument("--format", choices=[*TABLES], default="jsonl", help="Its format (default jsonl); nlvr2 has "
+                          "two images per text.")  # fmt: skip
     decision.add_argument("--image_key", type=utf8_text, metavar="K", help="Field with the image's path. Without "
                           "it: a usual name, such as image, filename, img.")  # fmt: skip
     decision.add_argument("--image_names", metavar="NAMES", help="How the value of the image's field becomes a file "
@@ -57,7 +60,8 @@ def _add_shared(command: argparse.ArgumentParser, items: str) -> None:
     command.add_argument("--out", metavar="R.json", required=True, help="The file to write.")
     command.add_argument("--batch_size", type=int, default=64, help=f"{items} per forward pass.")
     command.add_argument("--num_workers", type=int, default=1, help="Processes that decode images.")
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; without it the GPU if there is one.")
+    add_device(command)
+    add_json(command)
 
 
 def _check_sizes(batch_size: int, num_workers: int) -> None:
@@ -76,12 +80,14 @@ def _vqa(
     batch_size: int,
     num_workers: int,
     device: str | None,
+    dtype: str,
+    json: bool,
 ) -> int:
     _check_sizes(batch_size, num_workers)
-    loaded = load(model, device)
+    loaded = load(model, device, dtype=dtype)
     examples = read_vqav2(Path(questions), None, ImageFolder(images), split="questions", image_names=image_names)
     predict_vqa(loaded, examples, Path(out), batch_size=batch_size, num_workers=num_workers)
-    print(f"{printable(out)}: answers to the {len(examples):,} questions of {printable(questions)}")
+    _report(out, len(examples), f"answers to the {len(examples):,} questions of {printable(questions)}", json)
     return 0
 
 
@@ -90,6 +96,7 @@ def _decision(
     model: str,
     annotations: str,
     images: str,
+    format: str,
     image_key: str | None,
     image_names: str | None,
     text_key: str | None,
@@ -98,10 +105,18 @@ def _decision(
     batch_size: int,
     num_workers: int,
     device: str | None,
+    dtype: str,
+    json: bool,
 ) -> int:
     _check_sizes(batch_size, num_workers)
-    loaded = load(model, device)
+    loaded = load(model, device, dtype=dtype)
     path, problems = Path(annotations), Problems()
+    if format != "jsonl":
+        if any((image_key, image_names, text_key, id_key)):
+            raise UsageError(f"--format {format} has no options for fields and image names.")
+        examples = TABLES[format](path, ImageFolder(images), problems, split="test")
+        problems.raise_if_any()
+        return _write_decisions(loaded, examples, annotations, out, batch_size, num_workers, json)
     given: dict[str, Any] = {"image_key": image_key, "text_key": text_key}
     keys = detect_keys(
         path, "jsonl", {key: value for key, value in given.items() if value is not None}, text="text_key"
@@ -117,8 +132,22 @@ def _decision(
         **keys,
     )
     problems.raise_if_any()
+    return _write_decisions(loaded, examples, annotations, out, batch_size, num_workers, json)
+
+
+def _write_decisions(
+    loaded: LoadedModel, examples: list[LabelledExample], annotations: str, out: str, batch_size: int,
+    num_workers: int, json: bool,
+) -> int:  # fmt: skip
     if not examples:
         raise DataError(annotations, "no examples", "at least one row")
     predict_decisions(loaded, examples, Path(out), batch_size=batch_size, num_workers=num_workers)
-    print(f"{printable(out)}: labels of the {len(examples):,} rows of {printable(annotations)}")
+    _report(out, len(examples), f"labels of the {len(examples):,} rows of {printable(annotations)}", json)
     return 0
+
+
+def _report(out: str, count: int, content: str, json: bool) -> None:
+    if json:
+        print_json({"out": out, "count": count})
+    else:
+        print(f"{printable(out)}: {content}")

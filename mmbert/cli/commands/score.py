@@ -26,10 +26,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     vqa.add_argument("--results", metavar="R.json", required=True, help='[{"question_id": 1, "answer": "red"}, ...]')
     vqa.add_argument("--mode", choices=MODES, default="official", help="official, with its quirks; or clean, which "
                      "always normalises and is printed under its own key.")  # fmt: skip
+    vqa.add_argument("--json", action="store_true", help="Print JSON, as without this option.")
     vqa.add_argument("--out", metavar="S.json", help="Also write the scores to this file.")
 
 
-def _vqa(*, questions: str, annotations: str, results: str, mode: str, out: str | None) -> int:
+def _vqa(*, questions: str, annotations: str, results: str, mode: str, out: str | None, **_: bool) -> int:
     by_id, annotated = read_questions(Path(questions)), read_annotations(Path(annotations))
     check_same_questions(by_id, annotated)
     predictions = read_results(Path(results), annotated)

@@ -12,7 +12,7 @@ from mmbert.errors import UsageError, did_you_mean, quote
 from mmbert.inference.capabilities import objectives_of, task_of
 from mmbert.model.modeling import MMBertForTask, MMBertPreTrainedModel
 from mmbert.model.tasks.label_losses import SoftmaxLoss
-from mmbert.model.tokens import Fused, Tokens
+from mmbert.model.tokens import Fused, Reads, Tokens
 
 PAIR_OBJECTIVES = ("itm", "itc")
 
@@ -42,6 +42,7 @@ def target_of(model: Any, image: ImageSource, text: str, target: str | None) -> 
     """
     if target is None and text.strip():
         if isinstance(model.model, MMBertForTask):
+            task_of(model.model, model.name, one_image=True)
             target = model.answer(image, text)[0].answer
         elif str(model.processor.tokenizer.mask_token) in text:
             target = model.fill_mask(image, text, top_k=1)[0][0].token
@@ -76,21 +77,18 @@ def choose_target(
 
 
 def _pair_target(model: Any, heads: dict[str, Any], objective: str, ids: list[int]) -> Target:
-    core, head = model.mmbert, heads[objective]
-
-    def matching(text: Tokens, image: Tokens) -> Tensor:
-        return head.score(core.fuse(text, image).pooled)
+    head = heads[objective]
 
     def cosine(text: Tokens, image: Tokens) -> Tensor:
         return (head.embed_text(text) * head.embed_image(image)).sum(dim=-1)
 
     if objective == "itm":
-        return Target("itm", "probability", ids, matching, torch.sigmoid)
+        return Target("itm", "probability", ids, model.match_scores, torch.sigmoid)
     return Target("itc", "cosine", ids, cosine, torch.clone)
 
 
 def _label_target(model: MMBertForTask, ids: list[int], name: str, label: str | None) -> Target:
-    task, core = task_of(model, name), model.mmbert
+    task, core = task_of(model, name, one_image=True), model.mmbert
     if label not in task.labels:
         known = ", ".join(map(repr, task.labels[:5])) + (" ..." if len(task.labels) > 5 else "")
         hint = did_you_mean(str(label), task.labels)
@@ -126,7 +124,7 @@ def _word_target(model: Any, processor: MMBertProcessor, name: str, text: str, w
     core, places = model.mmbert, slice(start, start + len(pieces))
 
     def score(text: Tokens, image: Tokens) -> Tensor:
-        fused: Fused = core.fuse(text, image)
+        fused: Fused = core.fuse(text, image, reads=Reads(text=True))
         states = fused.text.hidden_states[:, places]  # (B, pieces, D)
         logits = head.logits(states.flatten(0, 1), core.word_embeddings)[:, : len(processor.tokenizer)]
         wanted = torch.tensor(pieces, device=logits.device).repeat(len(states))

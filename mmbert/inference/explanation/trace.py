@@ -187,7 +187,10 @@ class _Sources(_Pass):
         return leaf
 
     def sources(self, states: Tensor) -> RelevanceRows:
-        """Return the mean of the rows that each row of `states` (1, L, D) was made from; zeros where there are none."""
+        """Return the mean of the rows that each row of `states` (1, L, D) was made from; zeros where there are none.
+
+        Of several rows each weighs as much as the norm of the gradient with respect to it.
+        """
         for leaf, rows in self.leaves:
             if leaf is states:
                 return rows
@@ -204,7 +207,8 @@ class _Sources(_Pass):
                 )  # fmt: skip
                 for weight, gradient in zip(weights, found, strict=True):
                     if gradient is not None:  # (rows, 1, M, width)
-                        weight[rows] = (gradient[:, 0] != 0).any(dim=-1).to(weight)
-        total = torch.cat(weights, dim=1).sum(dim=1, keepdim=True).clamp(min=1)
+                        weight[rows] = gradient[:, 0].norm(dim=-1)
+        total = torch.cat(weights, dim=1).sum(dim=1, keepdim=True)
+        total = total.masked_fill(total == 0, 1)
         parts = [rows.select((w / total).float()) for w, (_, rows) in zip(weights, self.leaves, strict=True)]
         return RelevanceRows(*(torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True)))
