@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from mmbert.inference.index import load_index
     from mmbert.inference.indexing import build_index
     from mmbert.inference.loaded import LoadedModel, load
+    from mmbert.model.auto_classes import (
+        MMBertForImageTextRetrieval,
+        MMBertForPairClassification,
+        MMBertForQuestionAnswering,
+    )
     from mmbert.model.configuration import MMBertConfig
     from mmbert.model.fusion.base import Fusion
     from mmbert.model.initialization import build_model
@@ -51,7 +56,10 @@ _MODULES = {
     "LabelledDataModule": "data.labelled_datamodule",
     "LoadedModel": "inference.loaded",
     "MMBertConfig": "model.configuration",
+    "MMBertForImageTextRetrieval": "model.auto_classes",
+    "MMBertForPairClassification": "model.auto_classes",
     "MMBertForPreTraining": "model.modeling",
+    "MMBertForQuestionAnswering": "model.auto_classes",
     "MMBertForTask": "model.modeling",
     "MMBertModel": "model.modeling",
     "MMBertProcessor": "data.processor",
@@ -83,7 +91,10 @@ __all__ = [
     "LabelledDataModule",
     "LoadedModel",
     "MMBertConfig",
+    "MMBertForImageTextRetrieval",
+    "MMBertForPairClassification",
     "MMBertForPreTraining",
+    "MMBertForQuestionAnswering",
     "MMBertForTask",
     "MMBertModel",
     "MMBertProcessor",
@@ -123,4 +134,4 @@ def __dir__() -> list[str]:
 
 def register() -> None:
     """Make transformers' `AutoConfig` and `AutoModel` load mmbert's folders; any use of a model does it too."""
-    importlib.import_module("mmbert.model.modeling")
+    importlib.import_module("mmbert.model.auto_classes")

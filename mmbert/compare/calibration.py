@@ -213,7 +213,7 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
             batch = move_data_to_device(batch, device)
             synchronize(device)
             started = time.perf_counter()
-            loss = model(batch, generator=torch.Generator().manual_seed(0)).loss
+            loss = model(**batch, generator=torch.Generator().manual_seed(0)).loss
             assert loss is not None
             loss.backward()
             optimizer.step()

@@ -107,7 +107,7 @@ def flops_per_step(model: HeadedModel, batches: Iterable[Batch], **stage: str) -
 
     def step(batch: Batch) -> None:
         # `forward` itself, so that a compiled model gets the count of its eager code.
-        loss = model.forward(batch, generator=torch_generator(0, "flops"), **stage).loss
+        loss = model.forward(**batch, generator=torch_generator(0, "flops"), **stage).loss  # pyright: ignore
         assert loss is not None
         torch.autograd.grad(loss, trained, allow_unused=True)
 

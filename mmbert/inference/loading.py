@@ -8,12 +8,22 @@ from safetensors import SafetensorError
 
 from mmbert.data.processor import SETTINGS_FILE, MMBertProcessor
 from mmbert.errors import DataError, UsageError
+from mmbert.model.auto_classes import TASK_CLASSES, MMBertForImageTextRetrieval
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import quiet_transformers
 from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel, MMBertPreTrainedModel
 from mmbert.model.weights import check_finite
 
-CLASSES = {model.__name__: model for model in (MMBertForPreTraining, MMBertForTask, MMBertModel)}
+CLASSES: dict[str, type[MMBertPreTrainedModel]] = {
+    model.__name__: model
+    for model in (
+        MMBertForPreTraining,
+        MMBertForTask,
+        MMBertModel,
+        MMBertForImageTextRetrieval,
+        *TASK_CLASSES.values(),
+    )
+}
 """Class names that config.json may have under "architectures"."""
 
 

@@ -1,8 +1,9 @@
 """`MMBertConfig`: the architecture of a model for transformers, without paths or training options."""
 
 import dataclasses
+import logging
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -10,18 +11,22 @@ from transformers import PreTrainedConfig
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.options import KEYS, Architecture
 
+log = logging.getLogger("mmbert")
+
 
 @strict
 class MMBertConfig(Architecture, PreTrainedConfig):
     """Configuration of an `MMBertModel`; see `Architecture` for the keys.
 
-    Unlike other configurations of transformers it raises on unknown keys.
+    Unlike other configurations of transformers it raises on unknown keys; a saved configuration that has some is loaded
+    without them, with a warning. `id2label` follows from `labels`, or `labels` from it.
 
     Raises:
         UsageError: An unknown key, fusion, objective or task, or values that are out of range or contradict each other.
     """
 
     model_type = "mmbert"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["objectives"]  # of outputs, by transformers' Trainer
 
     labels: list[str] = field(default_factory=list)
     """Classes of the task's head, in the order of its outputs; taken from the training data."""
@@ -33,10 +38,10 @@ class MMBertConfig(Architecture, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill the keys that follow from others, and check all values."""
-        known = {f.name for f in dataclasses.fields(self)}
         for name in kwargs:
-            if name not in known | INHERITED_KEYS and not name.startswith("_"):
+            if not self._has_key(name):
                 raise UsageError(f"MMBertConfig has no key '{name}'.{did_you_mean(name, KEYS)}")
+        self._match_labels()
         self.check()
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.text_hidden_size = self.text_hidden_size or self.hidden_size
@@ -45,6 +50,28 @@ class MMBertConfig(Architecture, PreTrainedConfig):
         self.num_hidden_layers = self.fusion_layers
         self.check()
         super().__post_init__(**kwargs)
+
+    def _match_labels(self) -> None:
+        """Set `id2label` from `labels`, or for a task without labels `labels` from `id2label`."""
+        names = {int(number): str(name) for number, name in (self.id2label or {}).items()}
+        defaults = {number: f"LABEL_{number}" for number in names}
+        if self.task is not None and not self.labels and names != defaults:
+            self.labels = [names[number] for number in sorted(names)]
+        if self.labels:
+            self.id2label = dict(enumerate(self.labels))
+            self.label2id = {name: number for number, name in self.id2label.items()}
+
+    @classmethod
+    def _has_key(cls, name: str) -> bool:
+        return name in {f.name for f in dataclasses.fields(cls)} | INHERITED_KEYS or name.startswith("_")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from a saved configuration; unknown keys, as other versions write them, are left out with a warning."""
+        unknown = [name for name in config_dict if not cls._has_key(name)]
+        if unknown:
+            log.warning("the saved configuration has keys that MMBertConfig does not know: %s", ", ".join(unknown))
+        return super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
 
     def check(self) -> None:
         """Check all values, the names of fusion, objectives and task included.
@@ -84,4 +111,8 @@ INHERITED_KEYS = {
     "torch_dtype",
     "model_type",
     "num_labels",
+    "use_cache",
+    "tie_word_embeddings",
+    "auto_map",
+    "experts_implementation",
 }

@@ -107,12 +107,20 @@ class TextEncoder(Encoder):
         """Return the embeddings and the list of layers."""
         return (self.bert.embeddings,), self.bert.encoder.layer
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, layers: Sequence[int] = ()) -> Tokens:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        layers: Sequence[int] = (),
+    ) -> Tokens:
         """Encode (B, T) token ids to (B, T, width) tokens.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T), 1 = real token; None = all real.
+            token_type_ids: (B, T) segments; None = all 0.
             layers: Layers, counted from 1, whose outputs are returned in `Tokens.intermediate`.
 
         Raises:
@@ -127,7 +135,9 @@ class TextEncoder(Encoder):
         if self.bert.config._attn_implementation != implementation:
             self.bert.set_attn_implementation(implementation)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        out = self.bert(input_ids=input_ids, attention_mask=mask, output_hidden_states=bool(layers))
+        out = self.bert(
+            input_ids=input_ids, attention_mask=mask, token_type_ids=token_type_ids, output_hidden_states=bool(layers)
+        )
         intermediate = tuple(out.hidden_states[i] for i in layers)  # hidden_states[0] are the embeddings
         return Tokens(out.last_hidden_state, mask.bool(), intermediate)
 

@@ -22,8 +22,9 @@ from mmbert.evaluation.options import EvaluationOptions
 from mmbert.evaluation.pairs import PairEvaluation
 from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.metrics.outcomes import ItemOutcomes
-from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask, PreTrainingOutput
+from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
 from mmbert.model.objectives import ObjectiveOutput
+from mmbert.model.outputs import PreTrainingOutput, TaskOutput
 from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world_size
 from mmbert.runtime.randomness import torch_generator, torch_seed
 from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
@@ -236,7 +237,7 @@ class TrainingModule(L.LightningModule):
         """Compute the weighted loss of one batch."""
         self._count_skipped("train", self._data.train_samples, batch)
         generator = torch_generator(self.seed, "negatives", self._batch_number())
-        output: PreTrainingOutput = self.model(batch, generator=generator, **self._stage())
+        output: PreTrainingOutput | TaskOutput = self.model(**batch, generator=generator, **self._stage())
         assert output.loss is not None and output.objectives is not None
         if not self._since_step:
             self._indices = []

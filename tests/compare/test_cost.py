@@ -160,7 +160,7 @@ def test_flops_per_step_are_those_that_the_profiler_counts(fusion: str) -> None:
     built = model(fusion, fusion_layers=2, text_layers=2, image_layers=2)
     batch = tiny_batch()
     with torch.profiler.profile(record_shapes=True, with_flops=True) as profile:
-        built(batch, generator=torch.Generator().manual_seed(0)).loss.backward()
+        built(**batch, generator=torch.Generator().manual_seed(0)).loss.backward()
     counted = sum(e.flops for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm", "aten::bmm"))
     assert counted == pytest.approx(flops_per_step(built, [batch]), rel=0.02)
 
@@ -240,7 +240,7 @@ def test_bf16_has_the_flops_of_fp32(fusion: str, fused: bool, monkeypatch: pytes
     built = model(fusion)
     expected = flops_per_step(built, [tiny_batch()]), flops_per_pair(built, tiny_batch())
     with torch.autocast("cpu", torch.bfloat16):
-        assert built(tiny_batch(), generator=torch.Generator()).objectives["mlm"].loss.isfinite()
+        assert built(**tiny_batch(), generator=torch.Generator()).objectives["mlm"].loss.isfinite()
         assert (flops_per_step(built, [tiny_batch()]), flops_per_pair(built, tiny_batch())) == expected
 
 
@@ -251,7 +251,7 @@ def test_activation_checkpointing_adds_no_flops_and_stays_on(fusion: str) -> Non
     built.gradient_checkpointing_enable()
 
     def trained() -> None:
-        built(tiny_batch(), generator=torch.Generator()).loss.backward()
+        built(**tiny_batch(), generator=torch.Generator()).loss.backward()
 
     recomputed = count_flops(trained)
     assert recomputed > expected
@@ -365,7 +365,7 @@ def test_counting_has_no_side_effects(what: Callable, gradients: bool, training:
     built.mmbert.text_encoder.freeze("all")
     built.objectives["itm"].train(not training)  # one that stands apart
     if gradients:
-        built(tiny_batch(), generator=torch.Generator()).loss.backward()
+        built(**tiny_batch(), generator=torch.Generator()).loss.backward()
     batch = tiny_batch()
 
     def state() -> dict[str, object]:
@@ -398,7 +398,7 @@ def test_counting_does_not_change_the_training() -> None:
             if counts:
                 flops_per_step(built, [tiny_batch(seed=9)])
                 milliseconds_per_pair(built, tiny_batch(seed=9), repeats=1)
-            built(tiny_batch(seed=seed)).loss.backward()  # negatives and dropout from torch's own state
+            built(**tiny_batch(seed=seed)).loss.backward()  # negatives and dropout from torch's own state
             optimizer.step()
             optimizer.zero_grad()
         weights.append(torch.cat([p.detach().flatten() for p in built.parameters()]))

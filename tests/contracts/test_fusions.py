@@ -125,7 +125,7 @@ def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
         return
     model = MMBertForPreTraining(tiny_config(fusion=fusion, **settings)).double()
     randomize(model)
-    loss = model(tiny_batch(dtype=torch.float64), generator=torch.Generator().manual_seed(0)).loss
+    loss = model(**tiny_batch(dtype=torch.float64), generator=torch.Generator().manual_seed(0)).loss
     loss.backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     # A key's bias shifts all scores of a query alike, which softmax does not see: its gradient is rounding noise.
@@ -138,8 +138,8 @@ def test_every_parameter_gets_a_gradient(fusion: str, layers: int) -> None:
 def test_absent_vectors_get_a_gradient_where_a_side_is_absent(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    image_only = model(pixel_values=batch.pop("pixel_values")).pooled.sum()
-    (image_only + model(**batch).pooled.sum()).backward()
+    image_only = model.encode_and_fuse(pixel_values=batch.pop("pixel_values")).pooled.sum()
+    (image_only + model.encode_and_fuse(**batch).pooled.sum()).backward()
     declared = [p for n, p in model.named_parameters() if n.endswith(UNUSED)]
     assert declared and all(p.grad is not None and p.grad.any() for p in declared)
 
@@ -148,16 +148,16 @@ def test_absent_vectors_get_a_gradient_where_a_side_is_absent(fusion: str) -> No
 def test_fusion_ignores_text_padding(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    expected = model(**batch)
+    expected = model.encode_and_fuse(**batch)
     padding = batch["attention_mask"] == 0
     garbage = dict(batch, input_ids=torch.where(padding, 17, batch["input_ids"]))
-    assert_equal_outputs(model(**garbage), expected)
+    assert_equal_outputs(model.encode_and_fuse(**garbage), expected)
     longer = dict(
         batch,
         input_ids=torch.cat([batch["input_ids"], torch.full((4, 3), 21)], dim=1),
         attention_mask=torch.cat([batch["attention_mask"], torch.zeros(4, 3, dtype=torch.int64)], dim=1),
     )
-    got = model(**longer)
+    got = model.encode_and_fuse(**longer)
     assert not got.text.mask[:, 8:].any()
     text = Tokens(got.text.hidden_states[:, :8], got.text.mask[:, :8])
     assert_equal_outputs(got._replace(text=text), expected)
@@ -182,10 +182,10 @@ def test_fusion_ignores_padded_states_of_either_side(fusion: str) -> None:
 def test_a_sample_alone_equals_the_sample_in_a_batch(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    together = model(**batch)
+    together = model.encode_and_fuse(**batch)
     for i in range(4):
         length = int(batch["attention_mask"][i].sum())
-        alone = model(
+        alone = model.encode_and_fuse(
             input_ids=batch["input_ids"][i : i + 1, :length],
             attention_mask=batch["attention_mask"][i : i + 1, :length],
             pixel_values=batch["pixel_values"][i : i + 1],
@@ -200,7 +200,9 @@ def test_batch_order_does_not_matter(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
     order = torch.tensor([2, 0, 3, 1])
-    assert_equal_outputs(model(**{k: v[order] for k, v in batch.items()}), rows(model(**batch), order))
+    assert_equal_outputs(
+        model.encode_and_fuse(**{k: v[order] for k, v in batch.items()}), rows(model.encode_and_fuse(**batch), order)
+    )
 
 
 @every_fusion
@@ -209,7 +211,7 @@ def test_saving_and_loading_is_bit_exact(fusion: str, tmp_path: Path) -> None:
     model = MMBertForPreTraining(tiny_config(fusion=fusion, **TWO_LAYERS)).eval()
     randomize(model)
     batch = tiny_batch()
-    first = model(batch, generator=torch.Generator().manual_seed(0)).loss
+    first = model(**batch, generator=torch.Generator().manual_seed(0)).loss
     model.save_pretrained(tmp_path)
     loaded = MMBertForPreTraining.from_pretrained(tmp_path).eval()
     assert loaded.config.to_dict()["fusion"] == fusion
@@ -217,10 +219,10 @@ def test_saving_and_loading_is_bit_exact(fusion: str, tmp_path: Path) -> None:
     assert own.keys() == other.keys()
     assert all(torch.equal(own[name], other[name]) for name in own)
     for _ in range(2):  # twice: buffers that no file holds are computed lazily in some ViTs
-        assert torch.equal(loaded(batch, generator=torch.Generator().manual_seed(0)).loss, first)
+        assert torch.equal(loaded(**batch, generator=torch.Generator().manual_seed(0)).loss, first)
     assert torch.equal(
-        MMBertModel.from_pretrained(tmp_path).eval()(**inputs(batch)).pooled,
-        model.mmbert(**inputs(batch)).pooled,
+        MMBertModel.from_pretrained(tmp_path).eval()(**inputs(batch)).pooler_output,
+        model.mmbert(**inputs(batch)).pooler_output,
     )
 
 
@@ -228,24 +230,24 @@ def test_saving_and_loading_is_bit_exact(fusion: str, tmp_path: Path) -> None:
 def test_either_modality_may_be_absent(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    text_only = model(batch["input_ids"], batch["attention_mask"])
+    text_only = model.encode_and_fuse(batch["input_ids"], batch["attention_mask"])
     assert text_only.text.hidden_states.shape == (4, 8, 32) and text_only.image.hidden_states.shape == (
         4,
         0,
         32,
     )
-    image_only = model(pixel_values=batch["pixel_values"])
+    image_only = model.encode_and_fuse(pixel_values=batch["pixel_values"])
     assert image_only.text.hidden_states.shape == (4, 0, 32) and image_only.image.hidden_states.shape == (
         4,
         5,
         32,
     )
-    for fused in (text_only, image_only, model(**batch)):
+    for fused in (text_only, image_only, model.encode_and_fuse(**batch)):
         assert fused.pooled.shape == (4, 32) and all(x.isfinite().all() for x in outputs(fused).values())
     with pytest.raises(ValueError, match="neither input_ids nor pixel_values"):
-        model()
+        model.encode_and_fuse()
     with pytest.raises(ValueError, match="4 texts and 3 images"):
-        model(**dict(batch, pixel_values=batch["pixel_values"][:3]))
+        model.encode_and_fuse(**dict(batch, pixel_values=batch["pixel_values"][:3]))
 
 
 @every_fusion
@@ -322,7 +324,7 @@ def test_text_only_without_fusion_layers_is_bert(fusion: str) -> None:
     oracle = BertModel(model.text_encoder.bert.config, add_pooling_layer=False).eval()
     oracle.load_state_dict(model.text_encoder.bert.state_dict())
     batch = tiny_batch()
-    got = model(batch["input_ids"], batch["attention_mask"]).text.hidden_states
+    got = model.encode_and_fuse(batch["input_ids"], batch["attention_mask"]).text.hidden_states
     expected = oracle(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     real = batch["attention_mask"].bool()
     assert difference(got[real], expected[real]) < 1e-5
@@ -332,17 +334,19 @@ def test_text_only_without_fusion_layers_is_bert(fusion: str) -> None:
 def test_evaluation_is_deterministic_and_training_is_not(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    assert torch.equal(model(**batch).pooled, model(**batch).pooled)
+    assert torch.equal(model.encode_and_fuse(**batch).pooled, model.encode_and_fuse(**batch).pooled)
     model.train()
-    assert not torch.equal(model(**batch).pooled, model(**batch).pooled)  # dropout is there
+    assert not torch.equal(
+        model.encode_and_fuse(**batch).pooled, model.encode_and_fuse(**batch).pooled
+    )  # dropout is there
 
 
 @every_fusion
 def test_text_depends_on_the_image_where_the_strategy_fuses_tokens(fusion: str) -> None:
     model = double_model(fusion)
     batch = inputs(tiny_batch(dtype=torch.float64))
-    own = model(**batch)
-    other = model(**dict(batch, pixel_values=batch["pixel_values"].roll(1, 0)))
+    own = model.encode_and_fuse(**batch)
+    other = model.encode_and_fuse(**dict(batch, pixel_values=batch["pixel_values"].roll(1, 0)))
     moved = (own.text.hidden_states - other.text.hidden_states).abs().amax(dim=(1, 2))  # (B,)
     if fusion not in ONLY_POOLED_VECTORS_MEET:
         assert moved.min() > 1e-4
@@ -389,7 +393,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(fusion: str) -> Non
         for i, module in enumerate(inner):
             module.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
         torch.manual_seed(3)  # dropout
-        loss = model(batch, generator=torch.Generator().manual_seed(0)).loss
+        loss = model(**batch, generator=torch.Generator().manual_seed(0)).loss
         loss.backward()
         return loss.detach(), calls
 
@@ -481,7 +485,7 @@ def test_custom_fusion_may_take_no_reads(monkeypatch: pytest.MonkeyPatch) -> Non
         model.encode_image(batch["pixel_values"]),
     )
     fused = model.fuse(text, image, reads=Reads(pooled=True))
-    assert torch.equal(fused.pooled, model(**batch).pooled) and fused.text is text
+    assert torch.equal(fused.pooled, model.encode_and_fuse(**batch).pooled) and fused.text is text
 
 
 class ReadsLayers(Fusion):
@@ -507,7 +511,7 @@ def test_strategy_gets_the_unimodal_layers_it_asks_for(image_model: str, monkeyp
     kept: dict[nn.Module, Tensor] = {}
     for layer in layers:
         layer.register_forward_hook(lambda module, _, out: kept.update({module: out}))
-    model(**inputs(tiny_batch(dtype=torch.float64)))
+    model.encode_and_fuse(**inputs(tiny_batch(dtype=torch.float64)))
     text, image = model.fusion.seen
     assert [x.shape for x in text.intermediate] == [(4, 8, 16)]
     length = image.hidden_states.shape[1]

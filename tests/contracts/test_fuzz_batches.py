@@ -58,7 +58,7 @@ def test_any_batch_gives_finite_losses_and_gradients(fusion: str, precision: str
         empty += bool((batch["attention_mask"].sum(dim=1) == 0).any())
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            output = model(batch, generator=torch.Generator().manual_seed(seed))
+            output = model(**batch, generator=torch.Generator().manual_seed(seed))
         assert output.loss.isfinite(), (seed, output)
         output.loss.backward()
         for name, parameter in model.named_parameters():

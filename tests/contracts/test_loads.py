@@ -568,7 +568,7 @@ def test_backbone_can_be_started_from(tmp_path: Path) -> None:
     model = build_model(mmbert.ModelOptions(pretrained=str(tmp_path)))
     for name, value in backbone.state_dict().items():
         assert torch.equal(model.mmbert.state_dict()[name], value), name
-    assert model(tiny_batch()).loss.isfinite()
+    assert model(**tiny_batch()).loss.isfinite()
 
 
 # --- Weights that are no numbers -----------------------------------------------------------------------------------

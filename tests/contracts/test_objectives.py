@@ -63,7 +63,7 @@ def duplicate_batch(seed: int, size: int = 8, images: int = 4, texts: int = 4) -
 
 @every_objective
 def test_loss_is_a_finite_scalar(objective: str) -> None:
-    output = model_with({objective: 1.0})(tiny_batch(), generator=seeded()).objectives[objective]
+    output = model_with({objective: 1.0})(**tiny_batch(), generator=seeded()).objectives[objective]
     assert output.loss.shape == () and output.loss.isfinite() and output.loss > 0
     assert output.logits.shape[0] == output.targets.shape[0] > 0
     assert output.targets.dtype == torch.int64 and output.left_out.shape == ()
@@ -80,7 +80,7 @@ def memorise(objectives: dict, steps: int, **overrides: object) -> tuple[MMBertF
     losses = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 4e-3 * min((step + 1) / 20, (steps - step) / (steps - 20))
-        loss = model(batch, generator=seeded(step)).loss
+        loss = model(**batch, generator=seeded(step)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -112,7 +112,7 @@ def test_eight_pairs_are_learned_by_heart(fusion: str) -> None:
 
 def test_loss_is_the_weighted_sum() -> None:
     model = model_with({"mlm": 0.3, "itm": {"weight": 2.0}, "itc": {"weight": 0.7, "embedding_size": 8}})
-    output = model(tiny_batch(), generator=seeded())
+    output = model(**tiny_batch(), generator=seeded())
     by_hand = sum(w * output.objectives[n].loss for n, w in (("mlm", 0.3), ("itm", 2.0), ("itc", 0.7)))
     assert math.isclose(output.loss.item(), by_hand.item(), rel_tol=1e-6)
 
@@ -120,7 +120,7 @@ def test_loss_is_the_weighted_sum() -> None:
 def test_weight_zero_leaves_an_objective_out() -> None:
     model = model_with({"mlm": 1.0, "itm": 0, "itc": {"weight": 0.0}})
     assert list(model.objectives) == ["mlm"]
-    output = model(tiny_batch())
+    output = model(**tiny_batch())
     assert list(output.objectives) == ["mlm"] and torch.equal(output.loss, output.objectives["mlm"].loss)
 
 
@@ -222,7 +222,7 @@ def test_ngrams_loss_is_the_cross_entropy_of_the_best_token() -> None:
 def test_ngrams_of_images_without_any_count_as_absent() -> None:
     model = model_with({"ngrams": 1.0})
     batch = tiny_batch() | {"ngram_ids": torch.full((4, 1), NO_NGRAM)}
-    output = model(batch).objectives["ngrams"]
+    output = model(**batch).objectives["ngrams"]
     assert output.loss > 0 and int(output.left_out) == 4 and len(output.targets) == 0
 
 
@@ -230,7 +230,7 @@ def test_ngrams_head_starts_at_the_frequencies() -> None:
     """Log-odds of 0.5 are 0 and of 0.2 ln(1/4); both less 1."""
     model = model_with({"ngrams": 1.0}, ngrams=[])
     with pytest.raises(UsageError, match=r"objectives.ngrams: the model has no n-grams"):
-        model(tiny_batch())
+        model(**tiny_batch())
     model.objectives["ngrams"].start([0.5, 0.2, 0.0], std=0.02)
     bias = model.objectives["ngrams"].head.bias
     assert bias.tolist() == pytest.approx([-1.0, math.log(0.25) - 1, math.log(1e-4 / (1 - 1e-4)) - 1], rel=1e-5)
@@ -239,7 +239,7 @@ def test_ngrams_head_starts_at_the_frequencies() -> None:
 
 def test_ngrams_train_the_image_encoder_only() -> None:
     model = model_with({"mlm": 1.0, "itm": 1.0, "ngrams": 1.0})
-    output = model(tiny_batch(), only="ngrams")
+    output = model(**tiny_batch(), only="ngrams")
     assert [*output.objectives] == ["ngrams"]
     output.loss.backward()
     touched = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None}
@@ -292,7 +292,7 @@ def test_itm_leaves_out_rows_without_a_negative() -> None:
     batch = tiny_batch()
     batch["text_key"][:] = 7
     batch["image_text_keys"][:, 0] = 7
-    output = model(batch, generator=seeded()).objectives["itm"]
+    output = model(**batch, generator=seeded()).objectives["itm"]
     assert output.loss == 0 and output.left_out == 4 and output.logits.shape == (0, 2)
     output.loss.backward() if output.loss.requires_grad else None
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -320,9 +320,9 @@ def test_itm_counts_only_rows_that_take_part() -> None:
 def test_itm_reads_the_text_that_its_option_names(masked: bool) -> None:
     model = model_with({"itm": {"text": "masked" if masked else "clean"}})
     batch = tiny_batch()
-    loss = model(batch, generator=seeded()).loss
+    loss = model(**batch, generator=seeded()).loss
     other = dict(batch, mlm_input_ids=torch.where(batch["mlm_input_ids"] == MASK, 9, batch["mlm_input_ids"]))
-    assert (model(other, generator=seeded()).loss != loss) == masked
+    assert (model(**other, generator=seeded()).loss != loss) == masked
 
 
 def test_random_negatives_are_uniform_over_valid_ones() -> None:
@@ -513,7 +513,7 @@ def test_mlm_without_any_mask_is_zero() -> None:
     model = model_with({"mlm": 1.0})
     batch = tiny_batch()
     batch["mlm_labels"][:] = IGNORE_INDEX
-    output = model(batch)
+    output = model(**batch)
     assert output.loss == 0 and output.objectives["mlm"].left_out == 4
     output.loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -522,7 +522,7 @@ def test_mlm_without_any_mask_is_zero() -> None:
 def test_mlm_shares_the_word_embeddings() -> None:
     model = model_with({"mlm": 1.0})
     assert not any(p.shape == (40, 32) for p in model.objectives.parameters())
-    model(tiny_batch()).loss.backward()
+    model(**tiny_batch()).loss.backward()
     unseen = torch.tensor([i for i in range(5, 40) if i not in tiny_batch()["mlm_input_ids"]])
     assert model.mmbert.word_embeddings.grad[unseen].abs().sum(dim=1).min() > 0  # through the output only
 
@@ -565,7 +565,7 @@ def test_objectives_share_one_encoding_a_step(monkeypatch: pytest.MonkeyPatch) -
             return original(*args, **reads)  # type: ignore[operator]
 
         monkeypatch.setattr(model.mmbert, name, counted)
-    model(tiny_batch(), generator=seeded())
+    model(**tiny_batch(), generator=seeded())
     assert calls == {"encode_text": 1, "encode_image": 1, "fuse": 3}
 
 
@@ -581,7 +581,7 @@ def test_residual_adds_the_contrastive_logit_to_that_of_a_match(fusion: str, neg
     objectives = {**RESIDUAL, "itm": {"residual": True, "negative_texts": negative_texts}}
     model, batch = model_with(objectives, fusion=fusion), tiny_batch(5)
     itm: Any = model.objectives["itm"]
-    output = model(batch, generator=seeded()).objectives["itm"]
+    output = model(**batch, generator=seeded()).objectives["itm"]
     encoded = model.encode(batch)
     generator = seeded()
     uniform = [torch.rand(5, 5, generator=generator, dtype=torch.float64) for _ in range(1 + negative_texts)]
@@ -603,7 +603,7 @@ def test_residual_adds_the_contrastive_logit_to_that_of_a_match(fusion: str, neg
 
 def test_residual_teaches_the_factor_but_not_the_projections() -> None:
     model = model_with({"itm": {"residual": True}, "itc": {"weight": 1e-9, "embedding_size": 16}})
-    output = model(tiny_batch(), generator=seeded()).objectives["itm"]
+    output = model(**tiny_batch(), generator=seeded()).objectives["itm"]
     output.loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.objectives.named_parameters()}
     assert gradients["itm.residual_factor"].abs().item() > 0

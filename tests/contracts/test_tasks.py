@@ -60,7 +60,7 @@ def batch_of(images: int, size: int = 4, dtype: torch.dtype = torch.float32) -> 
 @images_each
 def test_every_head_weight_and_the_text_get_gradients(task: str, fusion: str, images: int) -> None:
     model = model_of(task, fusion, images)
-    output = model(batch_of(images))
+    output = model(**batch_of(images))
     output.loss.backward()
     assert output.loss.isfinite() and output.objectives[task].logits.shape == (4, 3)
     for name, parameter in model.named_parameters():
@@ -76,21 +76,21 @@ def test_every_head_weight_and_the_text_get_gradients(task: str, fusion: str, im
 def test_rows_do_not_depend_on_their_batch(task: str, images: int) -> None:
     model = model_of(task, images=images).double()
     full = batch_of(images, dtype=torch.float64)
-    logits = model(full).objectives[task].logits
+    logits = model(**full).objectives[task].logits
     for row in range(4):
         alone = {k: v[row : row + 1] for k, v in full.items() if k != "pixel_values"}
         if images:
             alone["pixel_values"] = full["pixel_values"][row * images : (row + 1) * images]
-        torch.testing.assert_close(model(alone).objectives[task].logits[0], logits[row], rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(**alone).objectives[task].logits[0], logits[row], rtol=0, atol=1e-12)
 
 
 @every_task
 def test_second_image_counts_and_the_order_of_images_too(task: str) -> None:
     model, batch = model_of(task, images=2), batch_of(2)
-    first = model(batch).objectives[task].logits
+    first = model(**batch).objectives[task].logits
     other = {**batch, "pixel_values": batch["pixel_values"].clone()}
     other["pixel_values"][1] += 1.0
-    changed = (model(other).objectives[task].logits != first).any(dim=1)
+    changed = (model(**other).objectives[task].logits != first).any(dim=1)
     assert changed.tolist() == [True, False, False, False]
 
 
@@ -100,7 +100,7 @@ def test_saving_and_loading_keeps_labels_and_bits(task: str, tmp_path: Path) -> 
     model.save_pretrained(tmp_path)
     loaded = MMBertForTask.from_pretrained(tmp_path).eval()
     assert loaded.task.labels == LABELS and loaded.config.num_images == 2 and loaded.config.task == task
-    assert torch.equal(loaded(batch).objectives[task].logits, model(batch).objectives[task].logits)
+    assert torch.equal(loaded(**batch).objectives[task].logits, model(**batch).objectives[task].logits)
 
 
 @every_option
@@ -109,7 +109,7 @@ def test_saving_and_loading_keeps_options_and_loss(task: str, options: dict[str,
     model.save_pretrained(tmp_path)
     loaded = MMBertForTask.from_pretrained(tmp_path).eval()
     assert loaded.config.task_options == options and loaded.task.label_loss is model.task.label_loss
-    assert torch.equal(loaded(batch).loss, model(batch).loss)
+    assert torch.equal(loaded(**batch).loss, model(**batch).loss)
 
 
 @every_task
@@ -167,10 +167,10 @@ def test_first_loss_is_the_entropy_of_the_labels(task: str, options: dict[str, A
     if options.get("loss") == "sigmoid":
         entropy -= sum((1 - p) * math.log(1 - p) for p in shares)
     assert expected == pytest.approx(entropy, rel=1e-9)
-    assert model(batch).loss.item() == pytest.approx(entropy, rel=0.02)
+    assert model(**batch).loss.item() == pytest.approx(entropy, rel=0.02)
     blank = {k: torch.zeros_like(v) if k == "pixel_values" else v for k, v in batch.items()}
     for inputs in (batch, blank):
-        logits = model(inputs).objectives[task].logits
+        logits = model(**inputs).objectives[task].logits
         assert logits.argmax(dim=-1).tolist() == [1] * 6, "the most frequent label"
         torch.testing.assert_close(model.task.probabilities(logits), torch.tensor([shares] * 6), rtol=0, atol=0.1)
 
@@ -180,7 +180,7 @@ def test_only_sigmoids_have_a_loss_without_a_known_label(task: str, options: dic
     model, batch = model_of(task, options=options), batch_of(1)
     known = {key: value[:3] for key, value in batch.items()}
     batch["label_scores"][3] = 0
-    output, alone = model(batch).objectives[task], model(known).objectives[task]
+    output, alone = model(**batch).objectives[task], model(**known).objectives[task]
     sigmoid = options.get("loss") == "sigmoid"
     assert model.task.has_target({}) == sigmoid and model.task.has_target({0: 1.0})
     assert (len(output.targets), int(output.left_out)) == ((4, 0) if sigmoid else (3, 1))

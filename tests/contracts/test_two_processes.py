@@ -43,7 +43,7 @@ class Loss(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, Tensor], step: int) -> Tensor:
-        loss = self.model(batch, generator=torch.Generator().manual_seed(step)).loss
+        loss = self.model(**batch, generator=torch.Generator().manual_seed(step)).loss
         assert loss is not None
         return loss
 

@@ -69,7 +69,7 @@ def test_strange_caption_gives_valid_ids_and_a_finite_loss(
     assert not chosen[~real].any() and not (chosen & (ids < len(SPECIAL))).any(), "never a special token or padding"
     assert MASK not in ids, "a literal [MASK] is text"
     batch["pixel_values"] = PROCESSOR.image_settings.normalize(batch["pixel_values"])
-    output = model(batch, generator=torch.Generator().manual_seed(0))
+    output = model(**batch, generator=torch.Generator().manual_seed(0))
     assert output.loss.isfinite()
     output.loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -81,7 +81,7 @@ def test_caption_without_a_word_to_mask_gives_loss_zero(text: str, model: MMBert
     batch = Collate(PROCESSOR.pad_token_id)([pairs[0, 0]])
     assert (batch["mlm_labels"] == IGNORE_INDEX).all()
     batch["pixel_values"] = PROCESSOR.image_settings.normalize(batch["pixel_values"])
-    mlm = model(batch).objectives["mlm"]
+    mlm = model(**batch).objectives["mlm"]
     assert mlm.loss == 0 and mlm.left_out == 1
 
 

@@ -94,7 +94,7 @@ def test_answers_are_the_scores_of_the_head(task: str, folder: Path, images: lis
     model = mmbert.load(folder / task)
     assert isinstance(model.model, MMBertForTask)
     inputs = model.processor(text="a red cat", images=images[0])
-    logits = model.model.task.head(model.model.mmbert(**inputs).pooled)[0]
+    logits = model.model.task.head(model.model.mmbert.encode_and_fuse(**inputs).pooled)[0]
     by_hand = dict(zip(LABELS, (logits.sigmoid() if task == "vqa" else logits.softmax(0)).tolist(), strict=True))
     found = model.answer(images[0], "a red cat", top_k=9)
     assert {answer: pytest.approx(score, abs=1e-6) for answer, score in found} == by_hand, "9 of 4: all"
@@ -233,7 +233,7 @@ def test_each_image_is_decoded_once_a_batch(images: list[Path]) -> None:
 def test_matching_and_vectors_by_hand(pretrained: LoadedModel, folder: Path, images: list[Path]) -> None:
     model: Any = pretrained.model
     inputs = pretrained.processor(text=QUESTIONS, images=[images[0]] * 5)
-    scores = model.objectives["itm"].head(model.mmbert(**inputs).pooled).softmax(dim=-1)[:, 1]
+    scores = model.objectives["itm"].head(model.mmbert.encode_and_fuse(**inputs).pooled).softmax(dim=-1)[:, 1]
     found = pretrained.match(images[0], QUESTIONS)
     assert found.kind == "probability" and found.scores == pytest.approx(scores.tolist(), abs=1e-5)
 
@@ -265,7 +265,7 @@ def test_masks_by_hand(pretrained: LoadedModel, images: list[Path]) -> None:
     seen = {}
     for name, image in (("image", images[0]), ("alone", None)):
         pixels = {} if image is None else {"pixel_values": processor(images=image)["pixel_values"]}
-        fused = model.mmbert(input_ids=torch.tensor([ids]), **pixels)
+        fused = model.mmbert.encode_and_fuse(input_ids=torch.tensor([ids]), **pixels)
         states = fused.text.hidden_states[0, places]
         logits = model.objectives["mlm"].logits(states, model.mmbert.word_embeddings)
         chances = logits[:, : len((*SPECIAL, *WORDS))].softmax(dim=-1)

@@ -20,8 +20,25 @@ from mmbert.model.options import KEYS, Architecture
 def test_config_rejects_unknown_keys_with_a_suggestion(key: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"MMBertConfig has no key '{key}'. Did you mean '{meant}'?"):
         MMBertConfig(**{key: 1})
-    with pytest.raises(UsageError, match=f"no key '{key}'"):
-        MMBertConfig.from_dict({key: 1})
+
+
+def test_loading_a_configuration_leaves_unknown_keys_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config()
+    config.use_cache, config.tie_word_embeddings, config.text_layer = False, True, 7  # as transformers' Trainer sets
+    config.save_pretrained(tmp_path)
+    loaded = MMBertConfig.from_pretrained(tmp_path)
+    assert loaded.tie_word_embeddings and loaded.text_layers == 1 and not hasattr(loaded, "text_layer")
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["text_layer"]
+
+
+def test_labels_and_id2label_agree() -> None:
+    config = tiny_config(task="vqa", labels=["yes", "no"], objectives={})
+    assert config.id2label == {0: "yes", 1: "no"} and config.label2id == {"yes": 0, "no": 1}
+    assert tiny_config(task="vqa", id2label={"1": "no", "0": "yes"}, objectives={}).labels == ["yes", "no"]
+    assert tiny_config(task="vqa", num_labels=3, objectives={}).labels == []  # numbered labels are no names
+    assert MMBertConfig.from_dict(config.to_dict()).labels == ["yes", "no"]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_vit_without_class_token_starts_with_the_mean_of_its_patches() -> None:
 @every_vit
 def test_any_vit_trains_inside_a_model(name: str) -> None:
     model = MMBertModel(tiny_config(image_model=name, fusion="late"))
-    model(**inputs(tiny_batch())).pooled.sum().backward()
+    model.encode_and_fuse(**inputs(tiny_batch())).pooled.sum().backward()
     without = {n for n, p in model.image_encoder.vit.named_parameters() if p.grad is None}
     assert without == set()
 
@@ -108,7 +108,9 @@ def test_vits_with_computed_buffers_survive_saving(name: str, tmp_path: Path) ->
     model.save_pretrained(tmp_path)
     loaded = MMBertModel.from_pretrained(tmp_path).eval()
     batch = inputs(tiny_batch())
-    assert torch.equal(loaded(**batch).image.hidden_states, model(**batch).image.hidden_states)
+    assert torch.equal(
+        loaded.encode_and_fuse(**batch).image.hidden_states, model.encode_and_fuse(**batch).image.hidden_states
+    )
 
 
 def test_encoders_without_layers_give_embeddings() -> None:

@@ -103,7 +103,7 @@ def test_a_lower_layer_alone_changes_the_outcome() -> None:
     )
     assert [x.shape[-1] for x in text.intermediate + image.intermediate] == [16, 16, 24, 24]
     own = model.fuse(text, image)
-    assert torch.equal(own.pooled, model(**batch).pooled)
+    assert torch.equal(own.pooled, model.encode_and_fuse(**batch).pooled)
     for i in range(2):
         layers = list(text.intermediate)
         layers[i] = layers[i].flip(0)

@@ -55,7 +55,7 @@ def test_early_fusion_of_a_text_alone_equals_bert(text_layers: int, bert: tuple[
     batch = tiny_batch()
     real = batch["attention_mask"].bool()
     assert not real.all()
-    got = model.mmbert(batch["input_ids"], batch["attention_mask"])
+    got = model.mmbert.encode_and_fuse(batch["input_ids"], batch["attention_mask"])
     expected = theirs.bert(batch["input_ids"], batch["attention_mask"])
     assert difference(got.text.hidden_states[real], expected.last_hidden_state[real]) < 1e-5
     assert difference(got.pooled, expected.pooler_output) < 1e-5
@@ -135,6 +135,6 @@ def test_text_stream_without_its_cross_attention_equals_bert(fusion: str, bert: 
             layer.cross_attention.norm = nn.Identity()
     batch = tiny_batch()
     real = batch["attention_mask"].bool()
-    got = model(batch["input_ids"], batch["attention_mask"]).text.hidden_states
+    got = model.encode_and_fuse(batch["input_ids"], batch["attention_mask"]).text.hidden_states
     expected = theirs.bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     assert difference(got[real], expected[real]) < 1e-5

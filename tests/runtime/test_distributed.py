@@ -31,7 +31,7 @@ def loss_and_gradients(batch: dict[str, Tensor], fusion: str) -> dict[str, Tenso
         )
     ).double()
     randomize(model)
-    output = model(batch, generator=torch.Generator().manual_seed(3))
+    output = model(**batch, generator=torch.Generator().manual_seed(3))
     assert output.loss is not None
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

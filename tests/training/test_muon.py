@@ -63,7 +63,7 @@ def test_restored_optimizer_continues_bit_for_bit() -> None:
     def steps(model: MMBertForPreTraining, optimizer: Any, schedule: Any, numbers: range) -> None:
         for number in numbers:
             optimizer.zero_grad()
-            model(tiny_batch(seed=number), generator=torch.Generator().manual_seed(number)).loss.backward()
+            model(**tiny_batch(seed=number), generator=torch.Generator().manual_seed(number)).loss.backward()
             optimizer.step()
             schedule.step()
 

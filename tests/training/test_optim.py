@@ -116,7 +116,7 @@ def test_optimizer_moves_with_the_schedule() -> None:
     seen = []
     for _ in range(4):
         seen.append({g["name"].split("/")[0]: g["lr"] for g in optimizer.param_groups})
-        built(tiny_batch(), generator=torch.Generator().manual_seed(0)).loss.backward()
+        built(**tiny_batch(), generator=torch.Generator().manual_seed(0)).loss.backward()
         optimizer.step()
         schedule.step()
     assert [s["fusion"] for s in seen] == pytest.approx([0.005, 0.01, 0.01, 0.005])

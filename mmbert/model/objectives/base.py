@@ -24,7 +24,9 @@ class TextImageModel(Protocol):
         """Word embedding matrix, (V, text width)."""
         ...
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tokens:
         """Encode (B, T) token ids to (B, T, D) tokens."""
         ...
 
@@ -97,7 +99,8 @@ class EncodedBatch:
     def _text(self, name: str) -> Tokens:
         """Encode one of the texts in `TEXT_KEYS`; all that objectives declare are one call, which is faster."""
         if name not in self._reads:
-            return self.model.encode_text(self.batch[TEXT_KEYS[name]], self.batch["attention_mask"])
+            segments = self.batch.get("token_type_ids")
+            return self.model.encode_text(self.batch[TEXT_KEYS[name]], self.batch["attention_mask"], segments)
         number, size = [*self._reads].index(name), len(self.batch["attention_mask"])
         return self._declared_texts.rows(slice(number * size, (number + 1) * size))
 
@@ -105,7 +108,11 @@ class EncodedBatch:
     def _declared_texts(self) -> Tokens:
         """The encoded texts that objectives declare, one after the other, (number * B, T, D)."""
         input_ids = torch.cat([self.batch[TEXT_KEYS[name]] for name in self._reads])
-        return self.model.encode_text(input_ids, self.batch["attention_mask"].repeat(len(self._reads), 1))
+        mask, segments = self.batch["attention_mask"], self.batch.get("token_type_ids")
+        copies = (len(self._reads), 1)
+        return self.model.encode_text(
+            input_ids, mask.repeat(copies), None if segments is None else segments.repeat(copies)
+        )
 
     @cached_property
     def fused(self) -> Fused:

@@ -137,9 +137,10 @@ class ImageTextContrast(Objective):
     def similarity(self, encoded: EncodedBatch) -> Tensor:
         """Return logits of local texts and all images, (B, B * world size)."""
         text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
-        return self._logits(text, all_gather(image))
+        return self.logits(text, all_gather(image))
 
-    def _logits(self, local: Tensor, gathered: Tensor) -> Tensor:
+    def logits(self, local: Tensor, gathered: Tensor) -> Tensor:
+        """Return the contrastive logits of (B, E) vectors of one modality and (N, E) of the other, (B, N) fp32."""
         with no_autocast(local):
             return self.scale * local @ gathered.T
 
@@ -153,8 +154,8 @@ class ImageTextContrast(Objective):
         rows = slice(rank() * len(text), (rank() + 1) * len(text))
         positive = gathered[rows].to(text.dtype)
         share = positive / positive.sum(dim=1, keepdim=True)
-        text_logits = self._logits(text, all_gather(image))
-        image_logits = self._logits(image, all_gather(text))
+        text_logits = self.logits(text, all_gather(image))
+        image_logits = self.logits(image, all_gather(text))
         with no_autocast(text):
             total = -(share * (text_logits.log_softmax(dim=1) + image_logits.log_softmax(dim=1))).sum() / 2
         targets = torch.arange(len(text), device=text.device) + rank() * len(text)

@@ -228,11 +228,29 @@ class Task(Objective):
         with no_autocast(pooled):
             return self.head(full_precision(pooled).to(next(self.head.parameters()).dtype))
 
-    def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
-        """Compute the loss; reads `label_scores` (B, labels)."""
+    def batch_logits(self, encoded: EncodedBatch) -> Tensor:
+        """Classify the texts of a batch with their images: (B, labels) fp32 logits."""
         image = encoded.image if self.num_images else None
-        logits = self.logits(self.pooled(encoded.model, encoded.text, image))
-        scores = encoded.batch["label_scores"].to(logits.dtype)
+        return self.logits(self.pooled(encoded.model, encoded.text, image))
+
+    def label_scores(self, labels: Tensor) -> Tensor:
+        """Convert (B,) classes, -1 for none of them, to (B, labels) scores; scores are returned as they are.
+
+        Raises:
+            UsageError: Another shape, or a class that the head does not have.
+        """
+        count = len(self.labels)
+        if labels.ndim == 2 and labels.shape[1] == count:
+            return labels
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise UsageError(f"labels of shape {tuple(labels.shape)}; expected (B,) classes or (B, {count}) scores.")
+        if bool(((labels < -1) | (labels >= count)).any()):
+            raise UsageError(f"labels from {int(labels.min())} to {int(labels.max())}; allowed are -1 to {count - 1}.")
+        return (labels[:, None] == torch.arange(count, device=labels.device)).float()
+
+    def output(self, logits: Tensor, label_scores: Tensor) -> ObjectiveOutput:
+        """Compute the loss from (B, labels) logits and scores."""
+        scores = label_scores.to(logits.dtype)
         with no_autocast(logits):
             total = self.example_losses(logits, scores).sum()
         has_target = (scores > 0).any(dim=-1) | (not self.label_loss.needs_known_label)
@@ -240,6 +258,10 @@ class Task(Objective):
         return ObjectiveOutput(
             loss, logits.detach()[has_target], scores.argmax(dim=-1)[has_target], (~has_target).sum()
         )
+
+    def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
+        """Compute the loss; reads `label_scores` (B, labels)."""
+        return self.output(self.batch_logits(encoded), encoded.batch["label_scores"])
 
 
 def _most_frequent(counts: Counter[int]) -> int:
