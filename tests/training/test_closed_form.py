@@ -9,16 +9,19 @@ import torch
 from PIL import Image
 from processes import in_processes
 from tiny import tiny_config, tiny_processor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.examples import Example
 from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError
-from mmbert.evaluation.closed_form import MAX_PAIRS, choose_pairs
+from mmbert.evaluation.closed_form import MAX_PAIRS, choose_pairs, solve_closed_form
 from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.options import ModelOptions
 from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
+from mmbert.training.sharding import copy_full, full_tensor
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 ITC = {"init": "closed_form", "embedding_size": 4, "pool": "first_and_mean"}
@@ -113,3 +116,28 @@ def test_more_pairs_than_there_are_is_an_error(data: PairsDataModule) -> None:
 def test_fewer_pairs_than_directions_is_an_error(data: PairsDataModule) -> None:
     with pytest.raises(UsageError, match="can't find as many directions in 3 training pairs; choose at most 3"):
         start(model_with({**ITC, "init_samples": 3}), data)
+
+
+def test_an_encoder_without_layers_is_an_error(data: PairsDataModule) -> None:
+    config = tiny_config(fusion="early", text_layers=0, objectives={"itm": 1.0})
+    message = (
+        "compares the outputs of the two encoders, but text_layers=0 and image_layers=1: both need at least 1 layer"
+    )
+    with pytest.raises(UsageError, match=message):
+        solve_closed_form(
+            MMBertForPreTraining(config), data.processor, data.examples["train"], [(0, 0)], pool="mean", directions=1
+        )
+
+
+def test_sharded_projections_get_the_full_weights(tmp_path: Path) -> None:
+    value = torch.arange(12.0).view(6, 2)
+
+    def work(rank: int) -> torch.Tensor:
+        linear = torch.nn.Linear(2, 6)
+        fully_shard(linear, mesh=init_device_mesh("cpu", (2,)))
+        with torch.no_grad():
+            copy_full(linear.weight, value.double())
+        assert len(linear.weight.to_local()) == 3  # pyright: ignore[reportCallIssue]
+        return full_tensor(linear.weight.detach())
+
+    assert all(torch.equal(found, value) for found in in_processes(2, work, tmp_path))
