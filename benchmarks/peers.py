@@ -181,7 +181,7 @@ def measure(case: Case, options: argparse.Namespace, *, half: bool) -> str:
     keys = {**case.own(options.layers), "hidden_size": 768, "num_attention_heads": 12, "vocab_size": case.vocab_size}
     own = MMBertForPreTraining(MMBertConfig(image_size=case.image_size, **keys, **dropouts(options.dropout))).train()
     inputs = case.peer_inputs(batch)
-    losses = {"peer": lambda: peer(**inputs).loss, "own": lambda: own(batch).loss}
+    losses = {"peer": lambda: peer(**inputs).loss, "own": lambda: own(**batch).loss}
     optimizers = {
         name: torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         for name, model in (("peer", peer), ("own", own))
