@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmbert.inference.index import load_index
     from mmbert.inference.indexing import build_index
     from mmbert.inference.loaded import LoadedModel, load
+    from mmbert.inference.pipeline import pipeline
     from mmbert.model.auto_classes import (
         MMBertForImageTextRetrieval,
         MMBertForPairClassification,
@@ -76,6 +77,7 @@ _MODULES = {
     "evaluate_retrieval": "inference.evaluate",
     "fit": "training.fit",
     "load": "inference.loaded",
+    "pipeline": "inference.pipeline",
     "load_index": "inference.index",
 }
 """Public name -> its module, imported on first use (PEP 562): `import mmbert` alone imports neither torch nor
@@ -114,6 +116,7 @@ __all__ = [
     "fit",
     "load",
     "load_index",
+    "pipeline",
     "register",
 ]
 
@@ -135,3 +138,4 @@ def __dir__() -> list[str]:
 def register() -> None:
     """Make transformers' `AutoConfig` and `AutoModel` load mmbert's folders; any use of a model does it too."""
     importlib.import_module("mmbert.model.auto_classes")
+    importlib.import_module("mmbert.data.processor")

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from timm.data.config import resolve_data_config
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmbert.data.images import ImageSource, as_image_list, is_iterable, load_image
 from mmbert.errors import DataError, UsageError, quote
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.hub import model_folder
 
 SETTINGS_FILE = "image_settings.json"
 VOCABULARY_FILES = (
@@ -71,7 +74,32 @@ class ImageSettings:
         return transforms.normalize(transforms.to_dtype(images, torch.float32, scale=True), [*self.mean], [*self.std])
 
 
-class MMBertProcessor:
+class MMBertImageProcessor:
+    """Image processor in the manner of transformers: `image_processor(images, return_tensors="pt")`."""
+
+    model_input_names = ("pixel_values",)
+
+    def __init__(self, settings: ImageSettings):
+        self.settings = settings
+
+    def __call__(self, images: ImageSource | Sequence[ImageSource], *, return_tensors: str = "pt") -> BatchFeature:
+        """Load, resize and normalize one image (path, bytes, PIL image or array) or an iterable of images.
+
+        Returns:
+            `pixel_values` (B, 3, S, S) float.
+
+        Raises:
+            UsageError: Another kind of tensors than "pt".
+            BadImageError: An image that can't be read.
+        """
+        _check_tensors(return_tensors)
+        side = self.settings.image_size
+        loaded = [self.settings.resize(MMBertProcessor.load(image)) for image in as_image_list(images)[0]]
+        pixel_values = torch.stack(loaded) if loaded else torch.empty(0, 3, side, side, dtype=torch.uint8)
+        return BatchFeature({"pixel_values": self.settings.normalize(pixel_values)})
+
+
+class MMBertProcessor(ProcessorMixin):
     """Tokenizer and image settings of one model.
 
     `processor(text=..., images=...)` returns the model's inputs: `input_ids`, `attention_mask`, `pixel_values`.
@@ -92,40 +120,67 @@ class MMBertProcessor:
         if lacking:
             raise UsageError(f"tokenizer '{tokenizer.name_or_path}' has no {', '.join(lacking)}; mmbert needs BERT's.")
         self.tokenizer, self.image_settings, self.max_text_length = tokenizer, image_settings, max_text_length
+        self.image_processor = MMBertImageProcessor(image_settings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.tokenizer!r}, {self.image_settings}, {self.max_text_length} tokens)"
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Keys that a call with text and images returns."""
+        return ["input_ids", "attention_mask", "pixel_values"]
 
     def __call__(
         self,
-        *,
-        text: str | Sequence[str] | None = None,
         images: ImageSource | Sequence[ImageSource] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
         return_tensors: str = "pt",
-    ) -> dict[str, Tensor]:
+        padding: bool | str = True,
+        truncation: bool = True,
+        max_length: int | None = None,
+    ) -> BatchFeature:
         """Prepare texts, images or both.
 
         Args:
-            text: One text or an iterable of texts.
             images: One image (path, bytes, PIL image or array) or an iterable of images.
+            text: One text or an iterable of texts.
             return_tensors: Only "pt".
+            padding: True or "longest": to the longest text; "max_length": to `max_length` tokens; False: texts of
+                different length raise.
+            truncation: Truncate texts to `max_length`; False: longer texts raise.
+            max_length: Tokens incl. [CLS] and [SEP], at most `max_text_length`; None: that.
 
         Returns:
             `input_ids` and `attention_mask` (B, T) int64 for texts; `pixel_values` (B, 3, S, S) float for images.
 
         Raises:
-            UsageError: Another kind of tensors than "pt", or something else than texts.
+            UsageError: Another kind of tensors than "pt", something else than texts, or an option that is not allowed.
             BadImageError: An image that can't be read.
         """
-        if return_tensors != "pt":
-            raise UsageError(f"return_tensors='{return_tensors}'; only 'pt' is available.")
+        _check_tensors(return_tensors)
         out: dict[str, Tensor] = {}
         if text is not None:
-            rows = [self.encode(t) for t in as_text_list(text)]
-            out["input_ids"], out["attention_mask"] = pad(rows, self.pad_token_id)
+            length = self.max_text_length if max_length is None else max_length
+            if not 2 <= length <= self.max_text_length:
+                raise UsageError(f"max_length={max_length}; allowed are 2 to {self.max_text_length} tokens.")
+            rows = [
+                self._tokenize(t, truncation=truncation, max_length=length)["input_ids"] for t in as_text_list(text)
+            ]
+            lengths = {len(row) for row in rows}
+            if max(lengths, default=0) > length:
+                raise UsageError(f"a text has {max(lengths)} tokens, more than {length}; leave truncation=False out.")
+            if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+                raise UsageError(f"padding={padding!r}; allowed are True, 'longest', 'max_length', False.")
+            if padding in (False, "do_not_pad") and len(lengths) > 1:
+                raise UsageError(f"texts of {min(lengths)} to {max(lengths)} tokens make no tensor; set padding=True.")
+            ids, mask = pad(rows, self.pad_token_id)
+            extra = length - ids.shape[1] if padding == "max_length" else 0
+            out["input_ids"] = functional.pad(ids, (0, extra), value=self.pad_token_id)
+            out["attention_mask"] = functional.pad(mask, (0, extra))
         if images is not None:
-            side = self.image_settings.image_size
-            loaded = [self.pixel_values(image) for image in as_image_list(images)[0]]
-            pixel_values = torch.stack(loaded) if loaded else torch.empty(0, 3, side, side, dtype=torch.uint8)
-            out["pixel_values"] = self.image_settings.normalize(pixel_values)
-        return out
+            out |= self.image_processor(images)
+        return BatchFeature(out)
 
     @property
     def pad_token_id(self) -> int:
@@ -224,22 +279,35 @@ class MMBertProcessor:
         """Load an image as (3, H, W) uint8 in its own size."""
         return transforms.pil_to_tensor(load_image(source))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer's files and `image_settings.json`."""
-        folder = Path(folder)
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> None:
+        """Write the tokenizer's files and `image_settings.json`.
+
+        Args:
+            save_directory: Created if it is missing.
+            push_to_hub: Also upload the folder, as `push_to_hub` does.
+            options: Of `push_to_hub`, such as `repo_id`.
+        """
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         settings = {**asdict(self.image_settings), "max_text_length": self.max_text_length}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(options.pop("repo_id", folder.name), **options)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "MMBertProcessor":
-        """Load the files that `save_pretrained` wrote.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "MMBertProcessor":
+        """Load the files that `save_pretrained` wrote, from a folder or the hub.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or a name on the hub.
+            options: `revision`, `token` and `cache_dir` of the hub; others that AutoProcessor passes have no effect.
 
         Raises:
             UsageError: The folder lacks one of them.
             DataError: `image_settings.json` is not what `save_pretrained` wrote.
         """
+        folder = model_folder(pretrained_model_name_or_path, **options)
         file = Path(folder) / SETTINGS_FILE
         if not file.is_file():
             raise UsageError(f"'{folder}' is no mmbert model folder: {SETTINGS_FILE} is missing.")
@@ -254,6 +322,12 @@ class MMBertProcessor:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DataError(str(file), str(error), f"the keys {', '.join(sorted(keys))} with valid values") from error
         return cls(load_tokenizer(str(folder)), settings, max_text_length=length)
+
+
+def _check_tensors(return_tensors: str) -> None:
+    """Raise on another kind of tensors than PyTorch's."""
+    if return_tensors != "pt":
+        raise UsageError(f"return_tensors='{return_tensors}'; only 'pt' is available.")
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -329,3 +403,6 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[i, : len(row)] = 1
     return ids, mask
+
+
+AutoProcessor.register(MMBertConfig, MMBertProcessor)

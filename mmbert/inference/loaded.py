@@ -71,7 +71,7 @@ def load(
     """Load a saved model for inference.
 
     Args:
-        path: Folder of the model, RUN/model.
+        path: Folder of the model, RUN/model; or its name on the Hugging Face hub, OWNER/MODEL.
         device: "cpu", "cuda", "cuda:1" ...; None: the GPU if there is one.
         dtype: Of weights and hidden states: "float32"; "bfloat16" or "float16", which take half the memory.
         allow_import: Modules from which a custom fusion may be imported, such as ["my_fusion"].

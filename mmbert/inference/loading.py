@@ -10,6 +10,7 @@ from mmbert.data.processor import SETTINGS_FILE, MMBertProcessor
 from mmbert.errors import DataError, UsageError
 from mmbert.model.auto_classes import TASK_CLASSES, MMBertForImageTextRetrieval
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.hub import model_folder
 from mmbert.model.initialization import quiet_transformers
 from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask, MMBertModel, MMBertPreTrainedModel
 from mmbert.model.weights import check_finite
@@ -33,14 +34,14 @@ def load_folder(path: str | Path) -> tuple[MMBertPreTrainedModel, MMBertProcesso
     Every tensor of the file and every parameter of the model is accounted for.
 
     Args:
-        path: Folder RUN/model, or one that `save_pretrained` wrote.
+        path: Folder RUN/model, or one that `save_pretrained` wrote, or the name of one on the hub.
 
     Raises:
         UsageError: The folder is not a model of mmbert.
         DataError: Its weights are missing, broken, not finite or of another architecture; or the tokenizer or the
             image settings are those of another model.
     """
-    folder = Path(path)
+    folder = model_folder(path)
     try:
         config = json.loads((folder / "config.json").read_text())
         name = str((config.get("architectures") or [None])[0])

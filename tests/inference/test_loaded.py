@@ -156,7 +156,7 @@ def test_matching_several_images_gives_one_result_each(
 def test_two_images_per_text_are_one_question(images: list[Path], tmp_path: Path) -> None:
     model = mmbert.load(saved(tmp_path / "pairs", task_model("decision", num_images=2)), device="cpu")
     inputs = model.processor(text=["a red cat"] * 2, images=[images[0], images[1]])
-    pooled = model.core(**inputs).pooled.reshape(1, -1)
+    pooled = model.core.encode_and_fuse(**inputs).pooled.reshape(1, -1)
     expected = model.model.task.logits(pooled).softmax(dim=-1)[0]  # pyright: ignore
     found = model.answer([images[0], images[1]], "a red cat", top_k=4)
     assert dict(found) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-6)
