@@ -90,7 +90,16 @@ class TrainingModule(L.LightningModule):
         self._indices: list[int] = []  # and their samples
 
     def configure_model(self) -> None:
-        """Shard the model over the processes with FSDP2, where the strategy is model_parallel."""
+        """Shard the model over the processes with FSDP2, where the strategy is model_parallel.
+
+        Raises:
+            UsageError: The optimizer is muon, which needs whole matrices.
+        """
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.optim_options.name == "muon":
+            raise UsageError(
+                "optim.name=muon needs whole matrices, but trainer.strategy=model_parallel shards them: choose "
+                "optim.name=adamw or trainer.strategy=ddp."
+            )
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
 

@@ -1,6 +1,7 @@
 """`Muon` against the singular value decomposition, `torch.optim.Muon` and `torch.optim.AdamW`."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.training.module import TrainingModule
 from mmbert.training.muon import Muon, orthogonalize
 from mmbert.training.optim import build_optimizer, parameter_groups
 from mmbert.training.options import OptimOptions
+from mmbert.training.sharding import fsdp_strategy
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -92,6 +95,16 @@ def test_matrices_of_layers_are_muons_and_the_rest_adamws(fusion: str) -> None:
     assert any("fusion" in name for name in muon)
     for part in ("embeddings", "patch_embed", "objectives", "bias", "norm"):
         assert not any(part in name.lower() for name in muon), part
+
+
+def test_sharded_matrices_are_refused() -> None:
+    module: Any = SimpleNamespace(
+        trainer=SimpleNamespace(strategy=fsdp_strategy(2, 1)), optim_options=OptimOptions(name="muon")
+    )
+    with pytest.raises(
+        UsageError, match=r"optim\.name=muon needs whole matrices, but trainer\.strategy=model_parallel"
+    ):
+        TrainingModule.configure_model(module)
 
 
 @pytest.mark.parametrize(
