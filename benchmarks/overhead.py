@@ -81,7 +81,7 @@ def measure(pairs: int, steps: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         main(
             [
-                "fit", "--config", str(ROOT / "configs/pretrain/shapes_plain.yaml"), f"--trainer.default_root_dir={folder}",
+                "fit", "--config", "pretrain/shapes_plain", f"--trainer.default_root_dir={folder}",
                 f"--trainer.max_steps={2 * (pairs + 1) * steps + 1}", "--trainer.limit_val_batches=0",
                 "--checkpoint.every_n_steps=1000000", "--trainer.enable_progress_bar=false",
                 "--data.annotations={train: data/shapes/annotations/captions_train.json}",
