@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from mmbert.data.edits import CaptionEdits
 from mmbert.data.examples import Example, read_examples
 from mmbert.data.masking import Masking
-from mmbert.data.ngrams import MIN_CAPTIONS, content_units
+from mmbert.data.ngrams import content_units
 from mmbert.data.options import DataOptions, check_options, reader_options
 from mmbert.data.pairs import Collate, Pairs
 from mmbert.data.processor import MMBertProcessor
@@ -253,7 +253,7 @@ class PairsDataModule(SplitsDataModule):
         if not found:
             raise UsageError(
                 f"{option}: no token is shared by the captions of one training image more often than chance; it takes "
-                f"images with several captions, and {MIN_CAPTIONS} captions with the token. Leave the option out."
+                "images with several captions, and several captions with the token. Leave the option out."
             )
         log.info("%s: %d tokens are content words", option, len(found))
         return found

@@ -12,7 +12,7 @@ WORD = re.compile(r"\w+")
 MIN_LIFT = 1.4
 """Content words are in a further caption of the same image at least this many times as often as in any caption."""
 MIN_CAPTIONS = 20
-"""Captions that a content word occurs in, at least."""
+"""Captions that a content word occurs in, at least; fewer than 2,000 captions take 1 % of them, but at least 2."""
 Unit = TypeVar("Unit", bound=Hashable)
 
 
@@ -30,7 +30,7 @@ def content_units(images: Iterable[Sequence[Collection[Unit]]]) -> frozenset[Uni
         images: The captions of each image, each caption as its different words or tokens.
 
     Returns:
-        Those with a lift of at least `MIN_LIFT` in at least `MIN_CAPTIONS` captions.
+        Those with a lift of at least `MIN_LIFT` in enough captions, see `MIN_CAPTIONS`.
     """
     count: Counter[Unit] = Counter()
     repeated: Counter[Unit] = Counter()
@@ -43,8 +43,9 @@ def content_units(images: Iterable[Sequence[Collection[Unit]]]) -> frozenset[Uni
         for unit, n in in_image.items():
             count[unit] += n
             repeated[unit] += n * (n - 1) / (len(captions) - 1)  # pyright: ignore[reportArgumentType]
+    enough = min(MIN_CAPTIONS, max(2, num_captions // 100))
     return frozenset(
-        unit for unit, n in count.items() if n >= MIN_CAPTIONS and repeated[unit] / n >= MIN_LIFT * n / num_captions
+        unit for unit, n in count.items() if n >= enough and repeated[unit] / n >= MIN_LIFT * n / num_captions
     )
 
 

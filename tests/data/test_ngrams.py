@@ -26,8 +26,12 @@ def test_words_that_captions_of_one_image_share_are_content() -> None:
     """
     images = [[{*c.split()} for c in e.captions] for e in examples(RED, BLUE)]
     assert content_units(images) == {"red", "blue"}
-    with_rare = [[{*words, "shape"} for words in captions] if i < 5 else captions for i, captions in enumerate(images)]
-    assert content_units(with_rare) == {"red", "blue"}  # 10 captions are too few
+    many = images * 100  # 4,000 captions: a content word is in 20 or more
+    for number, expected in ((9, {"red", "blue"}), (10, {"red", "blue", "shape"})):  # in two captions each
+        with_rare = [
+            [{*words, "shape"} for words in captions] if i < number else captions for i, captions in enumerate(many)
+        ]
+        assert content_units(with_rare) == expected
     assert content_units([[{"red"}]] * 100) == frozenset()  # nothing to compare with
 
 
