@@ -1,6 +1,8 @@
 """`ImageIndex`: search a folder of images by text or by image, with vectors that `mmbert index` wrote."""
 
+import base64
 import hashlib
+import io
 import json
 import logging
 import os
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbert.data.images import BadImageError, ImageSource
+from mmbert.data.images import BadImageError, ImageSource, load_image
 from mmbert.errors import DataError, UsageError, printable
 from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.inference.capabilities import objectives_of
@@ -29,6 +31,8 @@ ROWS_PER_CHUNK = 1024
 """Vectors per matrix product: their fp32 copy stays in the cache of a core."""
 RECALL_QUERIES, RECALL_K, MIN_RECALL = 200, 10, 0.95
 """Images whose neighbours are compared, how many neighbours, and the recall at which the search is wide enough."""
+THUMBNAIL_SIDE = 320
+"""Longer side in pixels."""
 CONFIG_NOTES = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 FAISS_HINT = "faiss is not installed; pip install 'mmbert[faiss]'"
 
@@ -212,6 +216,18 @@ def _product(vectors: Tensor, vector: Tensor) -> Tensor:
         chunk = vectors[first : first + ROWS_PER_CHUNK]
         torch.mv(buffer[: len(chunk)].copy_(chunk), vector, out=found[first : first + len(chunk)])
     return found
+
+
+def thumbnail_uri(path: str) -> str | None:
+    """Encode a small copy of an image file as a data URI; None: it can't be read."""
+    try:
+        image = load_image(path)
+    except BadImageError:
+        return None
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def names_image(text: str) -> bool:

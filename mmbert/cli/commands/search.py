@@ -1,8 +1,6 @@
 """`mmbert search INDEX QUERY`: find the images of an index that match a text or are similar to an image."""
 
 import argparse
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +11,6 @@ from mmbert.errors import UsageError, printable
 if TYPE_CHECKING:
     from mmbert.inference.index import SearchResult
 
-SIDE = 320
-"""Longer side of an image on the contact sheet, in pixels."""
 SHEET = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ query }}</title><style>
@@ -78,19 +74,8 @@ def render_contact_sheet(query: str, results: Sequence["SearchResult"]) -> str:
     """Render one HTML page with small copies of the images, without external resources."""
     from jinja2 import Environment
 
-    images = [_data_uri(result.path) for result in results]
+    from mmbert.inference.index import thumbnail_uri
+
+    images = [thumbnail_uri(result.path) for result in results]
     template = Environment(autoescape=True, trim_blocks=True).from_string(SHEET)
     return template.render(query=printable(query), results=[*zip(images, results, strict=True)], printable=printable)
-
-
-def _data_uri(path: str) -> str | None:
-    from mmbert.data.images import BadImageError, load_image
-
-    try:
-        image = load_image(path)
-    except BadImageError:
-        return None
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
