@@ -35,6 +35,7 @@ from mmbert.training.checkpoints import (
 )
 from mmbert.training.encoder_caching import check_cache_options, fill_encoder_cache
 from mmbert.training.frozen import restore_frozen
+from mmbert.training.model_card import write_model_card
 from mmbert.training.module import TrainingModule
 from mmbert.training.option_checks import validate_run_options, validate_sections, warn_without_effect
 from mmbert.training.progress import progress_callbacks
@@ -333,6 +334,7 @@ class TrainingRun:
             with quiet_transformers():
                 self.parts.model.save_pretrained(self.folder / "model", state_dict=weights)
             self.parts.processor.save_pretrained(self.folder / "model")
+            self._write_model_card()
 
     def _write_results(self) -> None:
         if not self.dry and self.trainer.is_global_zero:
@@ -343,6 +345,22 @@ class TrainingRun:
                 started=self.started,
                 seconds_saving=self.checkpoints.seconds_saving,
             )
+            if self.command == "fit":
+                self._write_model_card()
+
+    def _write_model_card(self) -> None:
+        """Write the model card, before the test without metrics."""
+        data = self.options.sections.data
+        write_model_card(
+            self.folder / "model",
+            name=str(self.options.config.name),
+            config=self.parts.model.config,
+            options=self.options.sections.model,
+            data={key: getattr(data, key) for key in ("format", "annotations", "prepare", "train_fraction")},
+            seed=self.seed,
+            metrics=self.metrics,
+            outcomes=self.module.items,
+        )
 
     def _result(self) -> RunResult:
         return RunResult(self.folder, self.metrics, self.module.items)

@@ -62,13 +62,14 @@ def test_processor_pads_as_requested() -> None:
     assert full["attention_mask"].sum(dim=1).tolist() == [5, 3] and full["input_ids"].shape == (2, 7)
     assert full["input_ids"][:, 5:].eq(processor.pad_token_id).all()
     assert processor(text=texts, max_length=4)["input_ids"].shape == (2, 4)
-    for options, message in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"padding": False}, "texts of 3 to 5 tokens make no tensor"),
         ({"padding": "left"}, "padding='left'; allowed are True"),
         ({"max_length": 17}, "max_length=17; allowed are 2 to 16 tokens"),
         ({"max_length": 4, "truncation": False}, "a text has 5 tokens, more than 4"),
         ({"return_tensors": "np"}, "return_tensors='np'; only 'pt'"),
-    ):
+    )
+    for options, message in wrong:
         with pytest.raises(UsageError, match=message):
             processor(text=texts, **options)
 
@@ -120,7 +121,8 @@ def test_push_to_hub_uploads_a_folder_that_loads(folder: Path, tmp_path: Path, m
     card = SimpleNamespace(save=lambda path: Path(path).write_text("# model"))
     monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **options: card)
     loaded = mmbert.load(folder)
-    loaded.model.push_to_hub("owner/model")
+    model: Any = loaded.model
+    model.push_to_hub("owner/model")
     loaded.processor.push_to_hub("owner/model")
     assert {"config.json", "model.safetensors", "image_settings.json", "tokenizer.json"} <= {*uploaded}
     again = mmbert.load(tmp_path)

@@ -60,6 +60,8 @@ def test_result_holds_metrics_outcomes_model_and_curves(sections: dict[str, dict
     rows = [line.split()[0] for line in repr(run).splitlines()]
     first, loss = rows.index("text_to_image/R@1"), rows.index("mlm_loss")
     assert first < loss, "the most wanted metrics come first"
+    card = (run.folder / "model/README.md").read_text()
+    assert f"| test/itm_accuracy | {run.metrics['test/itm_accuracy']:.4g} |" in card and "seed: 3" in card
 
 
 def test_a_run_in_a_thread_equals_one_on_the_command_line(
@@ -242,6 +244,7 @@ def test_model_is_saved_before_the_test(
     with pytest.raises(SystemExit):
         trained(sections, tmp_path, name="run")
     assert (tmp_path / "run/model/model.safetensors").is_file()
+    assert "Not tested yet." in (tmp_path / "run/model/README.md").read_text()
 
 
 def test_datamodule_and_module_work_with_a_plain_trainer(
