@@ -110,7 +110,7 @@ def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k:
     try:
         texts = torch.arange(len(text_vectors))
         encoded = EncodedCandidates(None, [], image_vectors, text_vectors, texts, len(image_vectors), len(texts))
-        return retrieval.two_stage(None, encoded, k).fusion_passes  # pyright: ignore[reportArgumentType]
+        return retrieval.two_stage(None, encoded, k, 0.0).fusion_passes  # pyright: ignore[reportArgumentType]
     finally:
         retrieval._fuse_selected = done
 

@@ -159,7 +159,8 @@ def _build_page(gradio: Any, models: Sequence[LoadedModel], index: ImageIndex | 
     def search(image: str | None, text: str, by_image: bool) -> str:
         assert index is not None
         missing = _needs(image, "image") if by_image else _needs(text.strip(), "text")
-        return missing or _guarded(lambda: _found(index, Path(str(image)) if by_image else text))
+        known = index
+        return missing or _guarded(lambda: _found(known, Path(str(image)) if by_image else text))
 
     # One call at a time: explanations hook into the modules that all calls share.
     event = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
@@ -205,7 +206,7 @@ def _build_page(gradio: Any, models: Sequence[LoadedModel], index: ImageIndex | 
 
 def _image_class(gradio: Any) -> Any:
     """Create an image component whose file is read by `load_image` alone, with its limits."""
-    meta = importlib.import_module("gradio.component_meta")
+    meta: Any = importlib.import_module("gradio.component_meta")
     write_stub = meta.create_or_modify_pyi
     meta.create_or_modify_pyi = lambda *_: None  # gradio would write a stub beside this file
     try:

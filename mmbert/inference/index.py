@@ -181,7 +181,7 @@ class ImageIndex:
         if self._faiss is None:
             if find_spec("faiss") is None:
                 raise UsageError(f"this index has an approximate part, but {FAISS_HINT}, or use --exact (exact=True).")
-            import faiss
+            import faiss  # pyright: ignore[reportMissingImports] - an extra
 
             self._faiss = faiss.read_index(str(self.approximate), faiss.IO_FLAG_MMAP)
         scores, rows = self._faiss.search(vector[None].numpy(), k)
@@ -237,7 +237,7 @@ def names_image(text: str) -> bool:
 
 def write_approximate(index: ImageIndex, manifest: Path) -> None:
     """Write the approximate index of a merged part, and log its recall against exact search."""
-    import faiss
+    import faiss  # pyright: ignore[reportMissingImports] - an extra
 
     vectors, size = index.vectors[0], index.facts.embedding_size
     num_lists = max(1, min(int(4 * len(vectors) ** 0.5), len(vectors) // 40))
