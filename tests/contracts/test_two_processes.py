@@ -114,10 +114,12 @@ def test_two_processes_give_the_losses_of_one(
 
 
 def test_texts_of_different_length_are_gathered_with_padding(tmp_path: Path) -> None:
-    def work(rank: int) -> Tokens:
+    def work(rank: int) -> tuple[Tensor, Tensor]:
         length = 2 + rank
-        return gather_tokens(Tokens(torch.full((1, length, 4), 1.0 + rank), torch.ones(1, length, dtype=torch.bool)))
+        tokens = Tokens(torch.full((1, length, 4), 1.0 + rank), torch.ones(1, length, dtype=torch.bool))
+        gathered = gather_tokens(tokens)
+        return gathered.hidden_states, gathered.mask
 
-    for states, mask, _ in in_processes(2, work, tmp_path):
+    for states, mask in in_processes(2, work, tmp_path):
         assert mask.tolist() == [[True, True, False], [True, True, True]]
         assert states[..., 0].tolist() == [[1, 1, 0], [2, 2, 2]]

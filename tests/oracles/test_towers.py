@@ -35,7 +35,7 @@ def test_text_tower_equals_bert(towers: MMBertModel, fused: bool, monkeypatch: p
     batch = tiny_batch()
     expected = bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     real = batch["attention_mask"].bool()
-    assert difference(towers(**inputs(batch)).text.hidden_states[real], expected[real]) < 1e-5
+    assert difference(towers.encode_and_fuse(**inputs(batch)).text.hidden_states[real], expected[real]) < 1e-5
     assert difference(towers.encode_text(batch["input_ids"], batch["attention_mask"]).first, expected[:, 0]) < 1e-5
 
 
@@ -48,7 +48,7 @@ def test_image_tower_equals_timm(towers: MMBertModel, fused: bool, monkeypatch: 
     vit.load_state_dict(towers.image_encoder.vit.state_dict(), strict=True)
     batch = tiny_batch()
     expected = vit.forward_features(batch["pixel_values"])
-    fused_image = towers(**inputs(batch)).image
+    fused_image = towers.encode_and_fuse(**inputs(batch)).image
     assert fused_image.mask.all()
     assert difference(fused_image.hidden_states, expected) < 1e-5
     assert difference(towers.encode_image(batch["pixel_values"]).first, expected[:, 0]) < 1e-5
@@ -56,7 +56,7 @@ def test_image_tower_equals_timm(towers: MMBertModel, fused: bool, monkeypatch: 
 
 def test_towers_meet_in_the_pooled_vector_only(towers: MMBertModel) -> None:
     """What late fusion does at the end, written out."""
-    fused = towers(**inputs(tiny_batch()))
+    fused = towers.encode_and_fuse(**inputs(tiny_batch()))
     joined = torch.cat([fused.text.hidden_states[:, 0], fused.image.hidden_states[:, 0]], dim=1)
     hidden = torch.nn.functional.gelu(towers.fusion.mlp[0](joined))
     assert difference(fused.pooled, torch.tanh(towers.fusion.pooler.dense(hidden))) < 1e-6

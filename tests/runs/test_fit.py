@@ -80,8 +80,8 @@ def test_run_folder_holds_what_the_readme_promises(fusion: str, tiny: list[str],
     best = torch.load(next((folder / "checkpoints").glob("best-*.ckpt")), weights_only=True)["state_dict"]
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, best[f"model.{name}"]), name
-    fused = loaded.mmbert.eval()(**processor(text="a small red circle"))
-    assert fused.pooled.shape == (1, 32)
+    output = loaded.mmbert.eval()(**processor(text="a small red circle"))
+    assert output.pooler_output.shape == (1, 32)
 
 
 def test_taken_run_name_gets_a_number(tiny: list[str], tmp_path: Path) -> None:
