@@ -24,8 +24,9 @@ def model_folder(source: str | Path, **options: Any) -> Path:
     Raises:
         UsageError: The hub has no such model, or can't be reached.
     """
-    if Path(source).exists() or not HUB_NAME.fullmatch(str(source)) or str(source).startswith("."):
-        return Path(source)
+    folder = Path(source).expanduser()
+    if folder.exists() or not HUB_NAME.fullmatch(str(source)) or str(source).startswith("."):
+        return folder
     known = {k: options[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
     try:
         return Path(snapshot_download(str(source), allow_patterns=[*FILES], **known))

@@ -30,6 +30,11 @@ class MMBertOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None  # (B, L, width) each
     attentions: tuple[Tensor, ...] | None = None  # (B, H, L, S) each
 
+    @property
+    def pooled(self) -> Tensor | None:
+        """Joint vector, under the name that `Fused` has for it."""
+        return self.pooler_output
+
 
 @dataclass
 class PreTrainingOutput(ModelOutput):

@@ -153,3 +153,9 @@ def test_question_answering_pipeline_and_unknown_tasks() -> None:
     with pytest.raises(UsageError, match=r"task='fill-masks'; allowed are .*Did you mean 'fill-mask'"):
         pipeline("fill-masks", loaded)
     assert len(TASKS) == 5
+
+
+def test_folder_in_the_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert hub.model_folder("~/model") == tmp_path / "model"
