@@ -90,7 +90,7 @@ def serve_demo(
             "--host %s: everyone who reaches this machine can use the models%s; there is no password",
             host, " and see the images of the index" if index is not None else "",
         )  # fmt: skip
-    import uvicorn
+    import uvicorn  # pyright: ignore[reportMissingImports] - of the extra demo
 
     with tempfile.TemporaryDirectory(prefix="mmbert-demo-") as uploads:  # removed at the end
         app = build_app(loaded, found, host, uploads)
@@ -110,8 +110,8 @@ def build_app(models: Sequence[LoadedModel], index: ImageIndex | None, host: str
     # Read while gradio is imported.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_TEMP_DIR=str(uploads))
     gradio: Any = importlib.import_module("gradio")
-    from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from fastapi import FastAPI  # pyright: ignore[reportMissingImports] - of the extra demo
+    from starlette.middleware.trustedhost import TrustedHostMiddleware  # pyright: ignore[reportMissingImports]
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     if host in LOOPBACK:  # else a page of another site could reach this one by a name that resolves to 127.0.0.1
