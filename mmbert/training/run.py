@@ -102,6 +102,7 @@ class TrainingRun:
         validate_trainer_options(sections.trainer)
         # What was used is what config.yaml and the run's identity hold, not null.
         config.trainer.precision, self.precision_reason = resolve_precision(config.trainer.precision)
+        config.trainer.use_distributed_sampler = False
         config.threads = config.threads or compute_threads(sections.data.num_workers)
         torch.set_num_threads(config.threads)
         self.seed = int(config.seed_everything)

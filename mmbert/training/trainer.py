@@ -1,5 +1,6 @@
 """`lightning.Trainer` from the options of a run: what mmbert sets itself, adapts or can't support."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.runtime.hardware import best_precision
 from mmbert.training.sharding import fsdp_strategy
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Precisions of the trainer: weights stay in fp32."""
@@ -68,10 +71,6 @@ def validate_trainer_options(options: Mapping[str, Any]) -> None:
             f"trainer.enable_checkpointing={str(options['enable_checkpointing']).lower()}: a run always saves its own "
             "checkpoints, see the section checkpoint; leave it out."
         )
-    if options["use_distributed_sampler"] is False:
-        raise UsageError(
-            "trainer.use_distributed_sampler=false: every process gets its share of a batch; leave it out."
-        )
     if options["barebones"]:
         raise UsageError("trainer.barebones=true: a run logs, validates and saves; leave it out.")
     if options["reload_dataloaders_every_n_epochs"]:
@@ -97,6 +96,10 @@ def trainer_options(options: Mapping[str, Any], *, explicit: Mapping[str, Any]) 
         UsageError: An option that a run can't support.
     """
     found = dict(options)
+    if explicit.get("trainer.use_distributed_sampler"):
+        log.warning(
+            "trainer.use_distributed_sampler=true has no effect: each process takes its share of a batch; leave it out"
+        )
     for key, value in found.items():
         # jsonargparse reads an int as a float where both are allowed: 1 batch would be all batches.
         written = explicit.get(f"trainer.{key}")

@@ -36,6 +36,7 @@ def test_hidden_states_and_attentions_are_those_of_every_layer(fusion: str) -> N
     torch.testing.assert_close(out.last_hidden_state, fused.text.hidden_states)
     torch.testing.assert_close(out.image_last_hidden_state, fused.image.hidden_states)
     torch.testing.assert_close(out.pooler_output, fused.pooled)
+    assert out.pooled is out.pooler_output
     text, image, layers = [(4, 8, 32)] * 3, [(4, 5, 24)], {"early": [(4, 13, 32)] * 2, "late": []}
     streams = [(4, 8, 32), (4, 5, 32)] * 2
     assert [tuple(x.shape) for x in out.hidden_states] == text + image + layers.get(fusion, streams)

@@ -130,6 +130,7 @@ def test_config_holds_what_was_used(sections: dict[str, dict[str, Any]], tmp_pat
     run = trained(sections, tmp_path, trainer={"precision": None})
     content = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert content["trainer"]["precision"] == run.metrics["run/precision"]
+    assert content["trainer"]["use_distributed_sampler"] is False
     assert content["threads"] >= 1 and content["checkpoint"]["monitor"].startswith("val/")
 
 

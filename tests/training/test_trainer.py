@@ -39,7 +39,6 @@ def test_a_number_of_batches_stays_a_number_and_a_fraction_a_fraction() -> None:
         ("logger=true", "leave it out"),
         ("logger=false", "leave it out"),
         ("enable_checkpointing=true", "section checkpoint"),
-        ("use_distributed_sampler=false", "leave it out"),
         ("reload_dataloaders_every_n_epochs=1", "leave it out"),
         ("overfit_batches=2", "data.train_fraction"),
         ("gradient_clip_val=-1", "0 for no clipping"),
@@ -52,6 +51,13 @@ def test_option_without_effect_is_refused(argument: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected) as error:
         options_of(f"--trainer.{argument}")
     assert f"trainer.{argument.split('=')[0]}=" in str(error.value)
+
+
+def test_distributed_sampler_without_effect_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for argument in ((), ("--trainer.use_distributed_sampler=false",)):  # config.yaml of a run holds false
+        assert options_of(*argument)["use_distributed_sampler"] is False and not caplog.records
+    assert options_of("--trainer.use_distributed_sampler=true")["use_distributed_sampler"] is False
+    assert "trainer.use_distributed_sampler=true has no effect" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["bf16-true", "16-true", "64-true", "64", "transformer-engine", "bf16-mixd"])
