@@ -232,14 +232,36 @@ class PairsDataModule(SplitsDataModule):
         )
         self.collate = Collate(processor.pad_token_id)
         super().__init__(options, examples, processor, seed=seed)
+        self.opposites = self._opposite_tokens(options.opposites or {})
         if options.mask_content:
-            self.train_samples.masking = replace(self.masking, content_ids=self._content_tokens("data.mask_content"))
+            content = self._content_tokens("data.mask_content") | {*self.opposites}
+            self.train_samples.masking = replace(self.masking, content_ids=content)
 
     def use_edits(self, fraction: float) -> None:
         """Put edited captions into a fraction of the training samples, for the objective itm."""
         content = self._content_tokens("objectives.itm.edited")
         examples, encode = self.train_samples.examples, self.processor.encode
-        self.train_samples.use_edits(CaptionEdits((encode(c) for e in examples for c in e.captions), content), fraction)
+        captions = (encode(c) for e in examples for c in e.captions)
+        self.train_samples.use_edits(CaptionEdits(captions, content, self.opposites), fraction)
+
+    def _opposite_tokens(self, opposites: Mapping[str, str]) -> dict[int, int]:
+        """Token -> token of the opposite meaning, both ways.
+
+        Raises:
+            UsageError: A word that is not one known token, or that has two opposites.
+        """
+        tokenizer, found = self.processor.tokenizer, {}
+        for first, second in (pair for a, b in opposites.items() for pair in ((a, b), (b, a))):
+            ids = tokenizer(first, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+                raise UsageError(
+                    f"data.opposites: '{first}' is not one token of the tokenizer and can't be exchanged; leave it out."
+                )
+            if first == second or found.setdefault(ids[0], second) != second:
+                raise UsageError(f"data.opposites: '{first}' must have one opposite, another word.")
+        return {
+            token: int(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))[0]) for token, word in found.items()
+        }
 
     def _content_tokens(self, option: str) -> frozenset[int]:
         """Find the tokens that say something about the image, see `mmbert.data.ngrams.content_units`.

@@ -1,12 +1,14 @@
 """Edited captions: captions with one content word replaced or two swapped, as negative texts of ITM."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+OPPOSITE = 0.4
+"""Fraction of the edits that exchange a word for its opposite, where a caption has such a word."""
 SWAP = 0.4
-"""Fraction of the edits that swap two words, where a caption permits it."""
+"""Fraction of the other edits that swap two words, where a caption permits it."""
 EDGE = -1
 """Stands for what is before the first and after the last token."""
 
@@ -20,10 +22,15 @@ class CaptionEdits:
     Args:
         captions: Token ids of the training captions.
         content: Content tokens, see `mmbert.data.ngrams.content_units`.
+        opposites: Token -> token of the opposite meaning, both ways. It is exchanged for nothing else: what stands in
+            the same places may mean the same, as over does for above.
     """
 
-    def __init__(self, captions: Iterable[Sequence[int]], content: Collection[int]):
-        self.content = frozenset(content)
+    def __init__(
+        self, captions: Iterable[Sequence[int]], content: Collection[int], opposites: Mapping[int, int] | None = None
+    ):
+        self.opposites = dict(opposites or {})
+        self.content = frozenset(content) - self.opposites.keys()
         between: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
         self._after: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self._before: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
@@ -58,9 +65,18 @@ class CaptionEdits:
         places = [i for i in range(1, len(ids) - 1) if ids[i] in self.content]
         if len(places) < 2:
             return None
-        edited = self._swap(ids, places, rng) if rng.random() < SWAP else None
+        edited = self._exchange_opposites(ids, rng)
+        edited = self._swap(ids, places, rng) if edited is None and rng.random() < SWAP else edited
         edited = self._replace(ids, places, rng) if edited is None else edited
         return None if edited is None or tuple(edited) in own else edited
+
+    def _exchange_opposites(self, ids: Sequence[int], rng: np.random.Generator) -> list[int] | None:
+        places = [i for i in range(1, len(ids) - 1) if ids[i] in self.opposites]
+        if not places or rng.random() >= OPPOSITE:
+            return None
+        edited, place = list(ids), places[rng.integers(len(places))]
+        edited[place] = self.opposites[ids[place]]
+        return edited
 
     def _fits(self, ids: Sequence[int], place: int, token: int) -> bool:
         """Whether training captions have `token` in the surroundings of a place."""

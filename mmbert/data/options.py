@@ -63,6 +63,10 @@ class DataOptions:
     mask_content: bool = False
     """In training mask only content words: those that captions of one image share more often than chance. Validation
     and test mask any word."""
+    opposites: dict[str, str] | None = None
+    """Words of opposite meanings that describe images, {left: right, above: below}: content words for `mask_content`,
+    and exchanged, for nothing else, by the edited captions of `objectives.itm.edited`. Where opposites and synonyms
+    stand in the same places, as above, over and below do, other edits would call true captions wrong."""
     crop: float = 1.0
     """Smallest fraction of a training image's area that a random crop keeps; 1 = no crop."""
     flip: bool = False
@@ -187,7 +191,9 @@ def _warn_without_effect(options: DataOptions, task: str | None) -> None:
     """Warn of options that are set but change nothing; they may come from a shared base, so they are no error."""
     reasons: dict[str, str] = {} if task == "vqa" else {"min_answer_count": "model.task=vqa only"}
     if task is not None:
-        reasons |= dict.fromkeys(("mlm_probability", "whole_word", "mask_content", "test_captions"), "pretraining only")
+        reasons |= dict.fromkeys(
+            ("mlm_probability", "whole_word", "mask_content", "opposites", "test_captions"), "pretraining only"
+        )
     if options.on_bad_sample == "stop":
         reasons["max_bad_fraction"] = "data.on_bad_sample=skip only"
     if options.image_key is None:

@@ -1,11 +1,17 @@
 """Edited captions against edits worked out by hand."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_examples, tiny_processor
 
+from mmbert.data import datamodule
+from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.edits import CaptionEdits
+from mmbert.data.options import DataOptions
+from mmbert.errors import UsageError
 from mmbert.runtime.randomness import numpy_generator
 
 CLS, SEP = 2, 3
@@ -73,3 +79,49 @@ def test_edit_depends_on_the_generator_only() -> None:
     edits = CaptionEdits(TRAINING, CONTENT)
     text = caption(A, RED, STAR, AND, A, BLUE, SQUARE)
     assert edits(text, (), np.random.default_rng(3)) == edits(text, (), np.random.default_rng(3))
+
+
+def test_opposites_are_exchanged_in_a_fraction_of_the_edits() -> None:
+    left, right = 20, 21
+    training = [caption(A, shape, side, RED, STAR) for shape in (STAR, SQUARE) for side in (left, right)]
+    edits = CaptionEdits(training, {*CONTENT, left, right}, {left: right, right: left})
+    text = caption(A, SQUARE, left, RED, STAR)
+    found = [edits(text, {tuple(text)}, numpy_generator(seed, "edited caption")) for seed in range(200)]
+    exchanged = caption(A, SQUARE, right, RED, STAR)
+    assert sum(x == exchanged for x in found) == pytest.approx(0.4 * 200, abs=25)
+    assert all(x is None or x == exchanged or x[3] == left for x in found)
+    assert all(edits(text, {tuple(text), tuple(exchanged)}, numpy_generator(s, "x")) != exchanged for s in range(50))
+
+
+def module_of(opposites: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> PairsDataModule:
+    both = ("a red cat left of a dog", "a red cat right of a dog")
+    examples = tiny_examples(folder, [both] * 4 + [("a blue car", "a car")] * 8)
+    monkeypatch.setattr(datamodule, "read_examples", lambda *_, **__: {"train": examples})
+    options = DataOptions(annotations="a", images="b", batch_size=1, mask_content=True, opposites=opposites)
+    return PairsDataModule(options, tiny_processor(), seed=0)
+
+
+def test_opposites_are_masked_and_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = module_of({"left": "right"}, tmp_path, monkeypatch)
+    left, right = module.processor.tokenizer.convert_tokens_to_ids(["left", "right"])
+    assert module.opposites == {left: right, right: left}
+    assert module.train_samples.masking.content_ids is not None
+    assert {left, right} <= module.train_samples.masking.content_ids and left not in module._content_tokens("x")
+    module.use_edits(1.0)
+    assert module.train_samples.edits is not None and module.train_samples.edits.opposites == module.opposites
+
+
+@pytest.mark.parametrize(
+    ("opposites", "message"),
+    [
+        ({"left": "unknown"}, "'unknown' is not one token"),
+        ({"playing": "left"}, "'playing' is not one token"),
+        ({"left": "left"}, "'left' must have one opposite"),
+        ({"left": "right", "red": "left"}, "'left' must have one opposite"),
+    ],
+)
+def test_words_without_one_opposite_are_rejected(
+    opposites: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=f"data.opposites: {message}"):
+        module_of(opposites, tmp_path, monkeypatch)

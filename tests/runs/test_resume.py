@@ -37,7 +37,7 @@ def test_stages_of_learning_resume_bit_identically(tiny: list[str], tmp_path: Pa
     objectives = "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, itm: {weight: 1.0, edited: 0.8}}"
     options = [
         "--name=run", "--optim.name=muon", "--optim.first_stage=ngrams", "--optim.first_stage_steps=5",
-        f"--model.objectives={objectives}", "--data.mask_content=true",
+        f"--model.objectives={objectives}", "--data.mask_content=true", "--data.opposites={left: right}",
     ]  # fmt: skip
     fit(tiny, tmp_path / "whole", *options)
     for batch in (3, 4):  # from the start, and from the third batch
