@@ -17,7 +17,7 @@ TEXT_KEYS = {"clean": "input_ids", "masked": "mlm_input_ids", "edited": "edited_
 
 
 class TextImageModel(Protocol):
-    """Protocol of the model that objectives and tasks call; `mmbert.model.modeling.MMBertModel` implements it."""
+    """Protocol of the model that objectives and tasks call; `mmbert.model.backbone.MMBertModel` implements it."""
 
     @property
     def word_embeddings(self) -> Tensor:

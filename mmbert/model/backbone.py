@@ -1,0 +1,179 @@
+"""`MMBertModel`: text encoder, image encoder and fusion, without heads."""
+
+import inspect
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmbert.errors import UsageError
+from mmbert.model.base_model import MMBertPreTrainedModel
+from mmbert.model.configuration import MMBertConfig
+from mmbert.model.encoders import ImageEncoder, TextEncoder
+from mmbert.model.fusion import FUSIONS, build_fusion
+from mmbert.model.outputs import MMBertOutput, is_recording
+from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
+
+
+class MMBertModel(MMBertPreTrainedModel):
+    """Text encoder, image encoder, and the fusion that `config.fusion` names.
+
+    `MMBertModel(config)` has random weights and needs no network; `mmbert.build_model` loads pretrained encoders, and
+    `MMBertModel.from_pretrained` a saved model.
+    """
+
+    def __init__(self, config: MMBertConfig):
+        super().__init__(config)
+        self.text_encoder = TextEncoder(config)
+        self.image_encoder = ImageEncoder(config)
+        for module in self.image_encoder.vit.modules():
+            module._belongs_to_timm = True
+        self.text_projection = _projection(self.text_encoder.width, config.hidden_size)
+        self.image_projection = _projection(self.image_encoder.width, config.hidden_size)
+        config.image_hidden_size = self.image_encoder.width  # read by fusions that use layers of the encoder
+        with _real_device() if config.fusion not in FUSIONS else nullcontext():
+            self.fusion = build_fusion(config)
+        self._fusion_takes_reads = "reads" in inspect.signature(self.fusion.forward).parameters
+        self.post_init()
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """Word embedding matrix, (V, text width)."""
+        return self.text_encoder.bert.embeddings.word_embeddings.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embedding layer."""
+        return self.text_encoder.bert.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embedding layer."""
+        self.text_encoder.bert.embeddings.word_embeddings = value
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tokens:
+        """Encode (B, T) token ids to (B, T, D) tokens, projected to the width of the fusion."""
+        layers = self.fusion.reads_text_layers
+        tokens = self.text_encoder(input_ids, attention_mask, token_type_ids, layers=layers)
+        return tokens._replace(hidden_states=self.text_projection(tokens.hidden_states))
+
+    def encode_image(self, pixel_values: Tensor) -> Tokens:
+        """Encode (B, 3, S, S) normalised images to (B, P, D) tokens, projected to the width of the fusion."""
+        tokens = self.image_encoder(pixel_values, layers=self.fusion.reads_image_layers)
+        return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
+
+    def encode_batch_images(self, batch: dict[str, Tensor], *, prefix: str = "") -> Tokens:
+        """Encode the images of a batch to (B, P, D) tokens, or continue from those that an encoder cache holds.
+
+        Args:
+            batch: With `pixel_values` (B, 3, S, S), or `image_hidden_states` (B, P, W) of `encode_frozen`.
+            prefix: Of the keys: "wrong_" for the wrong images of an evaluation.
+        """
+        states = batch.get(f"{prefix}image_hidden_states")
+        if states is None:
+            return self.encode_image(batch[f"{prefix}pixel_values"])
+        depth = self.image_encoder.frozen
+        assert depth != "none"
+        tokens = self.image_encoder.continue_from(states, depth, layers=self.fusion.reads_image_layers)
+        return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
+
+    def fuse(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
+        """Fuse encoded texts (B, T, D) with encoded images (B, P, D); for other pairs of a batch see `Tokens.rows`.
+
+        Args:
+            text: (B, T, D).
+            image: (B, P, D).
+            reads: The outputs that the caller reads. The fusion need not compute the others.
+        """
+        reads = READ_ALL if is_recording() else reads
+        return self.fusion(text, image, reads=reads) if self._fusion_takes_reads else self.fusion(text, image)
+
+    def encode_pairs(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> tuple[Tokens, Tokens]:
+        """Encode texts and images, of which one may be absent; see `forward`.
+
+        Returns:
+            Text (B, T, D) and image (B, P, D); an absent one has length 0.
+        """
+        if input_ids is None and pixel_values is None:
+            raise UsageError(f"{type(self).__name__} got neither input_ids nor pixel_values; give at least one.")
+        if input_ids is not None and pixel_values is not None and input_ids.shape[0] != pixel_values.shape[0]:
+            raise UsageError(
+                f"{input_ids.shape[0]} texts and {pixel_values.shape[0]} images: the batch sizes must agree."
+            )
+        width = self.config.hidden_size
+        text = None if input_ids is None else self.encode_text(input_ids, attention_mask, token_type_ids)
+        image = None if pixel_values is None else self.encode_image(pixel_values)
+        if text is None:
+            assert image is not None
+            text = Tokens.absent(image.mask.shape[0], width, like=image.hidden_states)
+        if image is None:
+            image = Tokens.absent(text.mask.shape[0], width, like=text.hidden_states)
+        return text, image
+
+    def encode_and_fuse(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> Fused:
+        """Encode and fuse a batch as `forward` does, but return tokens with their masks."""
+        return self.fuse(*self.encode_pairs(input_ids, attention_mask, token_type_ids, pixel_values))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MMBertOutput | tuple[Any, ...]:
+        """Encode and fuse a batch; one modality may be absent.
+
+        Args:
+            input_ids: (B, T) int64, or None for images only.
+            attention_mask: (B, T), 1 = real token; None = all real.
+            token_type_ids: (B, T) segments of the text, as BERT's; None = all 0.
+            pixel_values: (B, 3, S, S) float, or None for text only.
+            output_attentions: Return `attentions`. None: as the configuration says.
+            output_hidden_states: Return `hidden_states`. None: as the configuration says.
+            return_dict: False: a tuple of the outputs that are not None. None: as the configuration says.
+
+        Raises:
+            UsageError: Both modalities absent, or batches of different size.
+        """
+        with self._record(output_attentions, output_hidden_states) as recorded:
+            fused = self.encode_and_fuse(input_ids, attention_mask, token_type_ids, pixel_values)
+            output = MMBertOutput(
+                fused.text.hidden_states, fused.image.hidden_states, fused.pooled, **recorded.outputs()
+            )
+        return self._returned(output, return_dict)
+
+
+def _real_device() -> Any:
+    """Return a context without the meta device, for constructors of custom fusions that compute with tensors."""
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
+
+
+def check_fusion_layers(model: MMBertModel) -> None:
+    """Raise where the joint vector would depend on the text only."""
+    minimum, given = model.fusion.min_layers, model.config.fusion_layers
+    if given < minimum:
+        raise UsageError(
+            f"fusion_layers={given}: the joint vector of fusion='{model.config.fusion}' would not depend on the image; "
+            f"it takes {minimum} or more layers."
+        )
+
+
+def _projection(width: int, hidden_size: int) -> nn.Module:
+    """Build the projection of an encoder's tokens to the width of the fusion; the identity where they are equal."""
+    return nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
