@@ -104,10 +104,15 @@ class TrainingModule(L.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        """AdamW with parameter groups and the learning-rate schedule."""
-        # fp16's gradient scaler and a fused step would both unscale the gradients.
-        fused = not str(self.trainer.precision).startswith("16")
-        optimizer, schedule = build_optimizer(self.model, self.optim_options, self.total_steps(), fused=fused)
+        """Optimizer with parameter groups, and the learning-rate schedule."""
+        precision = str(self.trainer.precision)
+        optimizer, schedule = build_optimizer(
+            self.model,
+            self.optim_options,
+            self.total_steps(),
+            fused=not precision.startswith("16"),  # as the fp16 gradient scaler unscales gradients
+            muon_dtype=torch.bfloat16 if precision.startswith("bf16") else torch.float32,
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

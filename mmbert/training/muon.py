@@ -19,16 +19,25 @@ class Muon(Optimizer):
 
     An update is the orthogonalized momentum times 0.2 sqrt(max(rows, columns)), whose root mean square is about that of
     an update of AdamW, so learning rates and weight decays of AdamW carry over (arXiv:2502.16982, Sec. 2.2).
-    `torch.optim.Muon` computes the same for one matrix at a time and in bfloat16, which is 30 times slower than fp32 on
-    CPUs without it; here matrices of equal shape are one batch, in fp32 on CPUs.
+    `torch.optim.Muon` computes the same for one matrix at a time, always in bfloat16, which is 30 times slower than
+    fp32 on CPUs without it; here matrices of equal shape are one batch, in the run's precision.
 
     Args:
         groups: Parameter groups with `lr` and `weight_decay`; those with `muon: True` hold matrices only.
         betas: AdamW's decay rates.
         fused: Use AdamW's fused step.
+        dtype: Type in which matrices are orthogonalized.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float], fused: bool = True):
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        betas: tuple[float, float],
+        fused: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.dtype = dtype
         super().__init__(groups, {"muon": False})
         self._adamw = AdamW([g for g in self.param_groups if not g["muon"]], betas=betas, fused=fused)
         self._link()
@@ -69,27 +78,26 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(matrix)
                 momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
                 updates.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov
-            directions = orthogonalize(torch.stack(updates))
+            directions = orthogonalize(torch.stack(updates).to(self.dtype))
             scale = 0.2 * max(rows, columns) ** 0.5
             for matrix, direction in zip(matrices, directions.to(matrices[0].dtype), strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"] * scale)
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(x: Tensor) -> Tensor:
     """Approximate U V^T of the singular value decompositions U S V^T by Newton-Schulz iterations.
 
     Args:
-        matrices: (N, rows, columns).
+        x: (N, rows, columns).
 
     Returns:
-        (N, rows, columns) with singular values of about 1 (0.7 to 1.2), in bf16 on GPUs.
+        (N, rows, columns) with singular values of about 1 (0.7 to 1.2).
     """
-    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x

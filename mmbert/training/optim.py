@@ -62,10 +62,20 @@ def hidden_matrices(modules: Iterable[nn.Module]) -> set[Tensor]:
     return {weight for weight in found if weight.requires_grad}
 
 
-def build_optimizer(model: HeadedModel, options: OptimOptions, total_steps: int, *, fused: bool = True) -> tuple:
+def build_optimizer(
+    model: HeadedModel,
+    options: OptimOptions,
+    total_steps: int,
+    *,
+    fused: bool = True,
+    muon_dtype: torch.dtype = torch.float32,
+) -> tuple:
     """Build the optimizer and its schedule over `total_steps` optimizer steps."""
-    kind = Muon if options.name == "muon" else torch.optim.AdamW
-    optimizer = kind(parameter_groups(model, options), betas=options.betas, fused=fused)
+    groups, arguments = parameter_groups(model, options), {"betas": options.betas, "fused": fused}
+    if options.name == "muon":
+        optimizer = Muon(groups, **arguments, dtype=muon_dtype)
+    else:
+        optimizer = torch.optim.AdamW(groups, **arguments)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
 
 

@@ -23,10 +23,13 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8)])
-def test_orthogonalized_matrices_have_singular_values_of_about_1(shape: tuple[int, int]) -> None:
+def test_orthogonalized_matrices_have_singular_values_of_about_1(shape: tuple[int, int], dtype: torch.dtype) -> None:
     matrices = seeded(3, *shape)
-    found = orthogonalize(matrices)
+    found = orthogonalize(matrices.to(dtype))
+    assert found.dtype == dtype
+    found = found.float()
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
     singular = (u.mT @ found @ vt.mT).diagonal(dim1=1, dim2=2)  # in the basis of the input: the directions are kept
     assert found.shape == matrices.shape
@@ -120,3 +123,15 @@ def test_wrong_options_are_errors(options: dict, message: str) -> None:
     with pytest.raises(UsageError) as error:
         OptimOptions(**options).check()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+def test_matrices_are_orthogonalized_in_the_precision_of_the_run(precision: str, dtype: torch.dtype) -> None:
+    model = MMBertForPreTraining(tiny_config())
+    module: Any = SimpleNamespace(
+        trainer=SimpleNamespace(precision=precision),
+        model=model,
+        optim_options=OptimOptions(name="muon"),
+        total_steps=lambda: 10,
+    )
+    assert TrainingModule.configure_optimizers(module)["optimizer"].dtype == dtype
