@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,11 @@ from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import UsageError
-from mmbert.evaluation.encoding import encode
+from mmbert.evaluation.encoding import LoadImage, encode
 from mmbert.evaluation.foils import OVERALL, foil_hits
+from mmbert.evaluation.model_cache import reading_cache
 from mmbert.evaluation.retrieval import REQUIRED_OBJECTIVES, Candidates, choose_scorer, rank_candidates
+from mmbert.inference.cached_images import image_loader
 from mmbert.inference.loading import load_folder
 from mmbert.metrics.outcomes import ItemOutcomes, read_outcomes, write_outcomes
 from mmbert.model.modeling import MMBertForPreTraining
@@ -39,6 +42,7 @@ from mmbert.runtime.signals import StopSignals
 from mmbert.runtime.terminal import report_user_errors, set_up_logging
 from mmbert.training import run_folder
 from mmbert.training.config_files import flat
+from mmbert.training.encoder_caching import open_run_cache
 from mmbert.training.run import TrainingRun
 from mmbert.training.run_options import parse_run, to_arguments
 
@@ -75,17 +79,18 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             options = {**stage["options"], "threads": spec["threads"], **place}
             with StopSignals() as stop:
                 parsed = parse_run(to_arguments(stage["config"], options))
-                TrainingRun(parsed, stop=stop, cache_root=folder.parents[1]).fit()  # shared by all arms
+                TrainingRun(parsed, stop=stop, cache_root=_shared(folder)).fit()
     torch.set_num_threads(spec["threads"])
     evaluations = [read_stage_results(folder / name, name) for name in spec["stages"]]
     model, processor = load_folder(folder / PRETRAIN / "model")
     assert isinstance(model, MMBertForPreTraining)
     data = ArmData(spec)
     model.to(data.device)  # pyright: ignore[reportArgumentType]
-    if spec["retrieval"]["images"]:
-        evaluations.append(evaluate_retrieval(model, processor, data, spec["retrieval"], folder / QUERIES))
-    if spec["foils"]["files"]:
-        evaluations.append(evaluate_foils(model, processor, spec["foils"]))
+    with data.run.computation.context():  # as in validation
+        if spec["retrieval"]["images"]:
+            evaluations.append(evaluate_retrieval(model, processor, data, spec["retrieval"], folder / QUERIES))
+        if spec["foils"]["files"]:
+            evaluations.append(evaluate_foils(model, processor, data, spec["foils"]))
     results = {name: value for found in evaluations for name, value in found.results.items()}
     items = {name: outcomes for found in evaluations for name, outcomes in found.items.items()}
     cost = {name: value for found in evaluations for name, value in found.cost.items()}
@@ -119,6 +124,11 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
     write_outcomes(temporary, items)
     os.replace(temporary, target)
     atomic_write_text(folder / "row.json", json.dumps(json_safe(row), sort_keys=True, allow_nan=False))
+
+
+def _shared(folder: Path) -> Path:
+    """Return the folder of the comparison that an arm's folder is in: all arms have their encoder cache there."""
+    return folder.parents[1]
 
 
 def read_curves(folder: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
@@ -172,8 +182,9 @@ class ArmData:
     def __init__(self, spec: Mapping[str, Any]):
         stage = spec["stages"][PRETRAIN]
         options = parse_run(to_arguments(stage["config"], {**stage["options"], "threads": spec["threads"]}))
-        run = TrainingRun(options, dry=True)
-        self.parts, self.device = run.parts, run.trainer.strategy.root_device
+        self.run = TrainingRun(options, dry=True)
+        self.parts, self.device = self.run.parts, self.run.trainer.strategy.root_device
+        self.cache_root = _shared(Path(spec["folder"]))
 
     def candidates(self, split: str, images: int, captions: int) -> Candidates:
         """Images of a split, from its start, with their first captions."""
@@ -181,6 +192,17 @@ class ArmData:
         if not examples:
             raise UsageError(f"retrieval.split='{split}'; the data has {', '.join(self.parts.data.examples)}.")
         return Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples[:images]])
+
+    @contextmanager
+    def loader(self, model: MMBertForPreTraining, images: Iterable[Any]) -> Iterator[LoadImage]:
+        """Make a function that loads images for a trained model, from the arms' encoder cache if they have one."""
+        options, encoder = self.run.options.sections.optim, model.mmbert.image_encoder
+        with reading_cache(encoder, options.freeze_image):
+            requests = [(Path(file), None) for file in dict.fromkeys(images)]
+            cache = open_run_cache(
+                model.mmbert, self.parts.data, requests, root=self.cache_root, computation=self.run.computation
+            )
+            yield image_loader(cache, self.parts.processor)
 
     def batch(self) -> dict[str, Any]:
         """First batch of the first test split, or of the training pairs."""
@@ -198,7 +220,8 @@ def evaluate_retrieval(
     scorer = choose_scorer(model, options["scorer"])
     started = time.perf_counter()
     keep = "itm" in REQUIRED_OBJECTIVES[scorer]
-    encoded = encode(model, processor, candidates.images, candidates.texts, keep_tokens=keep)
+    with data.loader(model, candidates.images) as load:
+        encoded = encode(model, processor, candidates.images, candidates.texts, keep_tokens=keep, load=load)
     report, items = rank_candidates(
         model,
         encoded,
@@ -219,10 +242,13 @@ def evaluate_retrieval(
     return Evaluation(results, {f"retrieval/{name}": found for name, found in items.items()}, cost)
 
 
-def evaluate_foils(model: MMBertForPreTraining, processor: MMBertProcessor, options: Mapping[str, Any]) -> Evaluation:
+def evaluate_foils(
+    model: MMBertForPreTraining, processor: MMBertProcessor, data: ArmData, options: Mapping[str, Any]
+) -> Evaluation:
     """Evaluate true captions against foils, overall and by category, with image ablations."""
     foils = read_foils([Path(file) for file in options["files"]], ImageFolder(options["images"]))
-    hits = foil_hits(model, processor, foils)
+    with data.loader(model, (foil.image for foil in foils)) as load:
+        hits = foil_hits(model, processor, foils, load=load)
     number = {image: i for i, image in enumerate(dict.fromkeys(foil.image for foil in foils))}
     items: dict[str, ItemOutcomes] = {}
 

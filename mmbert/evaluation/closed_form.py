@@ -1,6 +1,6 @@
 """The closed form of ITC: projections solved from the encoders' outputs on training pairs, without a training step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,9 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError, ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
-from mmbert.data.samples import stack_images
 from mmbert.errors import UsageError
-from mmbert.evaluation.encoding import EncodedCandidates
+from mmbert.evaluation.encoding import EncodedCandidates, LoadImage, encode_loaded
 from mmbert.evaluation.retrieval import Candidates
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.closed_form import LinearMaps, canonical_maps
@@ -28,10 +27,6 @@ RIDGE = 0.3
 """Ridge of `canonical_maps`."""
 BASELINE_DIRECTIONS, BASELINE_POOL = 128, "first_and_mean"
 """Width of the common space and features of the baseline."""
-
-
-LoadImage = Callable[[Any], Tensor]
-"""An image to (3, S, S) uint8, or to its (P, W) hidden states from an encoder cache."""
 
 
 class PooledFeatures(NamedTuple):
@@ -145,6 +140,7 @@ def closed_form_candidates(
     candidates: Candidates,
     encoded: EncodedCandidates,
     num_workers: int = 0,
+    load: LoadImage | None = None,
 ) -> EncodedCandidates:
     """Replace the contrastive vectors of encoded candidates by those of the closed form, a baseline for ranking.
 
@@ -155,6 +151,7 @@ def closed_form_candidates(
         candidates: What `encoded` was made from.
         encoded: From `mmbert.evaluation.encoding.encode`.
         num_workers: Processes that decode images.
+        load: See `pooled_features`.
 
     Raises:
         UsageError: An encoder without layers.
@@ -162,11 +159,14 @@ def closed_form_candidates(
     pairs = choose_pairs(examples, None, seed=0)
     directions = min(BASELINE_DIRECTIONS, 2 * model.config.hidden_size, len(pairs))
     maps = solve_closed_form(
-        model, processor, examples, pairs, pool=BASELINE_POOL, directions=directions, num_workers=num_workers
-    )
+        model, processor, examples, pairs, pool=BASELINE_POOL, directions=directions, num_workers=num_workers,
+        load=load,
+    )  # fmt: skip
     distinct = {number: text for number, text in zip(encoded.text_index.tolist(), candidates.texts, strict=True)}
     texts = [distinct[number] for number in sorted(distinct)]
-    found = pooled_features(model, processor, candidates.images, texts, pool=BASELINE_POOL, num_workers=num_workers)
+    found = pooled_features(
+        model, processor, candidates.images, texts, pool=BASELINE_POOL, num_workers=num_workers, load=load
+    )
     return replace(
         encoded,
         image_vectors=unit_vectors(found.images, maps.image_weight, maps.image_bias),
@@ -221,10 +221,7 @@ def pooled_features(
                 raise error
         if not readable:
             return [None] * len(batch)
-        stacked = {name: x.to(device) for name, x in stack_images(readable).items()}
-        if "pixel_values" in stacked:
-            stacked["pixel_values"] = processor.image_settings.normalize(stacked["pixel_values"])
-        found = iter(pool_tokens(model.mmbert.encode_batch_images(stacked), pool).cpu())
+        found = iter(pool_tokens(encode_loaded(model.mmbert, processor, readable), pool).cpu())
         return [next(found) if isinstance(x, Tensor) else None for x in batch]
 
     of_images = [row for rows in gather_in_order(map(encode_images, loader), len(image_batches)) for row in rows]

@@ -11,7 +11,7 @@ from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.foils import Foil
 from mmbert.errors import UsageError
 from mmbert.evaluation.cost import log_fusion_cost
-from mmbert.evaluation.encoding import EncodedCandidates, encode, pair_scores
+from mmbert.evaluation.encoding import EncodedCandidates, LoadImage, encode, pair_scores
 from mmbert.evaluation.options import FOIL_SCORERS
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.randomness import permutation
@@ -29,6 +29,7 @@ def foil_metrics(
     seed: int = 0,
     batch_size: int = 64,
     num_workers: int = 0,
+    load: LoadImage | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Compute the fraction of records whose true caption scores above the foil, by category.
 
@@ -38,7 +39,9 @@ def foil_metrics(
         Category -> `count`, `accuracy`, `blank` (accuracy with an image of one color) and `shuffled` (accuracy with
         another image of the same file; None where the file has one image). `OVERALL` comes last.
     """
-    hits = foil_hits(model, processor, foils, scorer=scorer, seed=seed, batch_size=batch_size, num_workers=num_workers)
+    hits = foil_hits(
+        model, processor, foils, scorer=scorer, seed=seed, batch_size=batch_size, num_workers=num_workers, load=load
+    )
 
     def metrics(rows: list[int]) -> dict[str, float | None]:
         found: dict[str, float | None] = {"count": len(rows)}
@@ -62,6 +65,7 @@ def foil_hits(
     seed: int = 0,
     batch_size: int = 64,
     num_workers: int = 0,
+    load: LoadImage | None = None,
 ) -> dict[str, list[bool | None]]:
     """Test for each record whether the true caption scores above the foil, with three kinds of image.
 
@@ -73,6 +77,7 @@ def foil_hits(
         seed: Seed of the shuffled images.
         batch_size: Images or texts per encoder call.
         num_workers: Processes that decode images.
+        load: Loads an image, or what an encoder cache holds of it; None: decodes it.
 
     Returns:
         `accuracy` (the image of the record), `blank` (an image of one color) and `shuffled` (another image of the same
@@ -93,6 +98,7 @@ def foil_hits(
         batch_size=batch_size,
         num_workers=num_workers,
         keep_tokens=scorer == "itm",
+        load=load,
     )
     own = [index_of[foil.image] for foil in foils]
     other = shuffled_images(foils, seed)

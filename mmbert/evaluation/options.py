@@ -11,6 +11,8 @@ RETRIEVAL_SCORERS = ("itc", "itm", "two_stage")
 """Names in `mmbert.evaluation.retrieval.SCORERS`, listed here for the command line, which must start without torch."""
 FOIL_SCORERS = ("itm", "itc")
 """Objectives that can score foils, the preferred one first."""
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""Precisions of training and evaluation, by Lightning's names: weights stay in fp32."""
 
 
 @dataclass(kw_only=True)

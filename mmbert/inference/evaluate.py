@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from mmbert.errors import DataError, UsageError, printable
 from mmbert.evaluation.closed_form import closed_form_candidates
 from mmbert.evaluation.encoding import encode
 from mmbert.evaluation.foils import choose_foil_scorer, foil_metrics
+from mmbert.evaluation.model_cache import Computation
 from mmbert.evaluation.retrieval import (
     REQUIRED_OBJECTIVES,
     Candidates,
@@ -24,6 +25,7 @@ from mmbert.evaluation.retrieval import (
     default_scorers,
     rank_candidates,
 )
+from mmbert.inference.cached_images import cached_images, evaluation_computation, image_loader
 from mmbert.inference.loaded import LoadedModel, load
 from mmbert.model.modeling import MMBertForPreTraining, MMBertPreTrainedModel
 
@@ -114,6 +116,8 @@ def evaluate_retrieval(
     train_annotations: str | Path | None = None,
     train_split: str | Sequence[str] = "train",
     itc_weight: float = 0.0,
+    cache: str | Path | None = None,
+    precision: str | None = None,
 ) -> RetrievalReport:
     """Rank the images and captions of a split against each other, and compute recall at 1, 5 and 10.
 
@@ -148,13 +152,15 @@ def evaluate_retrieval(
         train_annotations: File with the training pairs of the baseline, in the same format. None: `data`.
         train_split: Its split or splits, of a file that holds several.
         itc_weight: Factor of the contrastive logit that two_stage adds to the matching score; choose it on validation.
+        cache: Folder of the encoder cache (`data.cache` of a run), from which images are read; missing ones are added.
+        precision: 32-true, bf16-mixed or 16-mixed. None: that of the run whose folder holds the model, else 32-true.
 
     Raises:
         UsageError: An option that is not allowed, or the model has not the objectives that the scorer needs.
         DataError: Something is wrong with the file, an image or the saved weights.
     """
     _check_sizes(batch_size, num_workers)
-    with _ready(model, processor, device) as (ready, own_processor):
+    with _ready(model, processor, device, precision) as (ready, own_processor, computation):
         names = [scorer] if isinstance(scorer, str) else [*scorer]
         scorers: dict[str, None] = {}
         for name in names:
@@ -185,20 +191,34 @@ def evaluate_retrieval(
         for number in fold_counts:
             check_ranking_options(len(candidates.images), k=k, folds=number, itc_weight=itc_weight)
         started = time.perf_counter()
-        encoded = encode(
-            ready,
-            own_processor,
-            candidates.images,
-            candidates.texts,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
-        )
-        common = {"split": split, "equal_texts": equal_texts, "encoding_seconds": time.perf_counter() - started}
-        ranked = {name: (name, encoded) for name in scorers}
-        if baseline is not None:
-            solved = closed_form_candidates(ready, own_processor, training, candidates, encoded, num_workers)
-            ranked = {baseline: ("itc", solved), **ranked}
+        every_image = [*candidates.images, *(example.image for example in training)]
+        with cached_images(
+            ready.mmbert, own_processor, cache, every_image, computation, batch_size=batch_size, num_workers=num_workers
+        ) as opened:
+            load_image = image_loader(opened, own_processor)
+            encoded = encode(
+                ready,
+                own_processor,
+                candidates.images,
+                candidates.texts,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
+                load=load_image,
+            )
+            seconds = time.perf_counter() - started
+            ranked = {name: (name, encoded) for name in scorers}
+            if baseline is not None:
+                solved = closed_form_candidates(
+                    ready, own_processor, training, candidates, encoded, num_workers, load_image
+                )
+                ranked = {baseline: ("itc", solved), **ranked}
+        common = {
+            "split": split,
+            "equal_texts": equal_texts,
+            "precision": computation.precision,
+            "encoding_seconds": seconds,
+        }
         report = RetrievalReport()
         for number in fold_counts:
             for name, (scorer_name, used) in ranked.items():
@@ -230,6 +250,8 @@ def evaluate_foils(
     num_workers: int = 0,
     device: str | torch.device | None = None,
     processor: MMBertProcessor | None = None,
+    cache: str | Path | None = None,
+    precision: str | None = None,
 ) -> FoilReport:
     """Compute how often a true caption scores above a false one, by category.
 
@@ -243,13 +265,15 @@ def evaluate_foils(
         num_workers: Processes that decode images.
         device: For a folder.
         processor: For an `MMBertForPreTraining`.
+        cache: As in `evaluate_retrieval`, and so is `precision`.
+        precision: By default the run's.
 
     Raises:
         UsageError: An option that is not allowed, or the model has not the objective of the scorer.
         DataError: Something is wrong with a file, an image or the saved weights.
     """
     _check_sizes(batch_size, num_workers)
-    with _ready(model, processor, device) as (ready, own_processor):
+    with _ready(model, processor, device, precision) as (ready, own_processor, computation):
         scorer = choose_foil_scorer(ready, scorer)
         given = [foils] if isinstance(foils, str | Path) else [*foils]
         records = [record for record in given if isinstance(record, Foil)]
@@ -258,17 +282,22 @@ def evaluate_foils(
             records += read_foils(files, ImageFolder(_require_images(images)))
         if not records:
             raise UsageError("foils is empty; give at least one file or record.")
-        return FoilReport(
-            foil_metrics(
-                ready,
-                own_processor,
-                records,
-                scorer=scorer,
-                seed=seed,
-                batch_size=batch_size,
-                num_workers=num_workers,
+        every_image = [record.image for record in records]
+        with cached_images(
+            ready.mmbert, own_processor, cache, every_image, computation, batch_size=batch_size, num_workers=num_workers
+        ) as opened:
+            return FoilReport(
+                foil_metrics(
+                    ready,
+                    own_processor,
+                    records,
+                    scorer=scorer,
+                    seed=seed,
+                    batch_size=batch_size,
+                    num_workers=num_workers,
+                    load=image_loader(opened, own_processor),
+                )
             )
-        )
 
 
 def read_candidates(
@@ -315,15 +344,28 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+class _Ready(NamedTuple):
+    """Model in evaluation mode, its processor, and how it computes."""
+
+    model: MMBertForPreTraining
+    processor: MMBertProcessor
+    computation: Computation
+
+
 @contextmanager
 def _ready(
-    model: ModelSource, processor: MMBertProcessor | None, device: str | torch.device | None
-) -> Iterator[tuple[MMBertForPreTraining, MMBertProcessor]]:
-    """Load a folder, or take the model as it is; in evaluation mode inside the block."""
+    model: ModelSource,
+    processor: MMBertProcessor | None,
+    device: str | torch.device | None,
+    precision: str | None,
+) -> Iterator[_Ready]:
+    """Load a folder, or take the model as it is; in evaluation mode and the precision inside the block."""
+    folder = None
     if isinstance(model, str | Path):
         model = load(model, device)
     place = "model is"
     if isinstance(model, LoadedModel):
+        folder = model.name
         place, processor, model = f"'{model.name}' holds", model.processor, model.model
     if not isinstance(model, MMBertForPreTraining):
         raise UsageError(
@@ -332,10 +374,12 @@ def _ready(
         )
     if processor is None:
         raise UsageError("processor is missing: give the MMBertProcessor of the model, or the folder of a saved model.")
+    computation = evaluation_computation(precision, model.mmbert, folder)
     was_training = model.training
     model.eval()
     try:
-        yield model, processor
+        with computation.context():
+            yield _Ready(model, processor, computation)
     finally:
         model.train(was_training)
 

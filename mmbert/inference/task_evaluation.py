@@ -12,6 +12,7 @@ from mmbert.data.labelled import read_labelled
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
 from mmbert.errors import DataError, UsageError, printable
 from mmbert.evaluation.tasks import TaskEvaluation
+from mmbert.inference.cached_images import cached_images, evaluation_computation
 from mmbert.inference.loaded import LoadedModel, load
 from mmbert.model.modeling import MMBertForTask
 from mmbert.runtime.signals import StopSignals
@@ -39,6 +40,8 @@ def evaluate_task(
     num_workers: int = 0,
     seed: int = 0,
     device: str | None = None,
+    cache: str | Path | None = None,
+    precision: str | None = None,
     **keys: Any,
 ) -> TaskReport:
     """Compute the metrics of a fine-tuned model on the examples of a file.
@@ -58,6 +61,8 @@ def evaluate_task(
         num_workers: Processes that decode images.
         seed: Seed of the other images.
         device: "cpu", "cuda" ... for a folder; None: the GPU if there is one.
+        cache: Folder of the encoder cache (`data.cache` of a run), from which images are read; missing ones are added.
+        precision: 32-true, bf16-mixed or 16-mixed. None: that of the run whose folder holds the model, else 32-true.
         **keys: Options of the format's reader, such as `label_key`.
 
     Raises:
@@ -94,18 +99,24 @@ def evaluate_task(
         known = ", ".join(map(repr, task.labels[:5]))
         raise DataError(examples[0].place, f"the label {examples[0].answers[0]!r}", f"one of the model's: {known} ...")
     samples = LabelledSamples(examples, scores, loaded.processor, seed=seed, augmentation=None)
-    loader = DataLoader(
-        samples,
-        batch_size=batch_size,
-        collate_fn=CollateLabelled(loaded.processor.pad_token_id, len(task.labels)),
-        num_workers=num_workers,
-        worker_init_fn=StopSignals.worker_init_fn(),
-    )
     evaluation = TaskEvaluation(loaded.model, samples, priors=None)
     normalize = loaded.processor.image_settings.normalize
     console = Console(stderr=True)
-    for batch in track(loader, "examples", console=console, disable=not sys.stderr.isatty(), transient=True):
-        moved = {key: value.to(loaded.device) for key, value in batch.items()}
-        images_of = {key: normalize(moved[key]) for key in ("pixel_values", "wrong_pixel_values") if key in moved}
-        evaluation.step({**moved, **images_of})
-    return TaskReport(evaluation.metrics())
+    computation = evaluation_computation(precision, loaded.core, loaded.name)
+    files = [file for file, _ in samples.cache_requests()]
+    opening = cached_images(
+        loaded.core, loaded.processor, cache, files, computation, batch_size=batch_size, num_workers=num_workers
+    )
+    with computation.context(), opening as samples.cache:
+        loader = DataLoader(
+            samples,
+            batch_size=batch_size,
+            collate_fn=CollateLabelled(loaded.processor.pad_token_id, len(task.labels)),
+            num_workers=num_workers,
+            worker_init_fn=StopSignals.worker_init_fn(),
+        )
+        for batch in track(loader, "examples", console=console, disable=not sys.stderr.isatty(), transient=True):
+            moved = {key: value.to(loaded.device) for key, value in batch.items()}
+            images_of = {key: normalize(moved[key]) for key in ("pixel_values", "wrong_pixel_values") if key in moved}
+            evaluation.step({**moved, **images_of})
+        return TaskReport(evaluation.metrics())

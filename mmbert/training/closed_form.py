@@ -9,13 +9,13 @@ from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.pairs import Pairs
 from mmbert.data.samples import Augmentation
 from mmbert.evaluation.closed_form import (
-    LoadImage,
     PooledFeatures,
     choose_pairs,
     pooled_features,
     solve_closed_form,
     unit_vectors,
 )
+from mmbert.evaluation.encoding import LoadImage
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.closed_form import LinearMaps

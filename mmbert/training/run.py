@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmbert.errors import UsageError, did_you_mean
+from mmbert.evaluation.model_cache import Computation
 from mmbert.evaluation.pairs import metric_names
 from mmbert.model.initialization import STARTS_ANEW, quiet_transformers
 from mmbert.model.modeling import MMBertForTask
@@ -171,10 +172,16 @@ class TrainingRun:
                 self.parts.model.mmbert,
                 self.parts.data,
                 root=self.cache_root or Path(self.trainer.default_root_dir),
-                precision=str(self.trainer.precision),
-                device=self.trainer.strategy.root_device,
-                context=self.trainer.precision_plugin.forward_context,
+                computation=self.computation,
             )
+
+    @property
+    def computation(self) -> Computation:
+        """Precision and device of the trainer."""
+        trainer = self.trainer
+        return Computation(
+            str(trainer.precision), trainer.strategy.root_device, trainer.precision_plugin.forward_context
+        )
 
     def _monitor(self, requested: str | None) -> str:
         """The metric that chooses the best checkpoint; only validation has such metrics."""

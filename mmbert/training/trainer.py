@@ -11,13 +11,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 
 from mmbert.errors import UsageError, did_you_mean
+from mmbert.evaluation.options import PRECISIONS
 from mmbert.runtime.hardware import best_precision
 from mmbert.training.sharding import fsdp_strategy
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-"""Precisions of the trainer: weights stay in fp32."""
 ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 """Lightning's short names."""
 

@@ -1,11 +1,9 @@
 """Encoder cache in every kind of run: processes, arms of a comparison, fine-tuning, unreadable images, kills."""
 
 import json
-import os
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from interrupted import HARD, fit, results, trace, weights
+from interrupted import fit, results, trace, weights
 from PIL import Image
 from processes import CONFIG, EXACT, ROOT, fit_in_two
 from tiers import FULL, tier
@@ -23,6 +22,7 @@ from mmbert.cli.main import main
 from mmbert.compare.arm import run_arm
 from mmbert.compare.plan import PRETRAIN, list_arms, load_comparison
 from mmbert.compare.specs import Settings, arm_spec
+from mmbert.data import encoder_cache
 from mmbert.data.row_store import META
 from mmbert.model.encoders import ImageEncoder
 
@@ -82,11 +82,12 @@ def test_unreadable_images_are_skipped_and_counted_as_without_the_cache(tiny: li
         names = json.loads((folder.parent / f"annotations/captions_{split}.json").read_text())["images"]
         for number in numbers:
             (copies / names[number]["file_name"]).write_bytes(b"<html>not found</html>")
-    options = [*tiny, f"--data.images={copies}", *FROZEN, "--trainer.max_epochs=1"]
-    skip = ["--data.on_bad_sample=skip", "--data.max_bad_fraction=0.07"]
-    fit(options, tmp_path, "--name=run", *skip, "--data.cache=null")
+    options = [f"--data.images={copies}", *FROZEN, "--trainer.max_epochs=1", "--data.on_bad_sample=skip"]
+    options += ["--data.max_bad_fraction=0.07"]
+    fit(tiny, tmp_path, "--name=run", *options, "--data.cache=null")
     for name in ("filling", "filled")[: tier(1, 2)]:
-        fit(options, tmp_path, f"--name={name}", *skip)
+        fit(tiny, tmp_path, f"--name={name}", *options)
+        assert len(stores(tmp_path)) == 1
         assert trace(tmp_path, name) == trace(tmp_path)
         assert results(tmp_path, name) == results(tmp_path)
         counts = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("run", name)]
@@ -149,6 +150,9 @@ def test_arms_of_a_comparison_share_one_cache_and_score_as_without(
     encoded()
     found = arm_rows(tiny, shapes, tmp_path / "cached", 2, *less)
     assert len(stores(tmp_path / "cached")) == 1
+    # 64 + 8 + 32 images in batches of 16, once for both. Each arm: an image for the shape in training, retrieval and
+    # foils, the blank image of foils, and 11 batches that are timed.
+    assert encoded() == 7 * 16 + 2 * (3 + 1 + 11 * 16)
     for row, plain in zip(found, expected, strict=FULL):
         assert row["results"] == plain["results"] and {"foils/overall", "retrieval/rsum"} <= row["results"].keys()
         assert row["config"] == plain["config"]
@@ -156,52 +160,109 @@ def test_arms_of_a_comparison_share_one_cache_and_score_as_without(
         assert trace(folders[0], PRETRAIN) == trace(folders[1], PRETRAIN)
 
 
-@pytest.mark.skipif(not FULL, reason="20 kills of real processes: the full tier only")
-def test_real_kills_while_filling_and_training_lose_nothing(tiny: list[str], shapes: Path, tmp_path: Path) -> None:
-    """SIGKILL to `mmbert fit` at random moments, half of them before the first step; then the run is resumed."""
-    rng = np.random.default_rng(0)
-    images = tmp_path / "images"  # large, so that filling takes seconds
+@pytest.fixture(scope="module")
+def trained(tiny: list[str], tiny_tasks: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a pretraining run and a VQA run, in bf16 and with a frozen image encoder, and of their cache."""
+    root = tmp_path_factory.mktemp("trained")
+    options = [*FROZEN, "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1", "--threads=1"]
+    options += [f"--trainer.default_root_dir={root}", f"--data.cache={root}/cache"]
+    main([*CONFIG, *tiny, *options, "--name=pairs", "--evaluation.test_images=32"])
+    config = str(ROOT / "configs/finetune/vqa_shapes.yaml")
+    main(["fit", "--config", config, *tiny_tasks["vqa"], *options, "--name=vqa", "--data.cache_dtype=fp16"])
+    return root
+
+
+@pytest.mark.parametrize("name", ["retrieval", "foils", "task"])
+def test_evaluate_command_reads_the_cache_of_the_run_in_its_precision(
+    name: str, trained: Path, shapes: Path, tmp_path: Path, encoded: Callable[[], int]
+) -> None:
+    data, kept = shapes / "annotations", trained / "cache"
+    command = {
+        "retrieval": ["pairs/model", "--format=coco", f"--annotations={data}/captions_test.json",
+                      "--scorer", "itc", "itm"],
+        "foils": ["pairs/model", f"--foils={data}/foils_test.json"],
+        "task": ["vqa/model", "--format=vqav2", f"--annotations={data}/answers_test.json",
+                 f"--questions={data}/questions_test.json", f"--image_names={data}/captions_test.json"],
+    }[name]  # fmt: skip
+    command = ["evaluate", name, str(trained / command[0]), *command[1:], "--images", str(shapes / "images")]
+
+    def report(*more: str) -> Any:
+        encoded()
+        main([*command, "--out", str(tmp_path / "report.json"), *more])
+        found = json.loads((tmp_path / "report.json").read_text())
+        for metrics in found if name == "retrieval" else ():
+            for key in ("encoding_seconds", "scoring_seconds", "peak_memory"):
+                del metrics[key]
+        return found
+
+    cached = report("--cache", str(kept))
+    assert encoded() == {"retrieval": 1, "foils": 2, "task": 2}[name], "one for the shape, and the blank image"
+    assert len(stores(kept)) == 2
+    assert report("--precision=bf16-mixed", "--cache", str(tmp_path / "other")) == (found := report())
+    assert encoded() >= 32 and (cached == found or name == "task")  # the cache of the task is in fp16
+    if name == "task":
+        run = results(trained, "vqa")
+        assert cached == pytest.approx({key: run[f"test/{key}"] for key in cached}, abs=1e-4)  # in other batches
+    if name == "retrieval":
+        assert [metrics["precision"] for metrics in cached] == ["bf16-mixed"] * 2
+        assert report("--precision=32-true")[0]["precision"] == "32-true"
+
+
+def test_evaluate_command_names_the_precisions(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "foils", str(trained / "pairs/model"), "--foils=x", "--images=.", "--precision=bf16"])
+    assert "precision='bf16'; allowed are 32-true, 16-mixed, bf16-mixed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not FULL, reason="20 kills of processes: the full tier only")
+def test_real_kills_while_filling_and_training_lose_nothing(
+    tiny: list[str], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL at random moments, half of them before the first step; then the run is resumed."""
+    monkeypatch.setattr(encoder_cache, "BYTES_PER_WRITE", 1)  # with the default this store is written at once
+    rng, images = np.random.default_rng(0), tmp_path / "images"
     shutil.copytree(shapes / "images", images)
-    for file in images.rglob("*.png"):
-        Image.open(file).resize((2000, 2000), Image.Resampling.NEAREST).save(file)
-    options = [*tiny, f"--data.images={images}", *HARD, *FROZEN, "--data.batch_size=4", "--trainer.max_epochs=6"]
-    config = str(ROOT / "configs/pretrain/shapes_plain.yaml")
-    program = (  # with the default of 32 MB a write this store is written at once
-        "import sys, mmbert.data.encoder_cache as c; c.BYTES_PER_WRITE = 1; "
-        "from mmbert.cli.main import main; main(sys.argv[1:])"
-    )
+    for file in images.rglob("*.png"):  # large, so that filling takes seconds
+        Image.open(file).resize((1200, 1200), Image.Resampling.NEAREST).save(file)
+    splits = [f"{s}: {shapes}/annotations/captions_{s}.json" for s in ("train", "val", "test")]
+    options = [f"--data.images={images}", "--data.annotations={" + ", ".join(splits) + "}", *FROZEN]
+    options += ["--data.batch_size=4", "--trainer.max_epochs=2", "--name=run", "--resume=auto"]
 
-    def start(root: Path, *more: str) -> subprocess.Popen[str]:
-        place = [f"--trainer.default_root_dir={root}", "--name=run", "--resume=auto"]
-        command = [sys.executable, "-c", program, "fit", "--config", config, *options, *place, *more]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    def start(root: Path) -> Any:
+        def target() -> None:
+            torch.set_num_threads(1)
+            fit(tiny, root, *options)
 
-    def finish(root: Path, *more: str) -> None:
-        run = start(root, *more)
-        errors = run.communicate(timeout=240)[1]
-        assert run.returncode == 0, errors
+        process = multiprocessing.get_context("fork").Process(target=target)
+        process.start()
+        return process
+
+    def finish(root: Path) -> None:
+        run = start(root)
+        run.join()
+        assert run.exitcode == 0
 
     whole, kills, repetition = tmp_path / "whole", 0, 0
-    finish(whole, "--data.cache=null")
+    finish(whole)
     while kills < 20:
         root, repetition = tmp_path / f"killed-{repetition}", repetition + 1
         for stage, state in 5 * [("filling", stored_rows)] + 5 * [("training", steps_of)]:
             run, before, rows = start(root), state(root), stored_rows(root)
-            while run.poll() is None and state(root) == before:
+            while run.is_alive() and state(root) <= before:
                 time.sleep(0.005)
             time.sleep(float(rng.uniform(0, 0.3)))
             run.kill()
-            run.communicate()
-            assert run.returncode == -signal.SIGKILL, "the run ended before it was killed"
+            run.join()
+            assert run.exitcode == -signal.SIGKILL, "the run ended before it was killed"
             kills += 1
-            print(f"kill {kills} while {stage}: {stored_rows(root)} rows, {steps_of(root)} steps")
+            print(f"kill {kills} while {stage}: {stored_rows(root)} rows, {steps_of(root)} steps", flush=True)
             assert stored_rows(root) >= rows and (stage == "filling" or steps_of(root) > before)
         assert stored_rows(root) == 64 + 16 + 32
         finish(root)
         assert trace(root) == trace(whole) and results(root) == results(whole)
         for name, value in weights(whole).items():
             assert value.equal(weights(root)[name]), name
+        print(f"resumed after {kills} kills: trace, metrics and weights are equal", flush=True)
 
 
 def stored_rows(root: Path) -> int:

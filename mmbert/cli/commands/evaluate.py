@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmbert.cli.command_line import add_json, add_model, print_json, utf8_text
 from mmbert.data.labelled import LABELLED_FORMATS
 from mmbert.data.readers import FORMATS
-from mmbert.evaluation.options import FOIL_SCORERS, RETRIEVAL_SCORERS
+from mmbert.evaluation.options import FOIL_SCORERS, PRECISIONS, RETRIEVAL_SCORERS
 
 if TYPE_CHECKING:
     from mmbert.inference.evaluate import RetrievalMetrics
@@ -103,6 +103,10 @@ def _add_common(task: argparse.ArgumentParser, *, images_required: bool = True) 
     task.add_argument("--batch_size", type=int, default=64, help="Images or texts per encoder call.")
     task.add_argument("--num_workers", type=int, default=0, help="Processes that decode images.")
     task.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+    task.add_argument("--cache", metavar="DIR", help="Folder of the encoder cache (data.cache of a run): images are "
+                      "read from it, and missing ones added.")  # fmt: skip
+    task.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}; default: that of the run whose "
+                      "folder holds the model, else 32-true.")  # fmt: skip
     task.add_argument("--out", metavar="REPORT.json", help="Write all numbers to this file.")
     add_json(task)
 
