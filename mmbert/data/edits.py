@@ -103,16 +103,17 @@ class CaptionEdits:
         return edited
 
     def _replace(self, ids: Sequence[int], places: list[int], rng: np.random.Generator) -> list[int] | None:
+        """Draw one word anew (a step of Gibbs sampling); None where the same word comes again.
+
+        Always another word would make rare words more frequent in edits than in captions, and edits could be told by
+        their text alone.
+        """
         for i in rng.permutation(places).tolist():
             tokens, counts = self._between.get((ids[i - 1], ids[i + 1]), ((), ()))
-            weights = np.array(
-                [
-                    count if token != ids[i] and self._fits(ids, i, int(token)) else 0.0
-                    for token, count in zip(tokens, counts, strict=True)
-                ]
-            )
-            if weights.sum() > 0:
+            fits = [int(token) == ids[i] or self._fits(ids, i, int(token)) for token in tokens]
+            if sum(fits) > 1:
+                weights = np.array(counts) * fits
                 edited = list(ids)
                 edited[i] = int(rng.choice(tokens, p=weights / weights.sum()))
-                return edited
+                return edited if edited[i] != ids[i] else None
         return None

@@ -49,14 +49,15 @@ def test_one_word_is_replaced_or_two_are_swapped() -> None:
         caption(A, RED, STAR, AND, A, BLUE, STAR),
     ]
     swapped = [caption(A, BLUE, STAR, AND, A, RED, SQUARE), caption(A, RED, SQUARE, AND, A, BLUE, STAR)]
-    assert {*found} == {tuple(x) for x in (*replaced, *swapped)}
+    assert {*found} == {None, *(tuple(x) for x in (*replaced, *swapped))}  # None: the same word was drawn again
     assert sum(found[tuple(x)] for x in swapped) == pytest.approx(0.4 * 200, abs=25)
 
 
 def test_edits_keep_to_the_sequences_of_training_captions() -> None:
     """A color is never put where a shape stands, and green, which no training caption has there, never comes."""
     for text in edited(caption(A, RED, STAR, AND, A, BLUE, SQUARE)):
-        assert text is not None
+        if text is None:
+            continue
         assert {text[2], text[6]} <= {RED, BLUE} and {text[3], text[7]} <= {STAR, SQUARE}
     with_green = [*TRAINING, caption(GREEN, STAR)]  # another neighbour on the left
     assert all(
@@ -79,6 +80,19 @@ def test_edit_depends_on_the_generator_only() -> None:
     edits = CaptionEdits(TRAINING, CONTENT)
     text = caption(A, RED, STAR, AND, A, BLUE, SQUARE)
     assert edits(text, (), np.random.default_rng(3)) == edits(text, (), np.random.default_rng(3))
+
+
+def test_edits_have_each_word_as_often_as_the_captions_they_are_made_from() -> None:
+    """Red is four times as frequent as blue; always another word would make blue four times as frequent in edits."""
+    training = [caption(A, color, shape) for color in (RED, RED, RED, RED, BLUE) for shape in (STAR, SQUARE)]
+    edits, before, after = CaptionEdits(training, CONTENT), Counter(), Counter()
+    for seed in range(400):
+        for i, text in enumerate(training):
+            changed = edits(text, {tuple(text)}, numpy_generator(seed, "edited caption", i))
+            if changed is not None and changed[2] != text[2]:
+                before[text[2]] += 1
+                after[changed[2]] += 1
+    assert before[RED] == after[BLUE] == pytest.approx(after[RED], rel=0.15) and before[RED] > 200
 
 
 def test_opposites_are_exchanged_in_a_fraction_of_the_edits() -> None:
