@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": Command("Evaluate", "retrieval|foils MODEL", "evaluate a saved model on retrieval or foils"),
     "score": Command("Evaluate", "vqa", "score a file of VQA predictions as the official script does"),
     "data": Command("Prepare", "check|prepare", "check annotation files and images, or generate a data set"),
+    "import": Command("Prepare", "SOURCE OUT", "convert a published checkpoint (such as ViLT) to a model folder"),
     "configs": Command("Prepare", "[show NAME]", "list the presets, or print one"),
 }
 """Name -> its line on the help page; each is a module of `mmbert.cli.commands` (validate and test in `fit`)."""

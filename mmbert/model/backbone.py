@@ -11,6 +11,7 @@ from mmbert.errors import UsageError
 from mmbert.model.base_model import MMBertPreTrainedModel
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.encoders import ImageEncoder, TextEncoder
+from mmbert.model.feature_encoder import FeatureEncoder
 from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.outputs import MMBertOutput, is_recording
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
@@ -26,11 +27,12 @@ class MMBertModel(MMBertPreTrainedModel):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.text_encoder = TextEncoder(config)
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = ImageEncoder(config) if config.image_features is None else FeatureEncoder(config)
         for module in self.image_encoder.vit.modules():
-            module._belongs_to_timm = True
-        self.text_projection = _projection(self.text_encoder.width, config.hidden_size)
-        self.image_projection = _projection(self.image_encoder.width, config.hidden_size)
+            module._belongs_to_timm = True  # pyright: ignore[reportArgumentType]
+        size = config.hidden_size
+        self.text_projection = _projection(self.text_encoder.width, size, always=config.project_text)
+        self.image_projection = _projection(self.image_encoder.width, size, always=config.project_image)
         config.image_hidden_size = self.image_encoder.width  # read by fusions that use layers of the encoder
         with _real_device() if config.fusion not in FUSIONS else nullcontext():
             self.fusion = build_fusion(config)
@@ -58,9 +60,15 @@ class MMBertModel(MMBertPreTrainedModel):
         tokens = self.text_encoder(input_ids, attention_mask, token_type_ids, layers=layers)
         return tokens._replace(hidden_states=self.text_projection(tokens.hidden_states))
 
-    def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """Encode (B, 3, S, S) normalised images to (B, P, D) tokens, projected to the width of the fusion."""
-        tokens = self.image_encoder(pixel_values, layers=self.fusion.reads_image_layers)
+    def encode_image(self, pixel_values: Tensor, image_mask: Tensor | None = None) -> Tokens:
+        """Encode normalised images to (B, P, D) tokens, projected to the width of the fusion.
+
+        Args:
+            pixel_values: (B, 3, S, S); with `image_features` (B, P, width) region features.
+            image_mask: (B, P), 1 = real region; None = all real. For region features only.
+        """
+        masks = {} if image_mask is None else {"mask": image_mask}
+        tokens = self.image_encoder(pixel_values, **masks, layers=self.fusion.reads_image_layers)
         return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
 
     def encode_batch_images(self, batch: dict[str, Tensor], *, prefix: str = "") -> Tokens:
@@ -72,9 +80,9 @@ class MMBertModel(MMBertPreTrainedModel):
         """
         states = batch.get(f"{prefix}image_hidden_states")
         if states is None:
-            return self.encode_image(batch[f"{prefix}pixel_values"])
+            return self.encode_image(batch[f"{prefix}pixel_values"], batch.get(f"{prefix}image_mask"))
         depth = self.image_encoder.frozen
-        assert depth != "none"
+        assert depth != "none" and isinstance(self.image_encoder, ImageEncoder)
         tokens = self.image_encoder.continue_from(states, depth, layers=self.fusion.reads_image_layers)
         return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
 
@@ -95,6 +103,7 @@ class MMBertModel(MMBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ) -> tuple[Tokens, Tokens]:
         """Encode texts and images, of which one may be absent; see `forward`.
 
@@ -109,7 +118,7 @@ class MMBertModel(MMBertPreTrainedModel):
             )
         width = self.config.hidden_size
         text = None if input_ids is None else self.encode_text(input_ids, attention_mask, token_type_ids)
-        image = None if pixel_values is None else self.encode_image(pixel_values)
+        image = None if pixel_values is None else self.encode_image(pixel_values, image_mask)
         if text is None:
             assert image is not None
             text = Tokens.absent(image.mask.shape[0], width, like=image.hidden_states)
@@ -123,9 +132,10 @@ class MMBertModel(MMBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ) -> Fused:
         """Encode and fuse a batch as `forward` does, but return tokens with their masks."""
-        return self.fuse(*self.encode_pairs(input_ids, attention_mask, token_type_ids, pixel_values))
+        return self.fuse(*self.encode_pairs(input_ids, attention_mask, token_type_ids, pixel_values, image_mask))
 
     def forward(
         self,
@@ -136,6 +146,8 @@ class MMBertModel(MMBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        image_mask: Tensor | None = None,
     ) -> MMBertOutput | tuple[Any, ...]:
         """Encode and fuse a batch; one modality may be absent.
 
@@ -147,12 +159,13 @@ class MMBertModel(MMBertPreTrainedModel):
             output_attentions: Return `attentions`. None: as the configuration says.
             output_hidden_states: Return `hidden_states`. None: as the configuration says.
             return_dict: False: a tuple of the outputs that are not None. None: as the configuration says.
+            image_mask: See `encode_image`.
 
         Raises:
             UsageError: Both modalities absent, or batches of different size.
         """
         with self._record(output_attentions, output_hidden_states) as recorded:
-            fused = self.encode_and_fuse(input_ids, attention_mask, token_type_ids, pixel_values)
+            fused = self.encode_and_fuse(input_ids, attention_mask, token_type_ids, pixel_values, image_mask)
             output = MMBertOutput(
                 fused.text.hidden_states, fused.image.hidden_states, fused.pooled, **recorded.outputs()
             )
@@ -174,6 +187,6 @@ def check_fusion_layers(model: MMBertModel) -> None:
         )
 
 
-def _projection(width: int, hidden_size: int) -> nn.Module:
+def _projection(width: int, hidden_size: int, *, always: bool) -> nn.Module:
     """Build the projection of an encoder's tokens to the width of the fusion; the identity where they are equal."""
-    return nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
+    return nn.Identity() if width == hidden_size and not always else nn.Linear(width, hidden_size)

@@ -93,7 +93,7 @@ class TextEncoder(Encoder):
                 hidden_dropout_prob=config.hidden_dropout_prob,
                 attention_probs_dropout_prob=config.attention_probs_dropout_prob,
                 max_position_embeddings=config.max_position_embeddings,
-                layer_norm_eps=config.layer_norm_eps,
+                layer_norm_eps=config.text_layer_norm_eps or config.layer_norm_eps,
                 initializer_range=config.initializer_range,
                 pad_token_id=config.pad_token_id,
                 type_vocab_size=config.type_vocab_size,
@@ -277,6 +277,12 @@ def build_vit(config: MMBertConfig) -> Any:
     if "embed_dim" in sizes and vit.num_features != sizes["embed_dim"]:
         # ConViT multiplies embed_dim by the number of heads; the width may still be that of the architecture.
         vit = create_vit(config.image_model, **config.image_model_args, **{**sizes, "embed_dim": None})
+    if config.image_layer_norm_eps is not None:
+        for module in vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.image_layer_norm_eps
+    if not config.image_final_norm:
+        vit.norm = nn.Identity()
     for name, value in vit_sizes(vit).items():
         if value is not None and sizes.get(name, value) != value:
             raise UsageError(

@@ -83,9 +83,16 @@ def surely_all(condition: Tensor) -> bool:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with output projection, residual and LayerNorm: BERT's attention block."""
+    """Multi-head attention with output projection, residual and LayerNorm: BERT's attention block.
 
-    def __init__(self, config: MMBertConfig):
+    With `fusion_norm` pre the LayerNorm is applied to the inputs; a context of another stream has one of its own.
+
+    Args:
+        config: The model's configuration.
+        is_cross: Whether the context is another stream.
+    """
+
+    def __init__(self, config: MMBertConfig, *, is_cross: bool = False):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
@@ -96,9 +103,18 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm_first = config.fusion_norm == "pre"
+        if self.norm_first and is_cross:
+            self.context_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.is_cross = is_cross
 
     def forward(self, hidden_states: Tensor, context: Tokens) -> Tensor:
         """Attend from `hidden_states` (B, L, D) to `context` (B, S, D); an empty context adds zero to the residual."""
+        residual = hidden_states
+        if self.norm_first:
+            context_norm = self.context_norm if self.is_cross else self.norm
+            context = context._replace(hidden_states=context_norm(context.hidden_states))
+            hidden_states = self.norm(hidden_states)
         query, key, value = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L or S, D/H)
             for linear, x in (
@@ -112,7 +128,8 @@ class Attention(nn.Module):
         has_context = context.mask.any(dim=1)[:, None, None]
         if not surely_all(has_context):  # without any context the output bias must not be added either
             attended = torch.where(has_context, attended, 0.0)
-        return self.norm(hidden_states + self.dropout(attended))
+        output = residual + self.dropout(attended)
+        return output if self.norm_first else self.norm(output)
 
 
 class FeedForward(nn.Module):
@@ -125,9 +142,12 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm_first = config.fusion_norm == "pre"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Apply the block: (B, L, D) to (B, L, D)."""
+        if self.norm_first:
+            return hidden_states + self.dropout(self.down(F.gelu(self.up(self.norm(hidden_states)))))
         return self.norm(hidden_states + self.dropout(self.down(F.gelu(self.up(hidden_states)))))
 
 
@@ -135,12 +155,16 @@ class FusionLayer(nn.Module):
     """Base class of the fusion layers, with activation checkpointing where `checkpointing` is set."""
 
     checkpointing = False
+    final_norm: nn.Module | None = None
+    """LayerNorm of the output, in the last layer of a stream where `fusion_final_norm` is set."""
 
     def run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
         """Run `block(*args)`, with activation checkpointing in training if it is enabled."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(*args)
+            states: Tensor = checkpoint(block, *args, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
+        else:
+            states = block(*args)
+        return states if self.final_norm is None else self.final_norm(states)
 
 
 class SelfAttentionLayer(FusionLayer):
@@ -173,7 +197,7 @@ class CrossAttentionLayer(FusionLayer):
     def __init__(self, config: MMBertConfig):
         super().__init__()
         self.attention = Attention(config)
-        self.cross_attention = Attention(config)
+        self.cross_attention = Attention(config, is_cross=True)
         self.feed_forward = FeedForward(config)
 
     def forward(self, tokens: Tokens, *, context: Tokens, queries: Tokens | None = None) -> Tokens:
@@ -194,13 +218,31 @@ class CrossAttentionLayer(FusionLayer):
         return self.feed_forward(self.cross_attention(hidden_states, context))
 
 
+def build_layers(kind: type[FusionLayer], config: MMBertConfig) -> nn.ModuleList:
+    """Build the `fusion_layers` layers of a stream, the last with a LayerNorm where `fusion_final_norm` is set."""
+    layers = nn.ModuleList(kind(config) for _ in range(config.fusion_layers))  # pyright: ignore[reportCallIssue]
+    if config.fusion_final_norm and len(layers) > 0:
+        layers[-1].final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    return layers
+
+
 class Pooler(nn.Module):
-    """Joint vector of one or more pooled vectors: linear, then tanh, as BERT's pooler."""
+    """Joint vector of one or more pooled vectors, as `config.pooler` says: linear, then tanh, as BERT's pooler."""
 
     def __init__(self, config: MMBertConfig, *, vectors: int = 1):
         super().__init__()
-        self.dense = nn.Linear(vectors * config.hidden_size, config.hidden_size)
+        self.kind, width = config.pooler, config.hidden_size
+        if self.kind == "tanh":
+            self.dense: nn.Module = nn.Linear(vectors * width, width)
+        elif self.kind == "separate":
+            self.dense = nn.ModuleList(nn.Linear(width, width) for _ in range(vectors))
 
     def forward(self, *vectors: Tensor) -> Tensor:
-        """Combine vectors of (B, D) each to (B, D)."""
-        return torch.tanh(self.dense(torch.cat(vectors, dim=-1)))
+        """Combine vectors of (B, D) each, or (B, vectors * D), to a joint vector of `joint_size` features."""
+        joined = torch.cat(vectors, dim=-1)
+        if self.kind == "none":
+            return joined
+        if self.kind == "tanh":
+            return torch.tanh(self.dense(joined))
+        parts = joined.chunk(len(self.dense), dim=-1)  # pyright: ignore[reportArgumentType]
+        return torch.cat([torch.tanh(f(x)) for f, x in zip(self.dense, parts, strict=True)], dim=-1)  # pyright: ignore

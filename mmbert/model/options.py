@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmbert.errors import UsageError
+from mmbert.errors import UsageError, did_you_mean
 
 
 @dataclass(kw_only=True)
@@ -21,6 +21,28 @@ class Architecture:
     """Transformer layers of the image encoder, before fusion. 0: patch embeddings go straight into the fusion."""
     fusion_layers: int = 2
     """Layers of the fusion part; what a layer is depends on the strategy."""
+    fusion_norm: str = "post"
+    """Place of the LayerNorms in fusion layers. post: after each residual sum, as in BERT; pre: before each block, as
+    in a ViT, with `fusion_final_norm`."""
+    fusion_final_norm: bool = False
+    """Whether a LayerNorm follows the last fusion layer of each stream."""
+    pooler: str = "tanh"
+    """How the joint vector is made from the first states of the streams, one in early and hybrid_cross, else two. tanh:
+    one linear layer on all of them, and tanh; separate: a linear layer and tanh for each, concatenated; none: the
+    states themselves, concatenated. A custom fusion need not read it."""
+    bridge_text_norm: str = "plain"
+    """Normalization of the text layers that hybrid_bridge reads. plain: LayerNorm without weights; none, as BERT's
+    layers are normalised already (BridgeTower)."""
+    early_image_norm: bool = True
+    """Whether early applies a LayerNorm to the image tokens, as to BERT's embeddings."""
+    early_image_types: int = 1
+    """Type vectors of images in early. 1: all images have the same; more: the i-th image of a text has the i-th."""
+    early_pool: str = "first"
+    """Text token whose state is pooled in early. first: [CLS]; last: the one before [SEP] (VisualBERT for VQA)."""
+    project_text: bool = False
+    """Whether a linear layer follows the text encoder even if its width is `hidden_size`."""
+    project_image: bool = False
+    """Whether a linear layer follows the image encoder even if its width is `hidden_size`."""
 
     hidden_size: int = 384
     """Width of the fusion part, in features. Encoders of another width are projected to it."""
@@ -56,6 +78,11 @@ class Architecture:
     """Width of the image encoder, in features. None: that of `image_model`."""
     image_num_attention_heads: int | None = None
     """Attention heads of the image encoder. None: those of `image_model`."""
+    image_features: int | None = None
+    """Width of region features, such as those of an object detector, that the model reads instead of images, with
+    `image_layers` 0. None: it reads images."""
+    image_final_norm: bool = True
+    """Whether the image encoder applies the LayerNorm that follows the last layer of `image_model`."""
     image_model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the timm architecture, such as `{"act_layer": "quick_gelu", "init_values": 1e-5}`. A
     pretrained ViT brings its own."""
@@ -66,6 +93,10 @@ class Architecture:
     """Dropout on attention weights of text and fusion layers, fraction of weights."""
     layer_norm_eps: float = 1e-12
     """Epsilon of the LayerNorms of text and fusion layers."""
+    text_layer_norm_eps: float | None = None
+    """Epsilon of the LayerNorms of the text encoder. None: `layer_norm_eps`."""
+    image_layer_norm_eps: float | None = None
+    """Epsilon of the LayerNorms of the image encoder. None: that of `image_model`."""
     initializer_range: float = 0.02
     """Standard deviation of freshly drawn weights."""
 
@@ -96,11 +127,18 @@ class Architecture:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be a fraction from 0 to below 1.")
-        for name in ("layer_norm_eps", "initializer_range"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("layer_norm_eps", "text_layer_norm_eps", "image_layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)}: must be a number above 0.")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(f"{name}={value!r}; allowed are {', '.join(allowed)}.{did_you_mean(value, allowed)}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise UsageError(f"pad_token_id={self.pad_token_id}: must be from 0 to below vocab_size={self.vocab_size}.")
+        if self.image_features is not None and self.image_layers > 0:
+            raise UsageError(f"image_features={self.image_features} have no encoder: set image_layers=0.")
         if ":" in self.image_model or "/" in self.image_model:
             raise UsageError(
                 f"image_model='{self.image_model}' names weights; expected the name of a timm architecture, such as "
@@ -119,6 +157,14 @@ class Architecture:
                     f"allowed are {', '.join(str(h) for h in range(1, min(width, 64) + 1) if width % h == 0)}."
                 )
 
+
+CHOICES = {
+    "fusion_norm": ("post", "pre"),
+    "pooler": ("tanh", "separate", "none"),
+    "bridge_text_norm": ("plain", "none"),
+    "early_pool": ("first", "last"),
+}
+"""Keys with few allowed values."""
 
 TIMM_KEYS = {
     "depth": "image_layers",
@@ -139,7 +185,8 @@ POSITIVE = (
     *("hidden_size", "num_attention_heads", "intermediate_size"),
     *("text_hidden_size", "text_num_attention_heads", "text_intermediate_size"),
     *("vocab_size", "max_position_embeddings", "type_vocab_size"),
-    *("image_size", "patch_size", "image_hidden_size", "image_num_attention_heads"),
+    *("image_size", "patch_size", "image_hidden_size", "image_num_attention_heads", "early_image_types"),
+    "image_features",
 )
 """Keys that are None or at least 1."""
 

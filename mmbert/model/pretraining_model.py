@@ -77,6 +77,8 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             head: Any = self.objectives["mlm"]
             rows = embeddings.weight.shape[0] - head.bias.shape[0]
             head.bias = nn.Parameter(F.pad(head.bias.detach(), (0, rows)), requires_grad=head.bias.requires_grad)
+            if head.decoder is not None:
+                head.decoder = self._get_resized_lm_head(head.decoder, embeddings.weight.shape[0])
         return embeddings
 
     def forward(
@@ -92,6 +94,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        image_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         only: str | None = None,
         **training_batch: Any,
@@ -111,6 +114,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             output_attentions: Return `attentions`. None: as the configuration says.
             output_hidden_states: Return `hidden_states`. None: as the configuration says.
             return_dict: False: a tuple of the outputs that are not None. None: as the configuration says.
+            image_mask: See `MMBertModel.encode_image`.
             generator: For a training batch: draws ITM negatives. None: torch's global generator in training, and always
                 the same negatives in evaluation mode.
             only: For a training batch: objective to compute alone; None: all.
@@ -121,7 +125,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         """
         batch = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "pixel_values": pixel_values,
+            "pixel_values": pixel_values, "image_mask": image_mask,
         }  # fmt: skip
         check_keywords(input_ids, training_batch, self.training_keys)
         if training_batch:

@@ -44,6 +44,7 @@ class MMBertForTask(MMBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        image_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         **training_batch: Any,
     ) -> TaskOutput | tuple[Any, ...]:
@@ -58,6 +59,7 @@ class MMBertForTask(MMBertPreTrainedModel):
             output_attentions: Return `attentions`. None: as the configuration says.
             output_hidden_states: Return `hidden_states`. None: as the configuration says.
             return_dict: False: a tuple of the outputs that are not None. None: as the configuration says.
+            image_mask: (B * N, P), 1 = real region; see `MMBertModel.encode_image`.
             generator: Not used: tasks draw nothing.
             training_batch: Further keys of a batch as `mmbert.data.labelled_samples.CollateLabelled` builds it.
 
@@ -71,7 +73,10 @@ class MMBertForTask(MMBertPreTrainedModel):
         if token_type_ids is not None:
             batch["token_type_ids"] = token_type_ids
         if pixel_values is not None:
-            batch["pixel_values"] = pixel_values.flatten(0, 1) if pixel_values.ndim == 5 else pixel_values
+            is_nested = pixel_values.ndim == (5 if self.config.image_features is None else 4)
+            batch["pixel_values"] = pixel_values.flatten(0, 1) if is_nested else pixel_values
+        if image_mask is not None:
+            batch["image_mask"] = image_mask
         if labels is not None:
             batch["label_scores"] = self.task.label_scores(labels)
         with self._record(output_attentions, output_hidden_states) as recorded:

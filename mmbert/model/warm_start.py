@@ -144,7 +144,9 @@ def _differences(config: MMBertConfig) -> str:
         (key, getattr(config, key), getattr(config, f"text_{key}"))
         for key in ("hidden_size", "num_attention_heads", "intermediate_size")
     ]
-    pairs.append(("the activation", "gelu", config.text_hidden_act))  # layer_norm_eps is one option for both
+    pairs.append(("the activation", "gelu", config.text_hidden_act))
+    pairs.append(("layer_norm_eps", config.layer_norm_eps, config.text_layer_norm_eps or config.layer_norm_eps))
+    pairs.append(("fusion_norm", config.fusion_norm, "post"))
     return ", ".join(f"{key} is {own}, not the {text}" for key, own, text in pairs if own != text)
 
 

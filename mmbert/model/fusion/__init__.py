@@ -39,6 +39,12 @@ def validate_fusion_name(name: str) -> None:
         )
 
 
+def joint_size(config: MMBertConfig) -> int:
+    """Return the width of the joint vector, in features; that of a custom fusion is `hidden_size`."""
+    is_pooled = config.pooler == "tanh" or config.fusion not in FUSIONS
+    return config.hidden_size * (1 if is_pooled else FUSIONS[config.fusion].pooled_vectors)
+
+
 def build_fusion(config: MMBertConfig) -> Fusion:
     """Build the fusion strategy that `config.fusion` names.
 

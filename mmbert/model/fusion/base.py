@@ -46,6 +46,9 @@ class Fusion(nn.Module):
     min_layers: int = 0
     """Smallest number of `fusion_layers` with which the joint vector depends on both modalities."""
 
+    pooled_vectors: int = 1
+    """Vectors that its `Pooler` combines."""
+
     def __init__(self, config: MMBertConfig):
         super().__init__()
         self.config = config

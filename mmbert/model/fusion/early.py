@@ -1,11 +1,11 @@
 """Early fusion: one sequence of all tokens."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion, upper_bert_layers
-from mmbert.model.layers import Pooler, SelfAttentionLayer
+from mmbert.model.layers import Pooler, SelfAttentionLayer, build_layers
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
@@ -22,31 +22,49 @@ class EarlyFusion(Fusion):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         # BERT's embeddings already hold the text's type embedding; VisualBERT adds one to the image and normalises.
-        self.image_type = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
-        self.image_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        types = () if config.early_image_types == 1 else (config.early_image_types,)
+        self.image_type = nn.Parameter(torch.randn(*types, config.hidden_size) * config.initializer_range)
+        has_norm = config.early_image_norm
+        self.image_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_norm else nn.Identity()
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
-        self.layers = nn.ModuleList(SelfAttentionLayer(config) for _ in range(config.fusion_layers))
+        self.layers = build_layers(SelfAttentionLayer, config)
         self.pooler = Pooler(config)
 
     def modules_from_bert(self) -> dict[str, str]:
         """See `Fusion`: all layers and the pooler, as in VisualBERT."""
         # VisualBERT's embeddings of both modalities share a LayerNorm, and are followed by its first layer.
-        norm = {"image_norm": "embeddings.LayerNorm"} if self.config.text_layers == 0 else {}
+        has_norm = self.config.text_layers == 0 and self.config.early_image_norm
+        norm = {"image_norm": "embeddings.LayerNorm"} if has_norm else {}
         return {**upper_bert_layers("layers", self.config), "pooler.dense": "pooler.dense", **norm}
 
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. Without text a learned token replaces [CLS]."""
         with_text = text.with_fallback(self.absent_text)
-        image_states = self.image_norm(image.hidden_states + self.image_type)
+        image_states = self.image_norm(image.hidden_states + self._image_types(len(image.mask)))
         joint = Tokens(
             torch.cat([with_text.hidden_states, image_states], dim=1),  # (B, T+P, D)
             torch.cat([with_text.mask, image.mask], dim=1),
         )
         text_length = with_text.mask.shape[1]
-        num_read = joint.mask.shape[1] if reads.image else text_length if reads.text else 1
+        needs_text = reads.text or self.config.early_pool == "last"
+        num_read = joint.mask.shape[1] if reads.image else text_length if needs_text else 1
         for number, layer in enumerate(self.layers, start=1):
             joint = layer(joint, queries=joint.prefix(num_read) if number == len(self.layers) else joint)
         states = joint.hidden_states
         fused_text = Tokens(states[:, : text.mask.shape[1]], text.mask)
         fused_image = Tokens(states[:, text_length:], image.mask)
-        return Fused.only(reads, fused_text, fused_image, lambda: self.pooler(joint.first))
+        return Fused.only(reads, fused_text, fused_image, lambda: self.pooler(self._pooled_state(joint, with_text)))
+
+    def _pooled_state(self, joint: Tokens, text: Tokens) -> Tensor:
+        """Return the (B, D) states that `early_pool` names."""
+        if self.config.early_pool == "first":
+            return joint.first
+        numbers = (text.mask.sum(dim=1) - 2).clamp(min=0)  # before [SEP]
+        return joint.hidden_states[torch.arange(len(numbers), device=numbers.device), numbers]
+
+    def _image_types(self, batch: int) -> Tensor:
+        """Return the type vector of all images (D,), or of each (B, 1, D): the images of a text are in sequence."""
+        if self.image_type.ndim == 1:
+            return self.image_type
+        numbers = torch.arange(batch, device=self.image_type.device) % self.image_type.shape[0]
+        return self.image_type[numbers].unsqueeze(1)

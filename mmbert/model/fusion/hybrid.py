@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion, read_tokens, upper_bert_layers
-from mmbert.model.layers import CrossAttentionLayer, Pooler
+from mmbert.model.layers import CrossAttentionLayer, Pooler, build_layers
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
@@ -16,14 +16,15 @@ class HybridFusion(Fusion):
     fuse" (ALBEF, arXiv:2107.07651). METER's type embeddings are left out, because the streams have separate weights.
     """
 
+    pooled_vectors = 2
+
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
-        depth = range(config.fusion_layers)
-        self.text_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
-        self.image_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
+        self.text_layers = build_layers(CrossAttentionLayer, config)
+        self.image_layers = build_layers(CrossAttentionLayer, config)
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.absent_image = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
-        self.pooler = Pooler(config, vectors=2)
+        self.pooler = Pooler(config, vectors=self.pooled_vectors)
 
     def modules_from_bert(self) -> dict[str, str]:
         """See `Fusion`: the text stream; cross-attention and the image stream start random."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion, read_tokens, upper_bert_layers
-from mmbert.model.layers import Pooler, SelfAttentionLayer
+from mmbert.model.layers import Pooler, SelfAttentionLayer, build_layers
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
@@ -17,18 +17,20 @@ class HybridBottleneckFusion(Fusion):
     the second layer on: with `fusion_layers=1` the streams are combined in the pooler only.
     """
 
+    pooled_vectors = 2
+
     num_bottlenecks = 4
     """Number of shared tokens, as in the paper."""
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
-        depth, width, scale = range(config.fusion_layers), config.hidden_size, config.initializer_range
+        width, scale = config.hidden_size, config.initializer_range
         self.bottlenecks = nn.Parameter(torch.randn(self.num_bottlenecks, width) * scale)
-        self.text_layers = nn.ModuleList(SelfAttentionLayer(config) for _ in depth)
-        self.image_layers = nn.ModuleList(SelfAttentionLayer(config) for _ in depth)
+        self.text_layers = build_layers(SelfAttentionLayer, config)
+        self.image_layers = build_layers(SelfAttentionLayer, config)
         self.absent_text = nn.Parameter(torch.randn(width) * scale)
         self.absent_image = nn.Parameter(torch.randn(width) * scale)
-        self.pooler = Pooler(config, vectors=2)
+        self.pooler = Pooler(config, vectors=self.pooled_vectors)
 
     def modules_from_bert(self) -> dict[str, str]:
         """See `Fusion`: the text stream; the image stream and the shared tokens start random."""

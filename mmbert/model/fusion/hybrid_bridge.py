@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion, read_tokens, upper_bert_layers
-from mmbert.model.layers import CrossAttentionLayer, Pooler
+from mmbert.model.layers import CrossAttentionLayer, Pooler, build_layers
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
@@ -22,19 +22,22 @@ class HybridBridgeFusion(Fusion):
     last LayerNorm; BERT's are normalised already).
     """
 
+    pooled_vectors = 2
+
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         assert config.text_hidden_size is not None  # set by MMBertConfig
         assert config.image_hidden_size is not None  # set by MMBertModel
-        depth = range(config.fusion_layers)
-        self.text_bridges = Bridges(config, layers=config.text_layers, width=config.text_hidden_size)
+        self.text_bridges = Bridges(
+            config, layers=config.text_layers, width=config.text_hidden_size, norm=config.bridge_text_norm
+        )
         self.image_bridges = Bridges(config, layers=config.image_layers, width=config.image_hidden_size)
         self.reads_text_layers, self.reads_image_layers = self.text_bridges.lower, self.image_bridges.lower
-        self.text_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
-        self.image_layers = nn.ModuleList(CrossAttentionLayer(config) for _ in depth)
+        self.text_layers = build_layers(CrossAttentionLayer, config)
+        self.image_layers = build_layers(CrossAttentionLayer, config)
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.absent_image = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
-        self.pooler = Pooler(config, vectors=2)
+        self.pooler = Pooler(config, vectors=self.pooled_vectors)
 
     def modules_from_bert(self) -> dict[str, str]:
         """See `Fusion`: the text stream; bridges, cross-attention and the image stream start random."""
@@ -65,15 +68,16 @@ class Bridges(nn.Module):
         config: The model's configuration.
         layers: Unimodal layers of the encoder.
         width: Width of the encoder, in features.
+        norm: How lower layers are normalised; see `bridge_text_norm`.
     """
 
-    def __init__(self, config: MMBertConfig, *, layers: int, width: int):
+    def __init__(self, config: MMBertConfig, *, layers: int, width: int, norm: str = "plain"):
         super().__init__()
         count = min(config.fusion_layers, max(layers, 1))
         self.lower = tuple(range(layers - count + 1, layers))
         """Unimodal layers, counted from 1, that are read besides the encoder's output."""
         widths = [width] * len(self.lower) + [config.hidden_size] * min(count, 1)
-        self.eps = config.layer_norm_eps
+        self.eps, self.norm = config.layer_norm_eps, norm
         self.projections = nn.ModuleList(nn.Linear(width, config.hidden_size) for width in widths)
         self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=self.eps) for _ in widths)
 
@@ -81,6 +85,8 @@ class Bridges(nn.Module):
         """Return the inputs of the bridges from the lowest layer up: (B, L, width) each, then the output (B, L, D)."""
         if tokens.mask.shape[1] == 0:
             return []  # an absent modality has no lower layers either
+        if self.norm == "none":
+            return [*tokens.intermediate, tokens.hidden_states]
         return [*(F.layer_norm(x, x.shape[-1:], eps=self.eps) for x in tokens.intermediate), tokens.hidden_states]
 
     def forward(self, number: int, unimodal: list[Tensor], *, previous: Tokens) -> Tokens:

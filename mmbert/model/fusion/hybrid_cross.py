@@ -5,7 +5,7 @@ from torch import nn
 
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion.base import Fusion, upper_bert_layers
-from mmbert.model.layers import CrossAttentionLayer, Pooler
+from mmbert.model.layers import CrossAttentionLayer, Pooler, build_layers
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
 
@@ -21,7 +21,7 @@ class HybridCrossFusion(Fusion):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.absent_text = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
-        self.layers = nn.ModuleList(CrossAttentionLayer(config) for _ in range(config.fusion_layers))
+        self.layers = build_layers(CrossAttentionLayer, config)
         self.pooler = Pooler(config)
 
     def modules_from_bert(self) -> dict[str, str]:

@@ -18,6 +18,8 @@ class LateFusion(Fusion):
     (arXiv:2103.00020).
     """
 
+    pooled_vectors = 2
+
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         width = config.hidden_size
@@ -28,7 +30,7 @@ class LateFusion(Fusion):
             self.mlp.append(nn.Linear(2 * width, 2 * width))
             self.mlp.append(nn.GELU())
             self.mlp.append(Dropout(config.hidden_dropout_prob))
-        self.pooler = Pooler(config, vectors=2)
+        self.pooler = Pooler(config, vectors=self.pooled_vectors)
 
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent side's pooled vector is learned."""

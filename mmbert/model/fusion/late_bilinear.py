@@ -19,6 +19,8 @@ class LateBilinearFusion(Fusion):
     pooler; 0 is the paper's.
     """
 
+    pooled_vectors = 2
+
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         width, rank = config.hidden_size, 2 * config.hidden_size
@@ -31,7 +33,7 @@ class LateBilinearFusion(Fusion):
             self.mlp.append(nn.Linear(rank, rank))
             self.mlp.append(nn.GELU())
             self.mlp.append(Dropout(config.hidden_dropout_prob))
-        self.pooler = Pooler(config, vectors=2)
+        self.pooler = Pooler(config, vectors=self.pooled_vectors)
 
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent side's pooled vector is learned."""

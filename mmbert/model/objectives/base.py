@@ -30,7 +30,7 @@ class TextImageModel(Protocol):
         """Encode (B, T) token ids to (B, T, D) tokens."""
         ...
 
-    def encode_image(self, pixel_values: Tensor) -> Tokens:
+    def encode_image(self, pixel_values: Tensor, image_mask: Tensor | None = None) -> Tokens:
         """Encode (B, 3, S, S) images to (B, P, D) tokens."""
         ...
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion import joint_size
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
 from mmbert.model.tokens import Reads, Tokens
@@ -63,7 +64,7 @@ class ImageTextMatching(Objective):
                 raise UsageError("objectives.itm.residual reads the contrastive similarity: add the objective itc.")
         self.negatives, self.text, self.negative_texts, self.edited = negatives, text, negative_texts, edited
         self.reads = {text: POOLED, **({"edited": Reads()} if edited else {})}
-        self.head = nn.Linear(config.hidden_size, 2)
+        self.head = nn.Linear(joint_size(config), 2)
         self.residual_factor = nn.Parameter(torch.ones(1)) if residual else None
 
     @classmethod

@@ -1,10 +1,12 @@
 """Masked language modelling."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.tokens import IGNORE_INDEX, Reads
@@ -15,30 +17,49 @@ class MaskedLanguageModeling(Objective):
     """Masked language modelling (MLM): predict masked tokens from text and image (BERT, arXiv:1810.04805, Sec. 3.1).
 
     Logits are computed at masked positions only. The output matrix is tied to the word embeddings, so it is an argument
-    of `logits` rather than a parameter of this module.
+    of `logits` rather than a parameter of this module; untied, it is `decoder`.
     """
 
     reads: Mapping[str, Reads] = {"masked": Reads(text=True)}
 
-    def __init__(self, config: MMBertConfig):
+    def __init__(self, config: MMBertConfig, *, tied: bool = True):
+        """Build the head.
+
+        Args:
+            config: The model's configuration.
+            tied: Use the word embeddings as output matrix; False: a matrix of its own.
+        """
         super().__init__()
+        self.check_options(tied=tied)
         assert config.text_hidden_size is not None
         self.transform = nn.Linear(config.hidden_size, config.text_hidden_size)
         self.norm = nn.LayerNorm(config.text_hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(Tensor(config.vocab_size).zero_())
+        self.decoder = None if tied else nn.Linear(config.text_hidden_size, config.vocab_size, bias=False)
+
+    @classmethod
+    def check_options(cls, *, tied: Any = True) -> None:
+        """Check the value of the option.
+
+        Raises:
+            UsageError: It is neither true nor false.
+        """
+        if not isinstance(tied, bool):
+            raise UsageError(f"objectives.mlm.tied={tied!r}; allowed are true, false.")
 
     def logits(self, hidden_states: Tensor, word_embeddings: Tensor) -> Tensor:
         """Compute logits over the vocabulary.
 
         Args:
             hidden_states: (K, D) fused states at masked positions.
-            word_embeddings: (V, text width).
+            word_embeddings: (V, text width); not read where the head has a matrix of its own.
 
         Returns:
             (K, V) fp32.
         """
         hidden_states = self.norm(F.gelu(self.transform(hidden_states)))
-        return full_precision(F.linear(hidden_states, word_embeddings)) + self.bias
+        matrix = word_embeddings if self.decoder is None else self.decoder.weight
+        return full_precision(F.linear(hidden_states, matrix)) + self.bias
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the loss; reads `mlm_input_ids` and `mlm_labels` (B, T), `IGNORE_INDEX` at unmasked positions."""

@@ -1,7 +1,7 @@
 """The interface of a task: labels, a head with its loss, and metrics."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.fusion import joint_size
 from mmbert.model.objectives.base import (
     EncodedBatch,
     Objective,
@@ -79,11 +80,36 @@ def normalize_text(text: str) -> str:
 INITIAL_BIASES = ("prior", "zero")
 
 
+def _gelu_head(inputs: int, width: int, labels: int, eps: float) -> nn.Sequential:
+    """Build the head of ViLT (arXiv:2102.03334): linear to twice the width, LayerNorm, GELU, linear to the labels."""
+    return nn.Sequential(
+        nn.Linear(inputs, 2 * width), nn.LayerNorm(2 * width, eps=eps), nn.GELU(), nn.Linear(2 * width, labels)
+    )
+
+
+def _relu_head(inputs: int, width: int, labels: int, eps: float) -> nn.Sequential:
+    """Build the head of ALBEF for entailment (arXiv:2107.07651, Sec. 5): linear to the width, ReLU, linear."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, labels))
+
+
+def _linear_head(inputs: int, width: int, labels: int, eps: float) -> nn.Sequential:
+    """Build one linear layer, as in VisualBERT (arXiv:1908.03557)."""
+    return nn.Sequential(nn.Linear(inputs, labels))
+
+
+HEADS: dict[str, Callable[[int, int, int, float], nn.Sequential]] = {
+    "gelu": _gelu_head,
+    "relu": _relu_head,
+    "linear": _linear_head,
+}
+"""Name -> function of the inputs, the width of the fusion, the number of labels and the LayerNorm's epsilon."""
+
+
 class Task(Objective):
     """Base class of tasks: a head on the joint vector, its loss and its metrics, listed in `TASKS`.
 
-    The head is that of ViLT (arXiv:2102.03334): linear to twice the width, LayerNorm, GELU, linear to the labels. A
-    text with several images is fused with each, and the joint vectors are concatenated (NLVR2 in ViLT and UNITER).
+    The head is one of `HEADS`, by default that of ViLT. A text with several images is fused with each, and the joint
+    vectors are concatenated (NLVR2 in ViLT and UNITER).
 
     The constructor takes the model's configuration and the options of `config.task_options` as keyword arguments.
     """
@@ -91,30 +117,36 @@ class Task(Objective):
     monitors: tuple[str, ...]
     """Metrics that can select the best checkpoint; the first is the default."""
 
-    def __init__(self, config: MMBertConfig, *, loss: str, initial_bias: str = "prior"):
+    def __init__(
+        self,
+        config: MMBertConfig,
+        *,
+        loss: str,
+        initial_bias: str = "prior",
+        head: str = "gelu",
+        head_norm_eps: float | None = None,
+    ):
         """Build the head.
 
         Args:
             config: The model's configuration.
             loss: "sigmoid" or "softmax"; see `mmbert.model.tasks.label_losses`.
             initial_bias: "prior": a run starts a new head with `start_at_prior`; "zero": its bias is 0.
+            head: Name in `HEADS`: "gelu", "relu" or "linear".
+            head_norm_eps: Epsilon of the head's LayerNorm; None: `layer_norm_eps` of the configuration.
 
         Raises:
             UsageError: A value that is not allowed, or no labels.
         """
         super().__init__()
-        self.check_options(loss=loss, initial_bias=initial_bias)
+        self.check_options(loss=loss, initial_bias=initial_bias, head=head, head_norm_eps=head_norm_eps)
         if not config.labels:
             raise UsageError(f"task={config.task!r} has no labels; they are taken from the training data.")
         self.labels, self.num_images = list(config.labels), config.num_images
         self.label_loss, self.initial_bias = LABEL_LOSSES[loss], initial_bias
-        width = config.hidden_size
-        self.head = nn.Sequential(
-            nn.Linear(max(1, self.num_images) * width, 2 * width),
-            nn.LayerNorm(2 * width, eps=config.layer_norm_eps),
-            nn.GELU(),
-            nn.Linear(2 * width, len(self.labels)),
-        )
+        inputs = max(1, self.num_images) * joint_size(config)
+        eps = config.layer_norm_eps if head_norm_eps is None else head_norm_eps
+        self.head = HEADS[head](inputs, config.hidden_size, len(self.labels), eps)
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -123,11 +155,15 @@ class Task(Objective):
         Raises:
             UsageError: A value that is not allowed.
         """
-        for name, allowed in (("loss", [*LABEL_LOSSES]), ("initial_bias", [*INITIAL_BIASES])):
+        choices = {"loss": [*LABEL_LOSSES], "initial_bias": [*INITIAL_BIASES], "head": [*HEADS]}
+        for name, allowed in choices.items():
             value = options.get(name, allowed[0])
             if value not in allowed:
                 near = did_you_mean(str(value), allowed)
                 raise UsageError(f"task_options.{name}={value!r}; allowed are {', '.join(allowed)}.{near}")
+        eps = options.get("head_norm_eps")
+        if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1):
+            raise UsageError(f"task_options.head_norm_eps={eps!r}: must be a number above 0 and below 1, or null.")
 
     @classmethod
     def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:

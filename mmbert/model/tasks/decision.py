@@ -13,9 +13,16 @@ class Decision(Task):
 
     monitors = ("accuracy", "auroc", "consistency")
 
-    def __init__(self, config: MMBertConfig, *, initial_bias: str = "prior"):
+    def __init__(
+        self,
+        config: MMBertConfig,
+        *,
+        initial_bias: str = "prior",
+        head: str = "gelu",
+        head_norm_eps: float | None = None,
+    ):
         """Build the head; see `Task`."""
-        super().__init__(config, loss="softmax", initial_bias=initial_bias)
+        super().__init__(config, loss="softmax", initial_bias=initial_bias, head=head, head_norm_eps=head_norm_eps)
 
     @classmethod
     def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:

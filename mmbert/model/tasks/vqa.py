@@ -19,7 +19,15 @@ class VisualQuestionAnswering(Task):
 
     monitors = ("accuracy",)
 
-    def __init__(self, config: MMBertConfig, *, loss: str = "sigmoid", initial_bias: str = "prior"):
+    def __init__(
+        self,
+        config: MMBertConfig,
+        *,
+        loss: str = "sigmoid",
+        initial_bias: str = "prior",
+        head: str = "gelu",
+        head_norm_eps: float | None = None,
+    ):
         """Build the head.
 
         Args:
@@ -27,8 +35,10 @@ class VisualQuestionAnswering(Task):
             loss: "sigmoid": binary cross-entropy of each answer; "softmax": cross-entropy over the answers, for small
                 vocabularies.
             initial_bias: See `Task`.
+            head: See `Task`.
+            head_norm_eps: See `Task`.
         """
-        super().__init__(config, loss=loss, initial_bias=initial_bias)
+        super().__init__(config, loss=loss, initial_bias=initial_bias, head=head, head_norm_eps=head_norm_eps)
 
     @classmethod
     def collect_labels(cls, examples: Sequence[TaskExample], *, min_count: int) -> list[str]:
