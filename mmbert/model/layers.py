@@ -155,8 +155,12 @@ class FusionLayer(nn.Module):
     """Base class of the fusion layers, with activation checkpointing where `checkpointing` is set."""
 
     checkpointing = False
-    final_norm: nn.Module | None = None
+    final_norm: nn.Module | None
     """LayerNorm of the output, in the last layer of a stream where `fusion_final_norm` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("final_norm", None)
 
     def run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
         """Run `block(*args)`, with activation checkpointing in training if it is enabled."""
