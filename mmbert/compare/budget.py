@@ -88,6 +88,7 @@ def allocate_budgets(
     seconds: Mapping[str, float] | None = None,
     first_steps: int = 0,
     first_flops: float = 0.0,
+    once_flops: Mapping[str, float] | None = None,
 ) -> dict[str, Budget]:
     """Compute the steps with which each strategy has the cost of the reference.
 
@@ -102,6 +103,7 @@ def allocate_budgets(
         first_steps: Steps of a first stage, part of `steps`. Its objective does not read the fusion, so each strategy
             takes as many, at the same cost.
         first_flops: FLOPs of one of them.
+        once_flops: Strategy -> FLOPs that do not depend on the number of steps; None: 0.
 
     Returns:
         Strategy -> budget, in the order of `shapes`.
@@ -122,16 +124,17 @@ def allocate_budgets(
         raise UsageError(
             f"match='{match}' requires the cost of a step of each strategy; that of '{without[0]}' is missing."
         )
-    found = {}
+    found, once = {}, dict.fromkeys(shapes, 0.0) | dict(once_flops or {})
     for name, shape in shapes.items():
         own, missed_by = steps, 0.0
         if cost is not None:
-            exact = first_steps + (steps - first_steps) * cost[reference] / cost[name]
+            saved = once[reference] - once[name] if match == "flops" else 0.0
+            exact = first_steps + ((steps - first_steps) * cost[reference] + saved) / cost[name]
             own = max(1, round(exact))
             missed_by = own / exact - 1
         elif match == "parameters":
             missed_by = shape.parameters / shapes[reference].parameters - 1
-        total = first_steps * first_flops + (own - first_steps) * flops[name]
+        total = once[name] + first_steps * first_flops + (own - first_steps) * flops[name]
         found[name] = Budget(match, own, *shape, flops[name], total, missed_by)
     return found
 

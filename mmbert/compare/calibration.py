@@ -9,15 +9,24 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
 
 from mmbert.compare.budget import Shape, allocate_budgets, describe_budget, match_parameters
-from mmbert.compare.cost import count_parameters, first_batches, flops_per_step, parameters, synchronize
+from mmbert.compare.cost import (
+    cached_batches,
+    count_parameters,
+    first_batches,
+    flops_per_cached_image,
+    flops_per_step,
+    parameters,
+    synchronize,
+)
 from mmbert.compare.folder import stored_budgets
 from mmbert.compare.plan import PRETRAIN, Comparison, Stage, comparison_from
 from mmbert.errors import UsageError
@@ -29,6 +38,7 @@ from mmbert.model.objectives import Objective
 from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.import_policy import allow_import_from_cwd
 from mmbert.runtime.terminal import report_user_errors, set_up_logging
+from mmbert.training.encoder_caching import is_cached
 from mmbert.training.optim import build_optimizer
 from mmbert.training.run import TrainingRun
 from mmbert.training.run_options import parse_run, to_arguments
@@ -48,6 +58,8 @@ class StepCost(NamedTuple):
     """Optimizer steps of its first stage (`optim.first_stage`)."""
     first_flops: float = 0.0
     """FLOPs of one of these."""
+    once_flops: float = 0.0
+    """FLOPs of filling the encoder cache with the training images (`cached_encoder`)."""
 
 
 class StrategyCost(NamedTuple):
@@ -86,6 +98,7 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
             seconds={name: found.steps[stage].seconds for name, found in costs.items()},
             first_steps=max(found.steps[stage].first_steps for found in costs.values()),
             first_flops=max(found.steps[stage].first_flops for found in costs.values()),
+            once_flops={name: found.steps[stage].once_flops for name, found in costs.items()},
         )
         for stage in comparison.stages
     }
@@ -193,15 +206,22 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
     model, data = run.parts.model, run.parts.data
     model.train()
     accumulated = int(run.options.config.trainer.accumulate_grad_batches)
-    flops = flops_per_step(model, first_batches(data, COUNTED_BATCHES)) * accumulated
+    cached = comparison.cached_encoder and _charges_cache(run)
+
+    def batches(count: int) -> Iterator[dict[str, Tensor]]:
+        found = first_batches(data, count)
+        return cached_batches(model, found) if cached else found
+
+    images = {request for request in data.train_samples.cache_requests()} if cached else ()
+    once_flops = float(flops_per_cached_image(model) * len(images)) if cached else 0.0
+    flops = flops_per_step(model, batches(COUNTED_BATCHES)) * accumulated
     optim, first_flops = run.options.sections.optim, 0.0
     if optim.first_stage is not None:
         assert isinstance(model, MMBertForPreTraining)
         _check_first_stage(model, optim.first_stage)
-        batches = first_batches(data, COUNTED_BATCHES)
-        first_flops = flops_per_step(model, batches, only=optim.first_stage) * accumulated
+        first_flops = flops_per_step(model, batches(COUNTED_BATCHES), only=optim.first_stage) * accumulated
     if comparison.match != "time":
-        return StepCost(flops, 0.0, optim.first_stage_steps, first_flops)
+        return StepCost(flops, 0.0, optim.first_stage_steps, first_flops, once_flops)
     device = run.trainer.strategy.root_device
     model.to(device)  # pyright: ignore[reportArgumentType]
     optimizer, _ = build_optimizer(model, run.options.sections.optim, TIMED_STEPS + 2)
@@ -209,7 +229,7 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
     precision = str(run.trainer.precision)
     kind = torch.bfloat16 if precision.startswith("bf16") else torch.float16
     with torch.autocast(device.type, kind, enabled=precision.endswith("mixed")):
-        for batch in first_batches(data, TIMED_STEPS + 2):
+        for batch in batches(TIMED_STEPS + 2):
             batch = move_data_to_device(batch, device)
             synchronize(device)
             started = time.perf_counter()
@@ -220,7 +240,27 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
             optimizer.zero_grad()
             synchronize(device)
             seconds.append(time.perf_counter() - started)
-    return StepCost(flops, statistics.median(seconds[2:]) * accumulated, optim.first_stage_steps, first_flops)
+    timed = statistics.median(seconds[2:]) * accumulated
+    return StepCost(flops, timed, optim.first_stage_steps, first_flops, once_flops)
+
+
+def _charges_cache(run: TrainingRun) -> bool:
+    """Return whether a stage has a frozen image encoder, whose cache its arms read.
+
+    Raises:
+        UsageError: It is frozen, but its options allow no cache.
+    """
+    data, encoder = run.parts.data.options, run.parts.model.mmbert.image_encoder
+    if encoder.frozen == "none":
+        return False
+    if not is_cached(run.parts.model.mmbert, data):
+        raise UsageError(
+            f"cached_encoder=true, but data.cache={data.cache or 'null'} with data.crop={data.crop}, "
+            f"data.flip={str(data.flip).lower()} and data.views={data.views or 'null'} keeps no outputs of this frozen "
+            "image encoder; leave cached_encoder out, or set data.cache, or data.views where images are augmented."
+        )
+    run.parts.data.train_samples.views = data.views or 0
+    return True
 
 
 def _check_first_stage(model: MMBertForPreTraining, name: str) -> None:

@@ -115,6 +115,28 @@ def flops_per_step(model: HeadedModel, batches: Iterable[Batch], **stage: str) -
         return statistics.fmean([count_flops(functools.partial(step, batch)) for batch in batches])
 
 
+def cached_batches(model: HeadedModel, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Replace the images of batches by their hidden states, as an encoder cache returns them."""
+    core = model.mmbert
+    for batch in batches:
+        images = batch.pop("pixel_values")
+        with torch.no_grad():
+            states = core.image_encoder.encode_frozen(
+                images, core.image_encoder.frozen, layers=core.fusion.reads_image_layers
+            )
+        yield {**batch, "image_hidden_states": states}
+
+
+def flops_per_cached_image(model: HeadedModel) -> int:
+    """FLOPs of what an encoder cache computes once for each image."""
+    core = model.mmbert
+    side = core.config.image_size
+    image = torch.zeros(1, 3, side, side, device=core.word_embeddings.device)  # pyright: ignore
+    encoder, layers = core.image_encoder, core.fusion.reads_image_layers
+    with torch.no_grad():
+        return count_flops(lambda: encoder.encode_frozen(image, encoder.frozen, layers=layers))
+
+
 def flops_per_pair(model: HeadedModel, batch: Batch) -> float:
     """FLOPs of encoding, fusing and scoring one pair, mean over a batch (padding counts)."""
     with _without_checkpointing(model), _evaluating(model):

@@ -90,6 +90,9 @@ class Comparison:
     match: str = "flops"
     """Budget that is equal for all strategies: flops or time (matched by the number of steps), parameters (matched by
     depth and width of the fusion module), or steps."""
+    cached_encoder: bool = False
+    """Charge a frozen image encoder as its cache (`data.cache`) computes it: once for each training image. False: in
+    every step, as without a cache."""
     reference: str | None = None
     """Strategy whose budget the others are matched to. None: the first."""
     pretrain: Stage = field(default_factory=Stage)

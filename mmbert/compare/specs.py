@@ -86,6 +86,8 @@ def budget_inputs(comparison: Comparison) -> dict[str, Any]:
     """Everything that the budgets depend on besides the strategies, flat."""
     content = asdict(comparison)
     rule = {key: content[key] for key in ("match", "threads")}
+    if comparison.cached_encoder:  # absent in older files
+        rule["cached_encoder"] = True
     stages = {
         f"{name}.{key}": value
         for name, stage in comparison.stages.items()

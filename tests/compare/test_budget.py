@@ -71,6 +71,18 @@ def test_first_stage_takes_equal_steps_and_the_rest_equal_flops() -> None:
         allocate_budgets("flops", shapes, flops, steps=100, first_steps=100)
 
 
+def test_what_is_computed_once_is_charged_once() -> None:
+    """By hand: late 100 x 2 + 50 = 250 FLOPs; early has 250 - 70 = 180 left, so 60 steps of 3."""
+    shapes, flops = {"late": SHAPES["late"], "early": SHAPES["early"]}, {"late": 2.0, "early": 3.0}
+    found = allocate_budgets("flops", shapes, flops, steps=100, once_flops={"late": 50.0, "early": 70.0})
+    assert steps(found) == {"late": 100, "early": 60}
+    assert {budget.training_flops for budget in found.values()} == {250.0}
+    assert steps(allocate_budgets("time", shapes, flops, steps=9, seconds=flops, once_flops={"late": 5.0})) == {
+        "late": 9,
+        "early": 6,
+    }
+
+
 @pytest.mark.parametrize("match", ["steps", "parameters"])
 def test_other_rules_give_all_strategies_the_same_steps(match: str) -> None:
     assert set(steps(allocate_budgets(match, SHAPES, FLOPS, steps=100)).values()) == {100}

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from mmbert.compare import cost
 from mmbert.compare.cost import (
+    cached_batches,
     count_flops,
     count_parameters,
     first_batches,
+    flops_per_cached_image,
     flops_per_pair,
     flops_per_step,
     milliseconds_per_pair,
@@ -126,6 +128,17 @@ def test_flops_per_step_are_those_of_its_products_without_backward_of_frozen_par
         backward["patches"] = backward["image"] = 0
         backward["projection"] = forward["projection"]
     assert flops_per_step(built, [tiny_batch()]) == sum(forward.values()) + sum(backward.values())
+
+
+@pytest.mark.parametrize(("depth", "charged"), [("all", 0), (1, 0), (1, 1)])
+def test_cached_step_leaves_out_what_the_cache_computes_once(depth: str | int, charged: int) -> None:
+    built = model("late", image_layers=1 + charged)
+    built.mmbert.image_encoder.freeze(depth)
+    batch = tiny_batch()
+    uncached, (cached,) = flops_per_step(built, [batch]), cached_batches(built, [dict(batch)])
+    once = PATCHES + VIT_LAYER + (depth == "all") * charged * VIT_LAYER
+    assert flops_per_cached_image(built) * B == once
+    assert uncached - flops_per_step(built, [cached]) == once
 
 
 def test_flops_of_masked_tokens_include_the_vocabulary() -> None:
