@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mmbert
+from mmbert.model.importing import SOURCES
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -25,6 +26,21 @@ def test_drawing_traces_the_layers_of_each_strategy() -> None:
     assert trace("late") == ([], [0, 3])
     assert trace("hybrid") == ([(text, image), (image, text)], [0, 3])
     assert trace("hybrid_cross") == ([(text, image)], [0])
+
+
+def test_checkpoints_page_is_what_its_script_writes() -> None:
+    script = runpy.run_path(str(ROOT / "docs/checkpoints.py"))
+    text = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
+    numbers = {(family, head): float(value) for family, head, value, _ in rows if value != "-"}
+    compared = [row for row in script["ROWS"] if row.test]
+    assert {(row.family, row.head) for row in compared} == numbers.keys() and max(numbers.values()) < 1e-5
+    assert text == script["page"]({row.test: numbers[row.family, row.head] for row in compared}), "run the script"
+    for row in compared:
+        file, _, name = row.test.partition("::")
+        assert f"def {name}(" in (ROOT / "tests/oracles" / file).read_text(encoding="utf-8"), row.test
+    families = {row.family.lower().replace("visualbert", "visual_bert") for row in compared}
+    assert families == SOURCES.keys(), "every family has a row with its parity"
 
 
 def test_notebook_runs(tmp_path: Path) -> None:
