@@ -15,11 +15,15 @@ from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.samples import stack_images
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.model.tokens import Tokens
-from mmbert.runtime.distributed import gather_in_order, run_sharded, shard_jobs
+from mmbert.runtime.distributed import all_reduce_max, gather_in_order, run_sharded, shard_jobs
+from mmbert.runtime.memory import free_memory
 from mmbert.runtime.signals import StopSignals
 
 PAIRS_PER_BATCH = 128
-"""Pairs fused in one call: bounds its memory. On a CPU the time per pair is the same with 16 and doubles with 512."""
+"""Pairs fused in one call, at most: bounds its memory. On a CPU the time per pair is the same with 16 and doubles with
+512."""
+MAX_PADDING = 1 / 8
+"""Texts are fused together if their lengths differ by at most this fraction of the tokens of a pair."""
 
 
 LoadImage = Callable[[Any], Tensor]
@@ -83,6 +87,7 @@ def encode(
     batch_size: int = 64,
     num_workers: int = 0,
     keep_tokens: bool = True,
+    half_tokens: bool = False,
     load: LoadImage | None = None,
 ) -> EncodedCandidates:
     """Encode every image and every distinct text once, distributed over all processes.
@@ -95,6 +100,7 @@ def encode(
         batch_size: Images or texts per encoder call.
         num_workers: Processes that decode images.
         keep_tokens: Keep the tokens, which fusion needs, besides the contrastive vectors.
+        half_tokens: Keep them in fp16, in half the memory; matching scores change with their rounding.
         load: Loads an image, or what an encoder cache holds of it; None: decodes it.
 
     Raises:
@@ -113,9 +119,13 @@ def encode(
         generator=torch.Generator(),  # so that the global generator of the caller does not advance
     )
 
+    def packed(tokens: Tokens) -> Tensor:
+        found = pack(tokens).cpu()
+        return found.half() if half_tokens else found
+
     def encode_images(loaded: list[Tensor]) -> dict[str, Tensor]:
         tokens = encode_loaded(model.mmbert, processor, loaded)
-        kept = {"tokens": pack(tokens).cpu()} if keep_tokens else {}
+        kept = {"tokens": packed(tokens)} if keep_tokens else {}
         return kept if contrast is None else {**kept, "vectors": contrast.embed_image(tokens).cpu()}
 
     of_image: dict[str, Tensor] = {}
@@ -130,9 +140,9 @@ def encode(
     def encode_texts(rows: list[int]) -> dict[str, list[Tensor]]:
         input_ids, mask = (x.to(device) for x in pad([ids[i] for i in rows], processor.pad_token_id))
         tokens = model.mmbert.encode_text(input_ids, mask)
-        packed = pack(tokens).cpu()
         # Cloned, since a view would keep its batch in memory.
-        kept = {"tokens": [x[: len(ids[i])].clone() for i, x in zip(rows, packed, strict=True)]} if keep_tokens else {}
+        states = zip(rows, packed(tokens), strict=True) if keep_tokens else ()
+        kept = {"tokens": [x[: len(ids[i])].clone() for i, x in states]} if keep_tokens else {}
         return kept if contrast is None else {**kept, "vectors": [*contrast.embed_text(tokens).cpu()]}
 
     of_text: dict[str, list[Tensor]] = {}
@@ -191,7 +201,9 @@ def pair_scores(
 ) -> Tensor:
     """Compute the ITM scores of pairs from encoded images and texts, distributed over all processes.
 
-    The order of the pairs determines the batches, so the same `pairs` give scores that are equal to the bit.
+    It proceeds image by image, among texts of about equal length, so that the tokens of an image are gathered once for
+    all of its texts. Besides the tokens it takes the memory of one batch (see `pairs_per_batch`). The same `pairs` give
+    the same batches, and so scores that are equal to the bit.
 
     Args:
         model: With the objective itm, in evaluation mode.
@@ -205,21 +217,53 @@ def pair_scores(
     core = model.mmbert
     device, width = core.word_embeddings.device, core.config.hidden_size
     lengths = torch.tensor([len(text) for text in texts])
-    order = lengths[pairs[:, 1]].argsort(stable=True)  # texts of equal length together: less padding
+    order = _batch_order(pairs, lengths, images.shape[1])
+    # Tokens in fp16 on request; under autocast half precision is the model's own.
+    kind = core.word_embeddings.dtype if not torch.is_autocast_enabled(device.type) else None
+
+    def to_device(states: Tensor) -> Tensor:
+        return states.to(device, kind if states.dtype == torch.float16 else None)
 
     def fuse(chunk: Tensor) -> Tensor:
         (image_rows, image_at), (text_rows, text_at) = (x.unique(return_inverse=True) for x in chunk.T)
-        image_states = images[image_rows].to(device)
+        image_states = to_device(images[image_rows])
         image_mask = image_states.new_ones(image_states.shape[:2], dtype=torch.bool)
         image = _unpack(image_states, image_mask, width, core.image_encoder.width)
-        text_states = pad_sequence([texts[i] for i in text_rows.tolist()], batch_first=True).to(device)
+        text_states = to_device(pad_sequence([texts[i] for i in text_rows.tolist()], batch_first=True))
         text_mask = (torch.arange(text_states.shape[1]) < lengths[text_rows, None]).to(device)
         text = _unpack(text_states, text_mask, width, core.text_encoder.width)
         return model.match_scores(text.rows(text_at.to(device)), image.rows(image_at.to(device))).cpu()
 
-    found = [*run_sharded(fuse, pairs[order].split(PAIRS_PER_BATCH))] if len(pairs) else [torch.empty(0)]
-    scores = torch.cat(found)
+    if not len(pairs):
+        return torch.empty(0)
+    size = pairs_per_batch(model, images.shape[1] + int(lengths.max()))
+    scores = torch.cat([*run_sharded(fuse, pairs[order].split(size))])
     return torch.empty_like(scores).index_copy_(0, order, scores)
+
+
+def _batch_order(pairs: Tensor, lengths: Tensor, image_tokens: int) -> Tensor:
+    """Sort (K, 2) pairs by the class of their text's length, then by image, then by length: (K,) positions."""
+    own = lengths[pairs[:, 1]]
+    step = max(1, int(MAX_PADDING * (image_tokens + int(own.min())))) if len(own) else 1
+    order = own.argsort(stable=True)
+    for key in (pairs[:, 0], own // step):
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
+def pairs_per_batch(model: MMBertForPreTraining, tokens: int) -> int:
+    """Choose the number of pairs of a batch: `PAIRS_PER_BATCH`, fewer where half of the free memory is too small.
+
+    A pair takes about 4 L (16 D + H L) bytes while it is fused: 16 activations of each token and the attention scores.
+
+    Args:
+        model: The model.
+        tokens: L, of image and text together.
+    """
+    config = model.config
+    free = free_memory(model.mmbert.word_embeddings.device)
+    fits = free // 2 // (4 * tokens * (16 * config.hidden_size + config.num_attention_heads * tokens))
+    return -all_reduce_max(-min(PAIRS_PER_BATCH, max(1, fits)))[0]  # equal in all processes
 
 
 def _batches(rows: Sequence[int], size: int) -> list[list[int]]:

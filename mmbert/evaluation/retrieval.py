@@ -22,8 +22,10 @@ from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.memory import peak_memory, reset_peak_memory
 
-TEXTS_PER_CHUNK = 256
-"""Distinct texts whose pairs are listed at a time: bounds the memory of the lists."""
+PAIRS_PER_CHUNK = 2_000_000
+"""Pairs that are listed at a time, about: 100 MB. All pairs of an image are in one list."""
+MEASURED_IMAGES = 64
+"""Images from whose pairs the time of all is estimated."""
 
 
 @dataclass(frozen=True)
@@ -251,19 +253,21 @@ def _fuse_selected(
 ) -> ScoreMatrix:
     """Compute the matching scores of the `selected` pairs, (N, U) bool; 0 elsewhere."""
     assert encoded.images is not None
-    scores = torch.zeros(selected.shape)
-    by_length = torch.tensor([len(text) for text in encoded.texts]).argsort(stable=True)
-
-    def selected_pairs(texts: Tensor) -> Tensor:
-        found = selected[:, texts].nonzero()
-        return torch.stack([found[:, 0], texts[found[:, 1]]], dim=1)
-
     count = int(selected.sum())
-    middle = by_length[max(0, (len(by_length) - TEXTS_PER_CHUNK) // 2) :][:TEXTS_PER_CHUNK]
-    log_fusion_cost(name, model, encoded.images, encoded.texts, selected_pairs(middle), count)
-    for texts in by_length.split(TEXTS_PER_CHUNK):
-        pairs = selected_pairs(texts)
+    rows = max(1, PAIRS_PER_CHUNK // max(1, selected.shape[1]))
+    blocks = torch.arange(len(selected)).split(rows)
+    middle = blocks[len(blocks) // 2][:MEASURED_IMAGES]
+    log_fusion_cost(name, model, encoded.images, encoded.texts, _selected_pairs(selected, middle), count)
+    scores = torch.zeros(selected.shape)
+    for images in blocks:
+        pairs = _selected_pairs(selected, images)
         values = pair_scores(model, encoded.images, encoded.texts, pairs)
         scores = scores.to(values.dtype)
         scores[pairs[:, 0], pairs[:, 1]] = values
     return ScoreMatrix(scores, count)
+
+
+def _selected_pairs(selected: Tensor, images: Tensor) -> Tensor:
+    """List the selected pairs of some images: (K, 2)."""
+    found = selected[images].nonzero()
+    return torch.stack([images[found[:, 0]], found[:, 1]], dim=1)

@@ -118,6 +118,7 @@ def evaluate_retrieval(
     itc_weight: float = 0.0,
     cache: str | Path | None = None,
     precision: str | None = None,
+    half_tokens: bool = False,
 ) -> RetrievalReport:
     """Rank the images and captions of a split against each other, and compute recall at 1, 5 and 10.
 
@@ -154,6 +155,7 @@ def evaluate_retrieval(
         itc_weight: Factor of the contrastive logit that two_stage adds to the matching score; choose it on validation.
         cache: Folder of the encoder cache (`data.cache` of a run), from which images are read; missing ones are added.
         precision: 32-true, bf16-mixed or 16-mixed. None: that of the run whose folder holds the model, else 32-true.
+        half_tokens: Keep the encoders' outputs for fusion in fp16, in half the memory.
 
     Raises:
         UsageError: An option that is not allowed, or the model has not the objectives that the scorer needs.
@@ -204,6 +206,7 @@ def evaluate_retrieval(
                 batch_size=batch_size,
                 num_workers=num_workers,
                 keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
+                half_tokens=half_tokens,
                 load=load_image,
             )
             seconds = time.perf_counter() - started

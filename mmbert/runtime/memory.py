@@ -32,6 +32,26 @@ def peak_memory() -> int:
         return peak_rss()
 
 
+def free_memory(device: torch.device) -> int:
+    """Memory that can be taken on a device, in bytes: of a GPU, or of this machine and its control group.
+
+    A system without Linux' /proc is taken to have plenty.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [sys.maxsize]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        found.append(max(0, limit - used + int(stat["inactive_file"])))  # cached files make room
+    except (OSError, ValueError, KeyError):  # ValueError: the limit is "max"
+        pass
+    return min(found)
+
+
 def peak_rss(*, children: bool = False) -> int:
     """Peak resident memory of this process since its start, in bytes; 0 on a system without `resource` (Windows).
 

@@ -1,5 +1,7 @@
 """An evaluation encodes each image once, as right and as wrong image, and gives the same numbers."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import difference, tiny_batch, tiny_config
@@ -38,9 +40,9 @@ def test_right_and_wrong_images_share_their_encoding(monkeypatch: pytest.MonkeyP
     sizes: list[int] = []
     original = MMBertModel.encode_image
 
-    def counting(self: MMBertModel, pixel_values: Tensor) -> object:
+    def counting(self: MMBertModel, pixel_values: Tensor, *more: Any) -> object:
         sizes.append(len(pixel_values))
-        return original(self, pixel_values)
+        return original(self, pixel_values, *more)
 
     monkeypatch.setattr(MMBertModel, "encode_image", counting)
     evaluation, batch = PairEvaluation(model, frozenset()), tiny_batch(6)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmbert.errors import UsageError
 from mmbert.evaluation import encoding, retrieval
-from mmbert.evaluation.encoding import EncodedCandidates
+from mmbert.evaluation.encoding import EncodedCandidates, pair_scores
 from mmbert.evaluation.options import RETRIEVAL_SCORERS
 from mmbert.evaluation.retrieval import (
     REQUIRED_OBJECTIVES,
@@ -27,6 +27,7 @@ from mmbert.evaluation.retrieval import (
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.tokens import Tokens
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def one_by_one(model: MMBertForPreTraining, candidates: Candidates) -> dict[str,
 def test_scores_equal_those_of_every_pair_computed_alone(
     fusion: str, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrieval, "TEXTS_PER_CHUNK", 3)
+    monkeypatch.setattr(retrieval, "PAIRS_PER_CHUNK", 25)  # 2 of 7 images with 11 texts each
     monkeypatch.setattr(encoding, "PAIRS_PER_BATCH", 5)
     # Both encoders are narrower than the fusion layers, and deep enough for strategies that read lower layers.
     model = tiny_model(fusion, text_layers=3, image_layers=2, fusion_layers=3, text_hidden_size=16)
@@ -72,6 +73,57 @@ def test_scores_equal_those_of_every_pair_computed_alone(
         for key, value in recall_at_k(expected, candidates.image_of_text).items():
             # Equal texts tie to the bit here; encoded alone they may differ in the last bit, but not in their images.
             assert metrics[key] == pytest.approx(value), key
+
+
+class CountedRows:
+    """Packed tokens of images that count the rows that are gathered."""
+
+    def __init__(self, images: Tensor):
+        self.images, self.shape, self.gathered = images, images.shape, 0
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        self.gathered += len(rows)
+        return self.images[rows]
+
+
+@pytest.mark.parametrize("free", [1 << 40, 400_000])
+def test_pair_scores_gather_an_image_once_for_its_texts_and_fit_the_free_memory(
+    free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 images with 30 of 100 texts each, of 3 to 8 tokens; by text, each of 600 pairs would gather an image."""
+    model, sizes = tiny_model("early"), []
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(20, 5, 32, generator=generator)
+    texts = [torch.randn(3 + i % 6, 32, generator=generator) for i in range(100)]
+    pairs = torch.stack([torch.arange(20).repeat(30), torch.randperm(600, generator=generator) % 100], dim=1)
+    expected = torch.cat([pair_scores(model, images, texts, pair[None]) for pair in pairs])
+    original = model.match_scores
+
+    def counting(text: Tokens, image: Tokens) -> Tensor:
+        sizes.append(len(text.mask))
+        return original(text, image)
+
+    monkeypatch.setattr(encoding, "free_memory", lambda device: free)
+    monkeypatch.setattr(model, "match_scores", counting)
+    counted = CountedRows(images)
+    found = pair_scores(model, counted, texts, pairs)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    tokens, largest = 5 + 8, max(sizes)
+    assert largest == min(128, free // 2 // (4 * tokens * (16 * 32 + 4 * tokens)))
+    classes = 6  # of text lengths, each of which takes all images in turn
+    assert counted.gathered <= classes * 20 + len(sizes) < len(pairs) / 2
+
+
+@torch.no_grad()
+def test_tokens_in_half_precision_take_half_the_memory_and_keep_the_ranks(candidates: Candidates) -> None:
+    model = tiny_model()
+    exact, half = (encoded_with(model, candidates, half_tokens=x) for x in (False, True))
+    assert exact.images is not None and half.images is not None
+    assert half.images.nbytes == exact.images.nbytes // 2 and half.texts[0].dtype == torch.float16
+    scores = [SCORERS["itm"](model, encoded, 1, 0.0).scores for encoded in (exact, half)]
+    assert scores[1].dtype == torch.float32
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-3)
+    assert torch.equal(scores[0].argsort(dim=1), scores[1].argsort(dim=1))
 
 
 @torch.no_grad()

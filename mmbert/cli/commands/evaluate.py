@@ -50,6 +50,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     retrieval.add_argument("--folds", type=int, nargs="+", default=[1], help="One or more numbers of consecutive parts "
                            "of the images that are ranked separately; prints their mean. 5 is the 1k protocol of "
                            "COCO's 5,000.")  # fmt: skip
+    retrieval.add_argument("--half_tokens", action="store_true",
+                           help="Keep the encoders' outputs for fusion in fp16, in half the memory.")  # fmt: skip
     retrieval.add_argument("--equal_texts", action="store_true",
                            help="Count a caption as correct for every image with an equal caption.")  # fmt: skip
     retrieval.add_argument(
