@@ -20,6 +20,8 @@ from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT
 from mmbert.runtime.randomness import mix, numpy_generator, permutation
 
 NO_IMAGE = torch.zeros(0, dtype=torch.uint8)
+MAX_ENCODED = 200_000
+"""Captions, at most, whose token ids are kept for further epochs (about 50 MB)."""
 
 
 class Sample(NamedTuple):
@@ -83,6 +85,7 @@ class Pairs(Samples):
         """Numbers of the n-grams in the captions of each image, with the objective ngrams."""
         self.edits: CaptionEdits | None = None
         self.edited_fraction = 0.0
+        self._encoded: dict[str, tuple[int, ...]] = {}
         self.num_captions = np.array([len(e.captions) for e in examples], dtype=np.int64)
         self.image_keys = [image_key(e.image_id) for e in examples]
         self.text_keys = [tuple(text_key(c) for c in e.captions) for e in examples]
@@ -129,7 +132,7 @@ class Pairs(Samples):
         if self.masking.whole_word:
             ids, continues = self.processor.encode_words(caption)
         else:
-            ids, continues = self.processor.encode(caption), ()
+            ids, continues = self._encode(caption), ()
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
         pixel_values = self._image(epoch, i, example.image, caption)
         wrong = None if self.wrong_positions is None else self._wrong_pixel_values(i, pixel_values)
@@ -147,11 +150,20 @@ class Pairs(Samples):
             None if self.edits is None else self._edited(self.edits, epoch, i, ids),
         )
 
+    def _encode(self, caption: str) -> list[int]:
+        """Tokenize a caption once for all epochs."""
+        ids = self._encoded.get(caption)
+        if ids is None:
+            ids = tuple(self.processor.encode(caption))
+            if len(self._encoded) < MAX_ENCODED:
+                self._encoded[caption] = ids
+        return [*ids]
+
     def _edited(self, edits: CaptionEdits, epoch: int, i: int, ids: list[int]) -> list[int]:
         rng = numpy_generator(self.seed, "edited caption", epoch, i)
         if rng.random() >= self.edited_fraction:
             return ids
-        own = {tuple(self.processor.encode(caption)) for caption in self.examples[i].captions}
+        own = {tuple(self._encode(caption)) for caption in self.examples[i].captions}
         return edits(ids, own, rng) or ids
 
     def _wrong_pixel_values(self, i: int, own: Tensor) -> Tensor:
