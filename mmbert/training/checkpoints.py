@@ -259,6 +259,10 @@ class RunCheckpoints(L.Callback):
             trainer.training = True
             validation._has_run = False  # or Lightning would take the epoch for one that has no batches
 
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Restore the step that is logged: if max_epochs=-1, Lightning adds one when it resumes at an epoch's end."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when it is time, at the end of an optimizer step: no checkpoint holds gradients half summed."""
         stepped, self._step = trainer.global_step != self._step, trainer.global_step

@@ -11,6 +11,7 @@ import torch
 from interrupted import fit, killed, results, trace, weights
 
 from mmbert.training import module as training
+from mmbert.training.run_folder import read_curves
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,20 @@ def test_resumed_run_is_bit_identical(batch: int, whole: Path, tiny: list[str], 
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(tmp_path)[name]), name
     assert results(tmp_path) == results(whole)
+
+
+def test_validation_of_a_run_that_is_resumed_between_epochs_has_the_same_steps(tiny: list[str], tmp_path: Path) -> None:
+    """Without a last epoch Lightning counts one step too many (seen as a comparison's curve at step 7 of 6)."""
+    options = ["--name=run", "--trainer.max_epochs=-1", "--trainer.max_steps=6"]
+    fit(tiny, tmp_path / "whole", *options)
+    killed(lambda: fit(tiny, tmp_path / "killed", *options), after_batch=5, hook="on_train_batch_start")
+    fit(tiny, tmp_path / "killed", *options, "--resume=auto")
+    assert trace(tmp_path / "killed") == trace(tmp_path / "whole")
+    curves, expected = (
+        {k: v for k, v in read_curves(tmp_path / name / "run").items() if k != "samples/s"}
+        for name in ("killed", "whole")
+    )
+    assert curves == expected and [step for step, _ in curves["val/itm_loss"]] == [3, 6]
 
 
 def test_stages_of_learning_resume_bit_identically(tiny: list[str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmbert.errors import DataError
 from mmbert.runtime.signals import StopSignals
+from mmbert.training import run_folder
 from mmbert.training.checkpoints import RunCheckpoints
 from mmbert.training.module import TrainingModule
 
@@ -59,6 +60,7 @@ PLACES = {  # where the signal strikes -> (class, hook, call, steps that are sav
     "in a step": (TrainingModule, "training_step", 6, 6),
     "in the last step of an epoch": (TrainingModule, "training_step", 4, 4),
     "in validation": (TrainingModule, "validation_step", 3, 8),
+    "in the last validation": (TrainingModule, "validation_step", 5, 12),
     "while a checkpoint is written": (RunCheckpoints, "save", 1, 12),
     "in the final test": (TrainingModule, "test_step", 1, 12),
 }
@@ -77,6 +79,9 @@ def test_signal_saves_exits_with_its_code_and_the_resumed_run_is_bit_identical(
     fit(tiny, tmp_path, *options, "--resume=auto")
     assert trace(tmp_path) == trace(whole)
     assert results(tmp_path) == results(whole)
+    curves, expected = (run_folder.read_curves(root / "run") for root in (tmp_path, whole))
+    for name in (name for name in expected if name.startswith("val/")):
+        assert curves[name] == expected[name], name
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(tmp_path)[name]), name
 
