@@ -12,7 +12,7 @@ from mmbert.training.run_options import to_arguments
 
 EVALUATIONS = ("retrieval", "foils")
 """Sections of a comparison that evaluate the pretrained model after training."""
-WITHOUT_EFFECT = ("data.prepare", "data.cache", "name")
+WITHOUT_EFFECT = ("data.prepare", "data.cache", "data.images_in_memory", "name")
 """Options that don't change what is trained or measured, so that they are not part of an arm's identity."""
 
 

@@ -77,6 +77,9 @@ class DataOptions:
     """Samples of each process and step in validation and test; changes no result."""
     num_workers: int = 1
     """Processes that decode images, for each training process; changes no result."""
+    images_in_memory: bool | None = None
+    """Keep decoded images that are not augmented in memory, shared by the loader's processes; changes no result. None:
+    if they take at most a quarter of the free memory."""
     length_pool: int = 50
     """Batches whose texts are sorted by length together; 1 = no grouping."""
     cache: str | None = "auto"

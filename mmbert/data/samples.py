@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -50,6 +50,14 @@ class ImageStates(Protocol):
         ...
 
 
+class KeptImages(Protocol):
+    """Protocol of `mmbert.data.decoded_images.DecodedImages`."""
+
+    def load(self, file: Path, decode: Callable[[Path], Tensor]) -> Tensor:
+        """Return a kept image as (3, S, S) uint8, or decode it."""
+        ...
+
+
 class Samples(Dataset):
     """Data set of one split; a subclass builds samples (`_sample`) and empty ones for skipped images.
 
@@ -75,6 +83,8 @@ class Samples(Dataset):
         self.augmentation, self.skip_unreadable = augmentation, skip_unreadable
         self.cache: ImageStates | None = None
         """Holds the images' hidden states, so that none is decoded."""
+        self.decoded: KeptImages | None = None
+        """Keeps decoded images without augmentation."""
         self.views = 0
         """Augmented views of each image in the cache; one is chosen by (seed, epoch, sample)."""
 
@@ -152,7 +162,10 @@ class Samples(Dataset):
 
     def _plain_image(self, file: Path) -> Tensor:
         """Load an image without augmentation as (3, S, S) uint8, or its (P, W) hidden states from the cache."""
-        return self.processor.pixel_values(file) if self.cache is None else self.cache.hidden_states(file)
+        if self.cache is not None:
+            return self.cache.hidden_states(file)
+        decode = self.processor.pixel_values
+        return decode(file) if self.decoded is None else self.decoded.load(file, decode)
 
     def _may_mirror(self, texts: str) -> bool:
         assert self.augmentation is not None

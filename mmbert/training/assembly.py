@@ -181,7 +181,7 @@ def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
 CHANGEABLE = {  # options that may change on resume: they change no number, or only what is reported
     "data.annotations", "data.images", "data.tokenizer", "data.num_workers", "data.eval_batch_size", "data.val_size",
     "data.test_captions", "data.max_bad_fraction", "data.questions", "data.image_names", "data.prepare",
-    "data.cache", "optim.activation_checkpointing", "optim.compile",
+    "data.cache", "data.images_in_memory", "optim.activation_checkpointing", "optim.compile",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from mmbert.data.decoded_images import keep_decoded_images
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.model_cache import Computation
 from mmbert.evaluation.pairs import metric_names
@@ -139,7 +140,7 @@ class TrainingRun:
 
     def fit(self) -> RunResult:
         """Train, save the model of the best checkpoint, test it once and write the results."""
-        self._fill_encoder_cache()
+        self._prepare_images()
         with report_lightning_errors():
             self.trainer.fit(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path)
         if not self.trainer.fast_dev_run:  # pyright: ignore
@@ -153,26 +154,33 @@ class TrainingRun:
 
     def validate(self) -> RunResult:
         """Validate the given weights and write the results."""
-        self._fill_encoder_cache()
+        self._prepare_images()
         self.trainer.validate(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path, verbose=False)
         self._write_results()
         return self._result()
 
     def test(self) -> RunResult:
         """Test the given weights and write the results."""
-        self._fill_encoder_cache()
+        self._prepare_images()
         self._test(self.checkpoint_path)
         self._write_results()
         return self._result()
 
-    def _fill_encoder_cache(self) -> None:
-        """Compute the outputs of the frozen image encoder once, for all epochs and evaluations."""
+    def _prepare_images(self) -> None:
+        """Compute the outputs of the frozen image encoder once and keep decoded images."""
         if not self.dry:
             fill_encoder_cache(
                 self.parts.model.mmbert,
                 self.parts.data,
                 root=self.cache_root or Path(self.trainer.default_root_dir),
                 computation=self.computation,
+            )
+            data = self.parts.data
+            keep_decoded_images(
+                data.used_samples(),
+                data.options,
+                side=data.processor.image_settings.image_size,
+                processes=max(1, self.trainer.num_devices),
             )
 
     @property
