@@ -1,7 +1,7 @@
 """Import of published checkpoints. To add a family: a file in this folder that plans it, and a line in `SOURCES`."""
 
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.model.importing import albef, bridgetower, vilt, visualbert
+from mmbert.model.importing import albef, bridgetower, meter, vilt, visualbert
 from mmbert.model.importing.base import Checkpoint, Plan, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Plan", "Source", "plan_import"]
@@ -10,6 +10,7 @@ SOURCES: dict[str, Source] = {
     "visual_bert": Source(visualbert.plan, "visual_projection"),
     "albef": Source(albef.plan, "visual_encoder.pos_embed"),
     "bridgetower": Source(bridgetower.plan, "cross_modal_text_link_tower"),
+    "meter": Source(meter.plan, "vit_model."),
     "vilt": Source(vilt.plan, "patch_embeddings.projection.weight"),
 }
 """`model_type` of config.json, or a name for checkpoints without one -> family."""
