@@ -57,8 +57,13 @@ ROWS = [
     Row("CLIP", "contrastive", "", NOT_YET + "a causal text tower with norms first, pooled at its last token"),
     Row("VisionTextDualEncoder", "contrastive", "", NOT_YET + "BERT's pooler before the projection of itc"),
     Row("BLIP", "ITM, contrastive", "", NOT_YET + "itc over text layers that skip cross-attention without an image"),
-    Row("METER", "MLM, ITM, VQA, NLVR2, VE", "", "not implemented: the architecture has the keys (`project_text`, "
-        "`pooler`, `text_layer_norm_eps`), but there is no plan for its names and no oracle"),
+    Row("METER", "pre-training: MLM, ITM", METER + "test_pretraining",
+        "with CLIP's ViT; against an oracle of our own, written from the paper and the key names"),
+    Row("METER", "retrieval", METER + "test_retrieval",
+        "same oracle; its one score is the log-odds of the head of itm"),
+    Row("METER", "VQA, visual entailment", METER + "test_classifiers", "same oracle; name the labels by `--labels`"),
+    Row("METER", "NLVR2", "", "adds another type vector to the second image, which `hybrid` does not have"),
+    Row("METER", "with a Swin transformer", "", "mmbert's image encoders are ViTs"),
     Row("FLAVA", "all", "", NOT_YET + "a class token of the fusion, and a text tower with norms first"),
 ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Region features of an object detector in place of images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,32 @@ from mmbert.model.encoders import Encoder
 from mmbert.model.tokens import Tokens
 
 
+class NoVit(nn.Module):
+    """Stand-in for the ViT of a model without images, which has no layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+
+    @property
+    def patch_embed(self) -> Any:
+        """Patches, which explanations read.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError("this model reads region features instead of images (image_features): it has no patches.")
+
+    @property
+    def pretrained_cfg(self) -> Any:
+        """Preprocessing, which runs read.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError("model.image_features: a run reads images; region features are for calls from Python.")
+
+
 class FeatureEncoder(Encoder):
     """Identity on region features, which `image_features` gives in place of images (VisualBERT, arXiv:1908.03557)."""
 
@@ -18,12 +45,11 @@ class FeatureEncoder(Encoder):
         super().__init__()
         assert config.image_features is not None
         self.width = config.image_features
-        self.vit = nn.Module()  # without weights
-        self.vit.blocks = nn.ModuleList()
+        self.vit = NoVit()
 
     def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
         """Return nothing: there are no layers."""
-        return (), nn.ModuleList()
+        return (), self.vit.blocks
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, layers: Sequence[int] = ()) -> Tokens:
         """Return (B, P, width) region features as tokens.

@@ -84,3 +84,7 @@ def test_images_are_refused_by_a_model_of_region_features(tmp_path: Path) -> Non
     model = import_model(theirs(VisualBertModel), tmp_path)
     with pytest.raises(UsageError, match=r"this model reads \(B, regions, 24\) features of an object detector"):
         model(pixel_values=torch.zeros(1, 3, 16, 16))
+    with pytest.raises(UsageError, match="it has no patches"):
+        _ = model.image_encoder.vit.patch_embed
+    with pytest.raises(UsageError, match="a run reads images"):
+        _ = model.image_encoder.vit.pretrained_cfg
