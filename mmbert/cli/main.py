@@ -27,6 +27,7 @@ COMMANDS = {
     "explain": Command("Use a model", "MODEL IMAGE TEXT", "relevance of every token and image patch for a score"),
     "index": Command("Use a model", "MODEL FOLDER --out INDEX", "encode a folder of images for search"),
     "search": Command("Use a model", "INDEX TEXT|IMAGE", "find images of an index by text or by image"),
+    "export": Command("Use a model", "onnx|program MODEL OUT", "write ONNX files or torch.export programs"),
     "demo": Command("Use a model", "MODEL [MODEL ...]", "try models on a local page"),
     "predict": Command("Use a model", "vqa MODEL", "write answers to a VQA split for the evaluation server"),
     "evaluate": Command("Evaluate", "retrieval|foils MODEL", "evaluate a saved model on retrieval or foils"),

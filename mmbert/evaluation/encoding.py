@@ -187,7 +187,8 @@ def pack(tokens: Tokens) -> Tensor:
     return torch.cat([tokens.hidden_states, *tokens.intermediate], dim=-1) if tokens.intermediate else tokens[0]
 
 
-def _unpack(packed: Tensor, mask: Tensor, width: int, layer_width: int) -> Tokens:
+def unpack(packed: Tensor, mask: Tensor, width: int, layer_width: int) -> Tokens:
+    """Split what `pack` returned; `width` is that of the hidden states, `layer_width` that of the layers."""
     layers = packed[..., width:].split(layer_width, dim=-1) if packed.shape[-1] > width else ()
     return Tokens(packed[..., :width], mask, tuple(layers))
 
@@ -228,10 +229,10 @@ def pair_scores(
         (image_rows, image_at), (text_rows, text_at) = (x.unique(return_inverse=True) for x in chunk.T)
         image_states = to_device(images[image_rows])
         image_mask = image_states.new_ones(image_states.shape[:2], dtype=torch.bool)
-        image = _unpack(image_states, image_mask, width, core.image_encoder.width)
+        image = unpack(image_states, image_mask, width, core.image_encoder.width)
         text_states = to_device(pad_sequence([texts[i] for i in text_rows.tolist()], batch_first=True))
         text_mask = (torch.arange(text_states.shape[1]) < lengths[text_rows, None]).to(device)
-        text = _unpack(text_states, text_mask, width, core.text_encoder.width)
+        text = unpack(text_states, text_mask, width, core.text_encoder.width)
         return model.match_scores(text.rows(text_at.to(device)), image.rows(image_at.to(device))).cpu()
 
     if not len(pairs):

@@ -132,7 +132,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             given = {name: value for name, value in batch.items() if value is not None}
             return self.compute_losses({**training_batch, **given}, generator=generator, only=only)
         with self._record(output_attentions, output_hidden_states) as recorded:
-            logits = self._head_logits(*self.mmbert.encode_pairs(**batch))
+            logits = self.head_logits(*self.mmbert.encode_pairs(**batch))
         loss = self._labelled_loss(logits, labels, match_labels, bool(return_loss))
         return self._returned(PreTrainingOutput(loss=loss, **logits, **recorded.outputs()), return_dict)
 
@@ -150,13 +150,15 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         loss = torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
         return PreTrainingOutput(loss=loss, objectives=outputs)
 
-    def _head_logits(self, text: Tokens, image: Tokens) -> dict[str, Tensor]:
+    def head_logits(self, text: Tokens, image: Tokens) -> dict[str, Tensor]:
         """Compute the logits in a `PreTrainingOutput`; those that compare text and image only where both are there."""
         heads: dict[str, Any] = dict(self.objectives.items())
         fused, output = self.mmbert.fuse(text, image), dict[str, Tensor]()
         has_text, has_both = text.mask.shape[1] > 0, text.mask.shape[1] > 0 and image.mask.shape[1] > 0
         if "mlm" in heads and has_text:
-            output["mlm_logits"] = heads["mlm"].logits(fused.text.hidden_states, self.mmbert.word_embeddings)
+            # A copy, because the strides of early fusion's slice would tie an exported program to 2 rows or more.
+            states = fused.text.hidden_states.clone(memory_format=torch.contiguous_format)
+            output["mlm_logits"] = heads["mlm"].logits(states, self.mmbert.word_embeddings)
         if "itm" in heads and has_both:
             has_residual = heads["itm"].residual_factor is not None
             similarity = heads["itc"].pair_logits(text, image) if has_residual else None

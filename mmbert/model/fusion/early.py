@@ -40,16 +40,16 @@ class EarlyFusion(Fusion):
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. Without text a learned token replaces [CLS]."""
         with_text = text.with_fallback(self.absent_text)
-        image_states = self.image_norm(image.hidden_states + self._image_types(len(image.mask)))
+        image_states = self.image_norm(image.hidden_states + self._image_types(image.mask.shape[0]))
         joint = Tokens(
             torch.cat([with_text.hidden_states, image_states], dim=1),  # (B, T+P, D)
             torch.cat([with_text.mask, image.mask], dim=1),
         )
         text_length = with_text.mask.shape[1]
         needs_text = reads.text or self.config.early_pool == "last"
-        num_read = joint.mask.shape[1] if reads.image else text_length if needs_text else 1
         for number, layer in enumerate(self.layers, start=1):
-            joint = layer(joint, queries=joint.prefix(num_read) if number == len(self.layers) else joint)
+            reads_all = reads.image or number < len(self.layers)
+            joint = layer(joint, queries=joint if reads_all else joint.prefix(text_length if needs_text else 1))
         states = joint.hidden_states
         fused_text = Tokens(states[:, : text.mask.shape[1]], text.mask)
         fused_image = Tokens(states[:, text_length:], image.mask)

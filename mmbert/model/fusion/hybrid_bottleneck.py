@@ -38,7 +38,7 @@ class HybridBottleneckFusion(Fusion):
 
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent side has no part in the average; its pooled vector is learned."""
-        shared = self.bottlenecks.to(text.hidden_states.dtype).expand(len(text.mask), -1, -1)  # (B, bottlenecks, D)
+        shared = self.bottlenecks.to(text.hidden_states.dtype).expand(text.mask.shape[0], -1, -1)  # (B, bottlenecks, D)
         parts = torch.stack([text.mask.any(dim=1), image.mask.any(dim=1)]).to(shared.dtype)  # (2, B) 1 = present
         parts = (parts / parts.sum(dim=0).clamp(min=1))[..., None, None]
         for number, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True), 1):

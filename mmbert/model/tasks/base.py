@@ -251,7 +251,7 @@ class Task(Objective):
         Returns:
             (B, N * D).
         """
-        count = len(text.mask)
+        count = text.mask.shape[0]
         if image is None:
             image = Tokens.absent(count, text.hidden_states.shape[-1], like=text.hidden_states)
             return model.fuse(text, image, reads=Reads(pooled=True)).pooled
