@@ -27,7 +27,10 @@ class MMBertModel(MMBertPreTrainedModel):
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
         self.text_encoder = TextEncoder(config)
-        self.image_encoder = ImageEncoder(config) if config.image_features is None else FeatureEncoder(config)
+        # An imported model of region features computes in Python only; whatever caches or trains has an image encoder.
+        self.image_encoder: ImageEncoder = (
+            ImageEncoder(config) if config.image_features is None else FeatureEncoder(config)  # pyright: ignore
+        )
         for module in self.image_encoder.vit.modules():
             module._belongs_to_timm = True  # pyright: ignore[reportArgumentType]
         size = config.hidden_size
