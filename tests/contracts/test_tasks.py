@@ -129,8 +129,11 @@ def test_unknown_option_is_rejected_and_every_allowed_one_exists(task: str) -> N
     with pytest.raises(UsageError, match=r"has no option 'initial_bia'.* Did you mean 'initial_bias'\?") as error:
         model_of(task, options={"initial_bia": "prior"})
     allowed = re.findall(r"allowed are ([\w, ]+)\.", str(error.value))[0].split(", ")
-    assert set(allowed) == ({"loss", "initial_bias"} if task == "vqa" else {"initial_bias"})
-    for option in allowed:
+    choices = {"initial_bias", "head"} | ({"loss"} if task == "vqa" else set())
+    assert set(allowed) == choices | {"head_norm_eps"}
+    with pytest.raises(UsageError, match=r"task_options\.head_norm_eps='zeros': must be a number above 0"):
+        model_of(task, options={"head_norm_eps": "zeros"})
+    for option in sorted(choices):
         with pytest.raises(UsageError, match=rf"task_options\.{option}='zeros'; allowed are") as error:
             model_of(task, options={option: "zeros"})
         for value in re.findall(r"allowed are ([\w, ]+)\.", str(error.value))[0].split(", "):
