@@ -37,7 +37,11 @@ class Tokens(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> "Tokens":
         """Select rows, for other pairs without encoding again; `index` is (K,) int64, or a slice."""
-        return Tokens(self.hidden_states[index], self.mask[index], tuple(x[index] for x in self.intermediate))
+        if isinstance(index, slice):
+            return Tokens(self.hidden_states[index], self.mask[index], tuple(x[index] for x in self.intermediate))
+        # Not x[index], whose gradient adds up repeated rows in the order in which threads reach them.
+        states, *others = (x.index_select(0, index) for x in (self.hidden_states, *self.intermediate))
+        return Tokens(states, self.mask.index_select(0, index), tuple(others))
 
     @classmethod
     def absent(cls, batch: int, width: int, *, like: Tensor) -> "Tokens":

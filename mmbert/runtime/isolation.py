@@ -36,3 +36,25 @@ def isolated_process_state() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Let torch's operations give the same result in every run with the same number of threads, within the block.
+
+    Otherwise the gradient of `x[index]` adds up repeated rows in the order in which threads reach them.
+    """
+    if torch.are_deterministic_algorithms_enabled():  # trainer.deterministic, which may raise where none exists
+        yield
+        return
+    settings = torch.utils.deterministic
+    filled, settings.fill_uninitialized_memory = (
+        settings.fill_uninitialized_memory,
+        False,
+    )  # it costs time
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        settings.fill_uninitialized_memory = filled

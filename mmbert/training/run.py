@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmbert.model.initialization import STARTS_ANEW, quiet_transformers
 from mmbert.model.modeling import MMBertForTask
 from mmbert.model.options import KEYS
 from mmbert.runtime.hardware import compute_threads
+from mmbert.runtime.isolation import deterministic_algorithms
 from mmbert.runtime.signals import StopSignals
 from mmbert.training import run_folder
 from mmbert.training.assembly import assemble, run_identity, validate_architecture, validate_heads, validation_identity
@@ -141,7 +143,8 @@ class TrainingRun:
     def fit(self) -> RunResult:
         """Train, save the model of the best checkpoint, test it once and write the results."""
         self._prepare_images()
-        with report_lightning_errors():
+        on_cpu = self.computation.device.type == "cpu"
+        with report_lightning_errors(), deterministic_algorithms() if on_cpu else nullcontext():
             self.trainer.fit(self.module, datamodule=self.parts.data, ckpt_path=self.checkpoint_path)
         if not self.trainer.fast_dev_run:  # pyright: ignore
             self._warn_if_cut_short()

@@ -260,3 +260,15 @@ def test_datamodule_and_module_work_with_a_plain_trainer(
                         enable_progress_bar=False, default_root_dir=tmp_path, limit_val_batches=0)  # fmt: skip
     trainer.fit(module, datamodule=run.parts.data)
     assert trainer.global_step == 2
+
+
+def test_training_uses_deterministic_algorithms(sections: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """So that two runs with several threads are equal, whatever a custom fusion computes."""
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    trained(sections, tmp_path, trainer={"max_steps": 1, "callbacks": [Look()]})
+    assert seen == [True] and not torch.are_deterministic_algorithms_enabled()
