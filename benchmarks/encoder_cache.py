@@ -8,7 +8,6 @@ of mmbert, without a cache.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,15 +21,15 @@ def samples_per_second(checkout: Path, shared: Path, out: Path, options: list[st
     """Train on UCM captions and return the samples/s of training, without validation and checkpoints."""
     data, weights = shared / "data/ucm_captions", shared / "weights"
     command = [
-        sys.executable, "-m", "mmbert", "fit", "--config", str(ROOT / "configs/pretrain/ucm.yaml"),
+        sys.executable, "-m", "mmbert", "fit", "--config", str(checkout / "configs/pretrain/ucm.yaml"),
         f"--model.text_pretrained={weights}/minilm-l6-h384", f"--data.annotations={data}/dataset_ucm.json",
         f"--model.image_pretrained={weights}/vit_small_patch14_dinov2", f"--data.images={data}/images",
         f"--trainer.default_root_dir={out}", "--name=run", f"--trainer.max_steps={steps}", "--data.val_size=16",
         "--trainer.limit_test_batches=1", "--data.test_captions=1", "--evaluation.test_images=0",
         "--evaluation.val_images=0", "--data.train_fraction=0.25", f"--checkpoint.every_n_steps={10 * steps}", *options,
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    # `python -m` imports from the working directory first.
+    subprocess.run(command, check=True, cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
     newest = max(out.glob("run*/metrics.json"), key=lambda file: file.stat().st_mtime)
     return json.loads(newest.read_text(encoding="utf-8"))["run/samples_per_second"]
 
