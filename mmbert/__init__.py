@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from mmbert.data.options import DataOptions
     from mmbert.data.processor import MMBertProcessor
     from mmbert.evaluation.options import EvaluationOptions
-    from mmbert.inference.evaluate import evaluate_foils, evaluate_retrieval
+    from mmbert.inference.evaluate.foils import evaluate_foils
+    from mmbert.inference.evaluate.retrieval import evaluate_retrieval
+    from mmbert.inference.evaluate.shares import evaluate_shares
     from mmbert.inference.index import load_index
     from mmbert.inference.indexing import build_index
     from mmbert.inference.loaded import LoadedModel, load
@@ -73,8 +75,9 @@ _MODULES = {
     "build_index": "inference.indexing",
     "build_model": "model.initialization",
     "compare": "compare",
-    "evaluate_foils": "inference.evaluate",
-    "evaluate_retrieval": "inference.evaluate",
+    "evaluate_foils": "inference.evaluate.foils",
+    "evaluate_retrieval": "inference.evaluate.retrieval",
+    "evaluate_shares": "inference.evaluate.shares",
     "fit": "training.fit",
     "load": "inference.loaded",
     "pipeline": "inference.pipeline",
@@ -113,6 +116,7 @@ __all__ = [
     "compare",
     "evaluate_foils",
     "evaluate_retrieval",
+    "evaluate_shares",
     "fit",
     "load",
     "load_index",

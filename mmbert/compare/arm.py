@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,9 @@ from filelock import FileLock
 from lightning.fabric.utilities import move_data_to_device
 
 from mmbert.compare.cost import milliseconds_per_pair
-from mmbert.compare.plan import PRETRAIN
+from mmbert.compare.plan import PRETRAIN, TEXT_SHARE, Shares
 from mmbert.compare.rows import QUERIES, Row, json_safe
+from mmbert.data.examples import Example
 from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
@@ -32,6 +33,8 @@ from mmbert.evaluation.foils import OVERALL, foil_hits
 from mmbert.evaluation.model_cache import reading_cache
 from mmbert.evaluation.retrieval import REQUIRED_OBJECTIVES, Candidates, choose_scorer, rank_candidates
 from mmbert.inference.cached_images import image_loader
+from mmbert.inference.evaluate.shares import choose_pairs, compute_pair_shares
+from mmbert.inference.loaded import LoadedModel
 from mmbert.inference.loading import load_folder
 from mmbert.metrics.outcomes import ItemOutcomes, read_outcomes, write_outcomes
 from mmbert.model.modeling import MMBertForPreTraining
@@ -91,6 +94,8 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             evaluations.append(evaluate_retrieval(model, processor, data, spec["retrieval"], folder / QUERIES))
         if spec["foils"]["files"]:
             evaluations.append(evaluate_foils(model, processor, data, spec["foils"]))
+        if "shares" in spec:
+            evaluations.append(evaluate_shares(LoadedModel(model, processor), data, spec["shares"]))
     results = {name: value for found in evaluations for name, value in found.results.items()}
     items = {name: outcomes for found in evaluations for name, outcomes in found.items.items()}
     cost = {name: value for found in evaluations for name, value in found.cost.items()}
@@ -188,10 +193,15 @@ class ArmData:
 
     def candidates(self, split: str, images: int, captions: int) -> Candidates:
         """Images of a split, from its start, with their first captions."""
+        examples = self.examples(split, "retrieval.split")
+        return Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples[:images]])
+
+    def examples(self, split: str, option: str) -> Sequence[Example]:
+        """Examples of a split that `option` names."""
         examples = self.parts.data.examples.get(split)
         if not examples:
-            raise UsageError(f"retrieval.split='{split}'; the data has {', '.join(self.parts.data.examples)}.")
-        return Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples[:images]])
+            raise UsageError(f"{option}='{split}'; the data has {', '.join(self.parts.data.examples)}.")
+        return examples
 
     @contextmanager
     def loader(self, model: MMBertForPreTraining, images: Iterable[Any]) -> Iterator[LoadImage]:
@@ -268,6 +278,16 @@ def evaluate_foils(
         add_outcomes(f"foils/{category}", "accuracy", own)
         add_outcomes(f"foils/{category}/blank", "blank", own)
     return Evaluation({name: sum(i.values) / len(i.values) for name, i in items.items()}, items, {})
+
+
+def evaluate_shares(model: LoadedModel, data: ArmData, options: Mapping[str, Any]) -> Evaluation:
+    """Compute the share of the text in each of the chosen pairs; that of the image is 1 minus it."""
+    chosen = Shares(**options)
+    examples = data.examples(chosen.split, "shares.split")
+    pairs = choose_pairs([(example.image, example.captions) for example in examples], chosen.pairs, seed=0)
+    found = compute_pair_shares(model, pairs, target=chosen.target, samples=chosen.samples)
+    items = ItemOutcomes([shares.text for shares in found], [*range(len(pairs))])
+    return Evaluation({TEXT_SHARE: sum(items.values) / len(items.values)}, {TEXT_SHARE: items}, {})
 
 
 class ArmTimer:

@@ -27,6 +27,8 @@ RETRIEVAL_METRICS = [
     *("retrieval/text_to_image/median_rank", "retrieval/image_to_text/median_rank", "retrieval/rsum"),
 ]
 """Results of the retrieval evaluation."""
+TEXT_SHARE = "shares/text"
+"""Result of the evaluation of shares: the mean share of the text."""
 
 
 @dataclass(kw_only=True)
@@ -73,6 +75,20 @@ class Foils:
 
 
 @dataclass(kw_only=True)
+class Shares:
+    """Options of the shares of text and image in the scores (MM-SHAP), see `mmbert evaluate shares`."""
+
+    pairs: int = 0
+    """Images of the split, chosen at random, each with one caption. 0: no shares."""
+    split: str = "test"
+    """Split of the pretraining data."""
+    target: str = "itm"
+    """Score: itm or itc."""
+    samples: int = 16
+    """Permutations of tokens and image regions for each pair."""
+
+
+@dataclass(kw_only=True)
 class Comparison:
     """Options of a comparison: strategies, seeds, budget, training stages and evaluations."""
 
@@ -104,6 +120,8 @@ class Comparison:
     """Retrieval evaluation of the pretrained model."""
     foils: Foils = field(default_factory=Foils)
     """Foil evaluation of the pretrained model."""
+    shares: Shares = field(default_factory=Shares)
+    """Shares of text and image in the scores of the pretrained model."""
     primary: list[str] = field(default_factory=list)
     """Primary measures, named before the results are known: [foils/overall, retrieval/text_to_image/R@1]. Their tests
     are corrected together, so each further measure lowers the power of all."""
@@ -169,11 +187,18 @@ class Comparison:
             raise UsageError("foils.images is missing: expected the folder of the foils' images.")
         if self.foils.images and not self.foils.files:
             raise UsageError("foils.files is missing: expected the files of the foils.")
+        shares = self.shares
+        if shares.pairs < 0 or shares.samples < 4 or shares.target not in ("itm", "itc"):
+            raise UsageError(f"{shares}: expected pairs from 0 (no shares), samples from 4, and the target itm or itc.")
         self._check_primary()
 
     def _check_primary(self) -> None:
         """Raise on measures that no stage or evaluation produces; those of a stage's test are only known after it."""
-        evaluations = {"retrieval": self.retrieval.images > 0, "foils": bool(self.foils.files)}
+        evaluations = {
+            "retrieval": self.retrieval.images > 0,
+            "foils": bool(self.foils.files),
+            "shares": self.shares.pairs > 0,
+        }
         sources = [*self.stages, *(name for name, requested in evaluations.items() if requested)]
         for measure in self.primary:
             source = measure.partition("/")[0]
@@ -329,6 +354,6 @@ def comparison_from(content: Mapping[str, Any]) -> Comparison:
     """Inverse of `dataclasses.asdict` for a comparison."""
     parts: dict[str, Any] = dict(content)
     parts["pretrain"] = Stage(**parts["pretrain"])
-    for name, kind in (("retrieval", Retrieval), ("foils", Foils)):
-        parts[name] = kind(**parts[name])
+    for name, kind in (("retrieval", Retrieval), ("foils", Foils), ("shares", Shares)):
+        parts[name] = kind(**parts.get(name, {}))
     return Comparison(**parts)

@@ -6,17 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmbert.compare.plan import PRETRAIN, RESERVED_OPTIONS, Arm, Comparison
+from mmbert.compare.plan import PRETRAIN, RESERVED_OPTIONS, Arm, Comparison, Shares
 from mmbert.training.config_files import explicit_options
 from mmbert.training.run_options import to_arguments
 
-EVALUATIONS = ("retrieval", "foils")
+EVALUATIONS = ("retrieval", "foils", "shares")
 """Sections of a comparison that evaluate the pretrained model after training."""
 WITHOUT_EFFECT = ("data.prepare", "data.cache", "data.images_in_memory", "name")
 """Options that don't change what is trained or measured, so that they are not part of an arm's identity."""
 
 
-LATER_DEFAULTS = {"retrieval": {"itc_weight": 0.0}}
+LATER_DEFAULTS = {"retrieval": {"itc_weight": 0.0}, "shares": asdict(Shares())}
 """Options of evaluations that older rows do not have, with the value that stands for their absence."""
 
 
@@ -67,6 +67,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         for key, value in asdict(comparison).items()
         if key in EVALUATIONS
     }
+    evaluations = {key: value for key, value in evaluations.items() if value}  # later sections that are not asked for
     return {
         "arm": arm.name,
         **arm._asdict(),

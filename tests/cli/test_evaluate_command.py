@@ -21,7 +21,7 @@ from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
 from mmbert.errors import DataError, UsageError
 from mmbert.evaluation.retrieval import SCORERS, Candidates
-from mmbert.inference.evaluate import RetrievalMetrics
+from mmbert.inference.evaluate.retrieval import RetrievalMetrics
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.objectives.closed_form import canonical_maps
 
@@ -252,7 +252,7 @@ def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pyte
     assert "absent.png" in error(1, "--split", "train")
     assert "no key 'image'" in error(1, file="captions.jsonl", format="jsonl")
     message = error(2, "--split", "val", file="captions.jsonl", format="jsonl")
-    assert "split='val': a file of format jsonl is ranked as one split" in message and "split_key" in message
+    assert "split='val': a file of format jsonl is one split" in message and "split_key" in message
 
     other = tmp_path / "other"
     tiny_model().mmbert.save_pretrained(other)

@@ -9,7 +9,7 @@ from tiny import randomize, tiny_config, tiny_examples, tiny_processor
 import mmbert
 from mmbert.cli.main import main
 from mmbert.errors import DataError, UsageError
-from mmbert.inference.task_evaluation import evaluate_task
+from mmbert.inference.evaluate.task import evaluate_task
 from mmbert.model.modeling import MMBertForTask, MMBertModel
 
 TEXTS = ["a cat", "the small red dog", "two birds", "a", "a green street"]

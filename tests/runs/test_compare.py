@@ -42,6 +42,7 @@ def tiny_comparison(folder: Path, tiny: list[str], shapes: Path, **changes: Any)
         },
         "retrieval": {"images": 6},
         "foils": {"files": [str(shapes / "annotations/foils_test.json")], "images": str(shapes / "images")},
+        "shares": {"pairs": 3, "samples": 4},
         "primary": ["foils/overall"],
     }
     file = folder / "comparison.yaml"
@@ -103,7 +104,8 @@ def test_rows_hold_results_that_are_the_means_of_their_items(finished: tuple[str
         assert row["scorers"] == {"pretrain": "itc"} and "val/itm_accuracy" in row["curves"]
         with np.load(finished[1] / "items" / f"{row['arm']}.npz") as items:
             names = [name for name in items.files if not name.endswith(":image")]
-            assert {"foils/overall", "retrieval/text_to_image/R@1", "pretrain/itm_accuracy"} <= {*names}
+            assert {"foils/overall", "retrieval/text_to_image/R@1", "pretrain/itm_accuracy", "shares/text"} <= {*names}
+            assert items["shares/text"].shape == (3,) and 0 < row["results"]["shares/text"] < 1
             for name in names:
                 assert items[name].mean() == pytest.approx(row["results"][name], abs=1e-12), name
                 assert items[f"{name}:image"].shape == items[name].shape

@@ -1,6 +1,7 @@
-"""`mmbert evaluate retrieval`, `foils` and `task`: evaluate a saved model on annotation files."""
+"""`mmbert evaluate retrieval`, `foils`, `task` and `shares`: evaluate a saved model on annotation files."""
 
 import argparse
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,13 @@ from mmbert.data.readers import FORMATS
 from mmbert.evaluation.options import FOIL_SCORERS, PRECISIONS, RETRIEVAL_SCORERS
 
 if TYPE_CHECKING:
-    from mmbert.inference.evaluate import RetrievalMetrics
+    from mmbert.inference.evaluate.retrieval import RetrievalMetrics
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the subcommands of `mmbert evaluate` and their options."""
     command.description = "Evaluates a saved model; docs/evaluation.md describes the metrics."
-    tasks = command.add_subparsers(required=True, metavar="retrieval|foils|task")
+    tasks = command.add_subparsers(required=True, metavar="retrieval|foils|task|shares")
     retrieval = tasks.add_parser(
         "retrieval",
         help="rank images and captions against each other",
@@ -54,18 +55,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="Keep the encoders' outputs for fusion in fp16, in half the memory.")  # fmt: skip
     retrieval.add_argument("--equal_texts", action="store_true",
                            help="Count a caption as correct for every image with an equal caption.")  # fmt: skip
-    retrieval.add_argument(
-        "--image_key", type=utf8_text, metavar="K", help="Field with the path of the image (jsonl, csv)."
-    )
-    retrieval.add_argument(
-        "--caption_key", type=utf8_text, metavar="K", nargs="+", help="Fields with captions (jsonl, csv)."
-    )
-    retrieval.add_argument("--split_key", type=utf8_text, metavar="K", help="Field with the split (jsonl, csv).")
-    retrieval.add_argument(
-        "--delimiter", type=utf8_text, metavar="C", help="Character between columns (csv), a tab also as tab."
-    )
-    retrieval.add_argument("--drop_uncaptioned", action="store_true",
-                           help="Drop images without a caption (coco, karpathy).")  # fmt: skip
+    _add_caption_keys(retrieval)
 
     foils = tasks.add_parser(
         "foils",
@@ -89,24 +79,70 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_common(task, images_required=False)
     task.add_argument("--format", choices=LABELLED_FORMATS, required=True, help=f"{', '.join(LABELLED_FORMATS)}.")
     task.add_argument("--annotations", metavar="FILE", required=True, help="The annotation file; of vqav2 the answers.")
-    task.add_argument("--questions", metavar="Q.json", help="Question file of vqav2.")
-    task.add_argument("--image_names", metavar="NAMES", help="How an image_id becomes a file name: a template such as "
-                      "COCO_val2014_{:012d}.jpg, or COCO's JSON file (vqav2, jsonl).")  # fmt: skip
+    _add_label_keys(task)
     task.add_argument("--split", help="Split to evaluate (default test) of a file with --split_key.")
+    task.add_argument("--seed", type=int, default=0, help="Seed of the other images.")
+
+    shares = tasks.add_parser(
+        "shares",
+        help="how much of the scores comes from the text, how much from the image (MM-SHAP)",
+        description="Prints the mean shares of text and image in the scores of random pairs of a split, by Shapley "
+        "values: of the matching score, or of a fine-tuned model's answers.",
+    )
+    shares.set_defaults(run=_shares)
+    _add_source(shares, images_required=False)
+    formats = [*dict.fromkeys([*FORMATS, *LABELLED_FORMATS])]
+    shares.add_argument("--annotations", metavar="FILE", required=True, help="The annotation file.")
+    shares.add_argument("--format", choices=formats, required=True, help=f"Its format: {', '.join(formats)}.")
+    shares.add_argument("--split", type=utf8_text, help="Split (default test), for karpathy or with --split_key.")
+    shares.add_argument("--pairs", type=int, default=100, help="Images, each with one text (default 100).")
+    shares.add_argument("--samples", type=int, default=16, help="Permutations for each pair (default 16).")
+    shares.add_argument("--target", choices=["itm", "itc"], help="Score of a pretrained model (default itm, else itc).")
+    shares.add_argument("--seed", type=int, default=0, help="Seed of the choice and of the permutations.")
+    _add_caption_keys(shares)
+    _add_label_keys(shares, besides=("image", "split"))
+
+
+def _add_caption_keys(command: argparse.ArgumentParser) -> None:
+    """Add options of the readers of captions."""
+    command.add_argument(
+        "--image_key", type=utf8_text, metavar="K", help="Field with the path of the image (jsonl, csv)."
+    )
+    command.add_argument(
+        "--caption_key", type=utf8_text, metavar="K", nargs="+", help="Fields with captions (jsonl, csv)."
+    )
+    command.add_argument("--split_key", type=utf8_text, metavar="K", help="Field with the split (jsonl, csv).")
+    command.add_argument(
+        "--delimiter", type=utf8_text, metavar="C", help="Character between columns (csv), a tab also as tab."
+    )
+    command.add_argument("--drop_uncaptioned", action="store_true",
+                         help="Drop images without a caption (coco, karpathy).")  # fmt: skip
+
+
+def _add_label_keys(command: argparse.ArgumentParser, *, besides: Sequence[str] = ()) -> None:
+    """Add options of the readers of labelled examples, without those that the command has already."""
+    command.add_argument("--questions", metavar="Q.json", help="Question file of vqav2.")
+    command.add_argument("--image_names", metavar="NAMES", help="How an image_id becomes a file name: a template such "
+                         "as COCO_val2014_{:012d}.jpg, or COCO's JSON file (vqav2, jsonl).")  # fmt: skip
     for key, content in (("image", "the path of the image"), ("text", "the text"), ("label", "the label"),
                          ("id", "the row's id"), ("group", "the statement's id"), ("split", "the split")):  # fmt: skip
-        task.add_argument(f"--{key}_key", metavar="K", help=f"Field with {content} (jsonl).")
-    task.add_argument("--seed", type=int, default=0, help="Seed of the other images.")
+        if key not in besides:
+            command.add_argument(f"--{key}_key", metavar="K", help=f"Field with {content} (jsonl).")
 
 
 def _add_common(task: argparse.ArgumentParser, *, images_required: bool = True) -> None:
-    add_model(task)
-    task.add_argument("--images", metavar="DIR", required=images_required, help="Folder of the images.")
+    """Add options of the evaluations that encode a split batch by batch."""
+    _add_source(task, images_required=images_required)
     task.add_argument("--batch_size", type=int, default=64, help="Images or texts per encoder call.")
     task.add_argument("--num_workers", type=int, default=0, help="Processes that decode images.")
-    task.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
     task.add_argument("--cache", metavar="DIR", help="Folder of the encoder cache (data.cache of a run): images are "
                       "read from it, and missing ones added.")  # fmt: skip
+
+
+def _add_source(task: argparse.ArgumentParser, *, images_required: bool) -> None:
+    add_model(task)
+    task.add_argument("--images", metavar="DIR", required=images_required, help="Folder of the images.")
+    task.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
     task.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}; default: that of the run whose "
                       "folder holds the model, else 32-true.")  # fmt: skip
     task.add_argument("--out", metavar="REPORT.json", help="Write all numbers to this file.")
@@ -114,7 +150,7 @@ def _add_common(task: argparse.ArgumentParser, *, images_required: bool = True) 
 
 
 def _retrieval(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:
-    from mmbert.inference.evaluate import evaluate_retrieval
+    from mmbert.inference.evaluate.retrieval import evaluate_retrieval
     from mmbert.runtime.distributed import rank, torchrun_process_group
 
     finished: list[RetrievalMetrics] = []
@@ -134,7 +170,7 @@ def _retrieval(*, model: str, annotations: str, out: str | None, json: bool, **o
 
 
 def _foils(*, model: str, foils: list[str], out: str | None, json: bool, **options: Any) -> int:
-    from mmbert.inference.evaluate import evaluate_foils
+    from mmbert.inference.evaluate.foils import evaluate_foils
     from mmbert.runtime.distributed import rank, torchrun_process_group
 
     with torchrun_process_group():
@@ -145,10 +181,18 @@ def _foils(*, model: str, foils: list[str], out: str | None, json: bool, **optio
 
 
 def _task(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:
-    from mmbert.inference.task_evaluation import evaluate_task
+    from mmbert.inference.evaluate.task import evaluate_task
 
     given = {key: value for key, value in options.items() if value is not None}
     _show(evaluate_task(model, annotations, **given), out, json)
+    return 0
+
+
+def _shares(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:
+    from mmbert.inference.evaluate.shares import evaluate_shares
+
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    _show(evaluate_shares(model, annotations, **given), out, json)
     return 0
 
 

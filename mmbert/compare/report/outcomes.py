@@ -184,7 +184,8 @@ class Outcomes:
     def leading_measures(self) -> list[str]:
         """Measures that are reported first: primary ones, otherwise those with items, otherwise the first three."""
         measures = self.measures()
-        return self.primary() or [m for m in measures if self.clusters(m) is not None] or measures[:3]
+        scores = [m for m in measures if is_score(m) and self.clusters(m) is not None]
+        return self.primary() or scores or measures[:3]
 
     def leading_scores(self) -> list[str]:
         """Leading measures, then the other scores that have items."""
@@ -302,8 +303,8 @@ def is_baseline(name: str) -> bool:
 
 
 def is_score(name: str) -> bool:
-    """Whether higher is better."""
-    return not name.endswith(("loss", "rank"))
+    """Whether higher is better: not so for losses, ranks, and the share of the text."""
+    return not name.endswith(("loss", "rank")) and not name.startswith("shares/")
 
 
 def _is_overall(name: str) -> bool:

@@ -1,22 +1,17 @@
-"""Evaluate a saved model on retrieval and foils: the functions behind `mmbert evaluate`."""
+"""Rank the images and captions of a split with a saved model: `mmbert evaluate retrieval`."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from mmbert.data.examples import Example, read_examples
+from mmbert.data.examples import Example
 from mmbert.data.processor import MMBertProcessor
-from mmbert.data.readers.base import ImageFolder
-from mmbert.data.readers.foils import Foil, read_foils
-from mmbert.errors import DataError, UsageError, printable
+from mmbert.errors import UsageError
 from mmbert.evaluation.closed_form import closed_form_candidates
 from mmbert.evaluation.encoding import encode
-from mmbert.evaluation.foils import choose_foil_scorer, foil_metrics
-from mmbert.evaluation.model_cache import Computation
 from mmbert.evaluation.retrieval import (
     REQUIRED_OBJECTIVES,
     Candidates,
@@ -25,12 +20,16 @@ from mmbert.evaluation.retrieval import (
     default_scorers,
     rank_candidates,
 )
-from mmbert.inference.cached_images import cached_images, evaluation_computation, image_loader
-from mmbert.inference.loaded import LoadedModel, load
-from mmbert.model.modeling import MMBertForPreTraining, MMBertPreTrainedModel
+from mmbert.inference.cached_images import cached_images, image_loader
+from mmbert.inference.evaluate.source import (
+    ModelSource,
+    align_columns,
+    check_sizes,
+    read_split,
+    ready_model,
+    split_name,
+)
 
-ModelSource = str | Path | LoadedModel | MMBertPreTrainedModel
-"""A folder, a loaded model, or a model that is given with its processor."""
 BASELINES = ("closed_form",)
 """Allowed values of `baseline` in `evaluate_retrieval`."""
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -76,19 +75,6 @@ class RetrievalReport(dict[str, RetrievalMetrics]):
         """Format the data and one table for each scorer."""
         found = list(self.values())
         return "\n\n".join([found[0].describe_data(), *map(repr, found)]) if found else "{}"
-
-
-class FoilReport(dict[str, dict[str, float | None]]):
-    """Metrics by category and "overall": count, accuracy, blank, shuffled (see `foil_metrics`); printed as a table."""
-
-    def __repr__(self) -> str:
-        """Format one row for each category, "overall" first."""
-        columns = ["count", "accuracy", "blank", "shuffled"]
-        table = [["category", *columns]]
-        for category, row in sorted(self.items(), key=lambda item: item[0] != "overall"):
-            fractions = ["-" if row[name] is None else f"{row[name]:.4f}" for name in columns[1:]]
-            table.append([printable(category), f"{row['count']:,}", *fractions])
-        return "\n".join(align_columns(table))
 
 
 def evaluate_retrieval(
@@ -161,8 +147,8 @@ def evaluate_retrieval(
         UsageError: An option that is not allowed, or the model has not the objectives that the scorer needs.
         DataError: Something is wrong with the file, an image or the saved weights.
     """
-    _check_sizes(batch_size, num_workers)
-    with _ready(model, processor, device, precision) as (ready, own_processor, computation):
+    check_sizes(batch_size, num_workers)
+    with ready_model(model, processor, device, precision) as (ready, own_processor, computation):
         names = [scorer] if isinstance(scorer, str) else [*scorer]
         scorers: dict[str, None] = {}
         for name in names:
@@ -178,7 +164,7 @@ def evaluate_retrieval(
         if isinstance(data, Candidates):
             candidates, split = data, split or "candidates"
         else:
-            split = _split(split, has_splits=format == "karpathy" or split_key is not None, format=format)
+            split = split_name(split, has_splits=format == "karpathy" or split_key is not None, format=format)
             candidates = read_candidates(data, images, format, split, keys)
         training: list[Example] = []
         if baseline is not None:
@@ -242,166 +228,8 @@ def evaluate_retrieval(
         return report
 
 
-def evaluate_foils(
-    model: ModelSource,
-    foils: Sequence[Foil] | str | Path | Sequence[str | Path],
-    images: str | Path | None = None,
-    *,
-    scorer: str = "auto",
-    seed: int = 0,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str | torch.device | None = None,
-    processor: MMBertProcessor | None = None,
-    cache: str | Path | None = None,
-    precision: str | None = None,
-) -> FoilReport:
-    """Compute how often a true caption scores above a false one, by category.
-
-    Args:
-        model: As in `evaluate_retrieval`.
-        foils: One or several files in SugarCrepe's format, or the records that `read_foils` returns.
-        images: Folder of the images, for files.
-        scorer: itm, itc, or "auto": itm if the model has it, else itc.
-        seed: Seed of the shuffled images.
-        batch_size: As in `evaluate_retrieval`, and so are `num_workers`, `device` and `processor`.
-        num_workers: Processes that decode images.
-        device: For a folder.
-        processor: For an `MMBertForPreTraining`.
-        cache: As in `evaluate_retrieval`, and so is `precision`.
-        precision: By default the run's.
-
-    Raises:
-        UsageError: An option that is not allowed, or the model has not the objective of the scorer.
-        DataError: Something is wrong with a file, an image or the saved weights.
-    """
-    _check_sizes(batch_size, num_workers)
-    with _ready(model, processor, device, precision) as (ready, own_processor, computation):
-        scorer = choose_foil_scorer(ready, scorer)
-        given = [foils] if isinstance(foils, str | Path) else [*foils]
-        records = [record for record in given if isinstance(record, Foil)]
-        files = [Path(file) for file in given if not isinstance(file, Foil)]
-        if files:
-            records += read_foils(files, ImageFolder(_require_images(images)))
-        if not records:
-            raise UsageError("foils is empty; give at least one file or record.")
-        every_image = [record.image for record in records]
-        with cached_images(
-            ready.mmbert, own_processor, cache, every_image, computation, batch_size=batch_size, num_workers=num_workers
-        ) as opened:
-            return FoilReport(
-                foil_metrics(
-                    ready,
-                    own_processor,
-                    records,
-                    scorer=scorer,
-                    seed=seed,
-                    batch_size=batch_size,
-                    num_workers=num_workers,
-                    load=image_loader(opened, own_processor),
-                )
-            )
-
-
 def read_candidates(
     file: str | Path, images: str | Path | None, format: str, split: str, keys: Mapping[str, Any]
 ) -> Candidates:
     """Read the images and captions of one split, see `read_split`."""
     return Candidates.from_examples(read_split(file, images, format, split, keys))
-
-
-def read_split(
-    file: str | Path, images: str | Path | None, format: str, split: str, keys: Mapping[str, Any]
-) -> Sequence[Example]:
-    """Read the examples of one split.
-
-    Args:
-        file: Annotation file.
-        images: Folder of the images.
-        format: A name in `mmbert.data.readers.FORMATS`.
-        split: Name of the split; for a file without splits the name that its examples get.
-        keys: Options of the reader.
-
-    Raises:
-        DataError: Something is wrong with the file, or the split has no image.
-        UsageError: An unknown format or option, or no folder of images.
-    """
-    folder = str(_require_images(images))
-    if format == "karpathy":
-        found = read_examples(format, file, folder, only=split, **keys)
-    elif "split_key" in keys:
-        found = read_examples(format, file, folder, **keys)
-    else:
-        found = read_examples(format, {split: file}, folder, **keys)
-    if not found.get(split):
-        raise DataError(str(file), f"no image in the split {split!r}", f"one of the splits it has: {', '.join(found)}")
-    return found[split]
-
-
-def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align the columns of a text table: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-
-
-class _Ready(NamedTuple):
-    """Model in evaluation mode, its processor, and how it computes."""
-
-    model: MMBertForPreTraining
-    processor: MMBertProcessor
-    computation: Computation
-
-
-@contextmanager
-def _ready(
-    model: ModelSource,
-    processor: MMBertProcessor | None,
-    device: str | torch.device | None,
-    precision: str | None,
-) -> Iterator[_Ready]:
-    """Load a folder, or take the model as it is; in evaluation mode and the precision inside the block."""
-    folder = None
-    if isinstance(model, str | Path):
-        model = load(model, device)
-    place = "model is"
-    if isinstance(model, LoadedModel):
-        folder = model.name
-        place, processor, model = f"'{model.name}' holds", model.processor, model.model
-    if not isinstance(model, MMBertForPreTraining):
-        raise UsageError(
-            f"{place} a {type(model).__name__}, which has no head to rank with; give the folder RUN/model of a run "
-            "that was pretrained with itm, itc or both."
-        )
-    if processor is None:
-        raise UsageError("processor is missing: give the MMBertProcessor of the model, or the folder of a saved model.")
-    computation = evaluation_computation(precision, model.mmbert, folder)
-    was_training = model.training
-    model.eval()
-    try:
-        with computation.context():
-            yield _Ready(model, processor, computation)
-    finally:
-        model.train(was_training)
-
-
-def _split(split: str | None, *, has_splits: bool, format: str) -> str:
-    """Name of the split to rank: test by default."""
-    if split is not None and not has_splits:
-        how = ", or give split_key, the field with the split" if format in ("jsonl", "csv") else ""
-        raise UsageError(f"split='{split}': a file of format {format} is ranked as one split; leave split out{how}.")
-    return split or "test"
-
-
-def _check_sizes(batch_size: int, num_workers: int) -> None:
-    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < least:
-            raise UsageError(f"{name}={value}: must be {least} or more.")
-
-
-def _require_images(images: str | Path | None) -> str | Path:
-    if images is None:
-        raise UsageError("images is missing: give the folder of the images.")
-    return images

@@ -10,9 +10,11 @@ from torch.utils.data import DataLoader
 
 from mmbert.data.labelled import read_labelled
 from mmbert.data.labelled_samples import CollateLabelled, LabelledSamples
+from mmbert.data.readers.labelled import LabelledExample
 from mmbert.errors import DataError, UsageError, printable
 from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.inference.cached_images import cached_images, evaluation_computation
+from mmbert.inference.evaluate.source import check_sizes
 from mmbert.inference.loaded import LoadedModel, load
 from mmbert.model.modeling import MMBertForTask
 from mmbert.runtime.signals import StopSignals
@@ -69,25 +71,14 @@ def evaluate_task(
         UsageError: The model was not fine-tuned for a task, or an option that the format lacks.
         DataError: Something is wrong with the files, or no label of an example is one of the model's.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < least:
-            raise UsageError(f"{name}={value}: must be {least} or more.")
+    check_sizes(batch_size, num_workers)
     loaded = model if isinstance(model, LoadedModel) else load(model, device)
     if not isinstance(loaded.model, MMBertForTask):
         raise UsageError(f"'{loaded.name}' has no task's head; evaluate a model that was fine-tuned with model.task.")
-    name, task = split or "test", loaded.model.task
-    file = str(annotations) if "split_key" in keys or format == "easy_vqa" else {name: str(annotations)}
-    found = read_labelled(
-        format,
-        file,
-        "" if images is None else str(images),
-        questions={name: str(questions)} if questions is not None else "",
-        image_names=image_names or "",
-        **keys,
+    task = loaded.model.task
+    examples = read_labelled_split(
+        annotations, images, format=format, split=split, questions=questions, image_names=image_names, **keys
     )
-    if not found.get(name):
-        raise DataError(str(annotations), f"no example in the split {name!r}", f"one of {', '.join(found) or 'none'}")
-    examples = found[name]
     label_ids = {label: i for i, label in enumerate(task.labels)}
     for example in examples:
         if len(example.images) != task.num_images:
@@ -120,3 +111,29 @@ def evaluate_task(
             images_of = {key: normalize(moved[key]) for key in ("pixel_values", "wrong_pixel_values") if key in moved}
             evaluation.step({**moved, **images_of})
         return TaskReport(evaluation.metrics())
+
+
+def read_labelled_split(
+    annotations: str | Path,
+    images: str | Path | None,
+    *,
+    format: str,
+    split: str | None = None,
+    questions: str | Path | None = None,
+    image_names: str | None = None,
+    **keys: Any,
+) -> list[LabelledExample]:
+    """Read the examples of one split; see `evaluate_task` for the arguments and errors."""
+    name = split or "test"
+    file = str(annotations) if "split_key" in keys or format == "easy_vqa" else {name: str(annotations)}
+    found = read_labelled(
+        format,
+        file,
+        "" if images is None else str(images),
+        questions={name: str(questions)} if questions is not None else "",
+        image_names=image_names or "",
+        **keys,
+    )
+    if not found.get(name):
+        raise DataError(str(annotations), f"no example in the split {name!r}", f"one of {', '.join(found) or 'none'}")
+    return found[name]
