@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def deterministic_algorithms() -> Iterator[None]:
     if torch.are_deterministic_algorithms_enabled():  # trainer.deterministic, which may raise where none exists
         yield
         return
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic  # untyped
     filled, settings.fill_uninitialized_memory = (
         settings.fill_uninitialized_memory,
         False,

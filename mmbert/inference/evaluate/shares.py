@@ -141,7 +141,7 @@ def choose_pairs(texts: Sequence[tuple[Path, Sequence[str]]], count: int, seed: 
 
 
 def _one_of(texts: Sequence[str], seed: int, row: int) -> str:
-    return texts[permutation(seed, "texts of shares", row, len(texts))[0]]
+    return texts[int(permutation(seed, "texts of shares", row, len(texts))[0])]
 
 
 def compute_pair_shares(
