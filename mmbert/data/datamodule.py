@@ -105,6 +105,11 @@ class SplitsDataModule(L.LightningDataModule):
         """Compute the training batches of each process in an epoch."""
         return len(self.train_samples) // (self.options.batch_size * world_size())
 
+    def set_batch_size(self, size: int) -> None:
+        """Set `batch_size`, but at most to what the training samples fill once."""
+        most = max(1, len(self.train_samples) // world_size())
+        self.options = replace(self.options, batch_size=min(size, most))
+
     def sizes(self) -> dict[str, int]:
         """Return the number of samples of each split that is used."""
         val = {} if self.val_samples is None else {"val": len(self.val_samples)}
@@ -170,6 +175,26 @@ class SplitsDataModule(L.LightningDataModule):
     def test_dataloader(self) -> list[DataLoader]:
         """Return one loader for each split in `test_splits`."""
         return [self._evaluation(pairs) for pairs in self.test_samples.values()]
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        """Return loaders of the test splits in the order of the files, or of validation where there are none.
+
+        Raises:
+            UsageError: There is no split to predict.
+        """
+        splits = [*self.test_samples.values()] or ([] if self.val_samples is None else [self.val_samples])
+        if not splits:
+            raise UsageError("predict: the data has no split 'test' or 'val'; pass dataloaders= of your own.")
+        return [
+            DataLoader(
+                samples,
+                batch_size=self.options.eval_batch_size,
+                num_workers=self.options.num_workers,
+                collate_fn=self.collate,
+                worker_init_fn=StopSignals.worker_init_fn(),
+            )
+            for samples in splits
+        ]
 
     def _evaluation(self, pairs: Samples) -> DataLoader:
         by_length = np.argsort(pairs.text_lengths(0), kind="stable")

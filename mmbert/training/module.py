@@ -4,9 +4,9 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -29,6 +29,14 @@ from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world
 from mmbert.runtime.randomness import torch_generator, torch_seed
 from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
 from mmbert.training.frozen import drop_frozen, restore_frozen, validate_cached
+from mmbert.training.lightning_features import (
+    LightningFeatures,
+    attached_trainer,
+    has_finetuning,
+    hyperparameters,
+    unfreeze_optimized,
+    validate_loaders,
+)
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
 from mmbert.training.sample_counts import Skipped
@@ -39,17 +47,17 @@ RECENT = 10
 """Training batches over which samples/s is averaged."""
 
 
-class TrainingModule(L.LightningModule):
+class TrainingModule(LightningFeatures):
     """Lightning module that pre-trains an `MMBertForPreTraining` or fine-tunes an `MMBertForTask`.
 
-    Works with a plain `lightning.Trainer` too; the trace, exact resume, the test of the best checkpoint and the result
-    files are added by `mmbert.fit`.
+    Works with a plain `lightning.Trainer` too, see docs/lightning.md; the trace, exact resume, the test of the best
+    checkpoint and the result files are added by `mmbert.fit`.
 
     Args:
         model: The model.
         data: Its splits are evaluated.
-        optim: Optimizer, learning-rate schedule and frozen layers.
-        evaluation: How images and captions are ranked.
+        optim: Optimizer, learning-rate schedule and frozen layers; a mapping as in `hparams` is accepted.
+        evaluation: How images and captions are ranked; a mapping as in `hparams` is accepted.
         seed: Seed of negatives and dropout, with the step.
         identity: Run fingerprint: what must not change on resume; stored in every checkpoint.
     """
@@ -59,12 +67,14 @@ class TrainingModule(L.LightningModule):
         model: HeadedModel,
         data: SplitsDataModule,
         *,
-        optim: OptimOptions,
-        evaluation: EvaluationOptions,
+        optim: OptimOptions | Mapping[str, Any],
+        evaluation: EvaluationOptions | Mapping[str, Any],
         seed: int,
         identity: dict[str, Any] | None = None,
     ):
         super().__init__()
+        optim = OptimOptions(**optim) if isinstance(optim, Mapping) else optim
+        evaluation = EvaluationOptions(**evaluation) if isinstance(evaluation, Mapping) else evaluation
         self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
         self._data, self._identity = data, identity or {}
         if "ngrams" in model.config.objective_options() and isinstance(data.train_samples, Pairs):
@@ -88,6 +98,7 @@ class TrainingModule(L.LightningModule):
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._since_step: list[dict[str, Tensor]] = []  # losses of the batches since the last optimizer step
         self._indices: list[int] = []  # and their samples
+        self.save_hyperparameters(hyperparameters(model.config, data, optim, evaluation, seed))
 
     def configure_model(self) -> None:
         """Shard the model over the processes with FSDP2, where the strategy is model_parallel.
@@ -95,6 +106,8 @@ class TrainingModule(L.LightningModule):
         Raises:
             UsageError: The optimizer is muon, which needs whole matrices.
         """
+        if attached_trainer(self) is None:
+            return
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.optim_options.name == "muon":
             raise UsageError(
                 "optim.name=muon needs whole matrices, but trainer.strategy=model_parallel shards them: choose "
@@ -123,7 +136,8 @@ class TrainingModule(L.LightningModule):
             "labels": self.model.config.labels,
             "identity": {**self._identity, "processes": world_size()},
         }
-        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+        # What a callback unfreezes later would not be that of the checkpoint any more.
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) and not has_finetuning(self.trainer):
             self._frozen = drop_frozen(checkpoint, self, self._frozen)
             checkpoint["mmbert"]["frozen"] = self._frozen
 
@@ -144,7 +158,8 @@ class TrainingModule(L.LightningModule):
                 f"data gives {len(now)} ({', '.join(now[:3])}, ...): take the data and the data.min_answer_count that "
                 "it was made with."
             )
-        if self.trainer.state.fn == "fit":
+        trainer = attached_trainer(self)
+        if trainer is not None and trainer.state.fn == "fit":
             before, now = own["identity"], {**self._identity, "processes": world_size()}
             changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
             if changed:
@@ -153,7 +168,10 @@ class TrainingModule(L.LightningModule):
                     f"this is not the run that the checkpoint was saved in: {differences}. Start a new one."
                 )
             # Lightning hands a loader its state within an epoch only: after its last batch the order would start anew.
-            self._data.loader_state = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+            # A search of Lightning's Tuner saves before there are loaders, and those of the user have no such state.
+            if trainer.datamodule is self._data:  # pyright: ignore[reportAttributeAccessIssue]
+                states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [None])
+                self._data.loader_state = states[0]
         self.skipped.why, self.training_seconds = own["skipped"], own["training_seconds"]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -193,7 +211,7 @@ class TrainingModule(L.LightningModule):
         """Losses, learning rates, gradient norms and samples of the step, for not_finite.json."""
         groups = optimizer.param_groups
         norms = {
-            str(group["name"]): float(
+            str(group.get("name", "added by a callback")): float(
                 torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm()
             )
             for group in groups
@@ -204,7 +222,7 @@ class TrainingModule(L.LightningModule):
             "step": self.trainer.global_step + 1,
             "epoch": self.trainer.current_epoch,
             "losses": [{name: float(loss) for name, loss in losses.items()} for losses in self._since_step],
-            "learning_rates": {str(group["name"]): group["lr"] for group in groups},
+            "learning_rates": {str(group.get("name", "added by a callback")): group["lr"] for group in groups},
             "gradient_norms_after_clipping": norms,
             "sample_ids": self._indices,
             "samples": [{"place": pair.place, "image": str(pair.image)} for pair in pairs],
@@ -216,6 +234,11 @@ class TrainingModule(L.LightningModule):
         `trainer.estimated_stepping_batches` would make Lightning forget a resumed position.
         """
         trainer = self.trainer
+        if trainer.datamodule is not self._data:  # pyright: ignore[reportAttributeAccessIssue] - loaders of the user
+            steps = trainer.estimated_stepping_batches
+            if not math.isfinite(steps):
+                raise UsageError("the learning-rate schedule needs an end: set max_steps or max_epochs of the trainer.")
+            return max(1, int(steps))
         limit = trainer.limit_train_batches
         batches = self._data.steps_per_epoch()
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -236,6 +259,8 @@ class TrainingModule(L.LightningModule):
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.broadcast_buffers = False
+        if has_finetuning(self.trainer):
+            unfreeze_optimized(self.trainer)
         resumed = self.trainer.ckpt_path is not None
         if wants_closed_form(self.model) and not resumed and not self.trainer.fast_dev_run:  # pyright: ignore
             assert isinstance(self.model, MMBertForPreTraining) and isinstance(self._data, PairsDataModule)
@@ -249,15 +274,20 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the weighted loss of one batch."""
+        batch = self._normalized(batch)
         self._count_skipped("train", self._data.train_samples, batch)
         generator = torch_generator(self.seed, "negatives", self._batch_number())
         output: PreTrainingOutput | TaskOutput = self.model(**batch, generator=generator, **self._stage())
-        assert output.loss is not None and output.objectives is not None
+        if output.loss is None:
+            raise UsageError(f"the model computes no loss of a batch with {', '.join(batch)}: labels are missing.")
+        objectives = output.objectives or {}  # none for a batch of the user's own with `labels`
         if not self._since_step:
             self._indices = []
-        self._since_step.append({name: objective.loss.detach() for name, objective in output.objectives.items()})
-        self._indices += batch["index"].tolist()
-        self._log_step(output.loss, output.objectives)
+        losses = {name: objective.loss for name, objective in objectives.items()} or {"loss": output.loss}
+        self._since_step.append({name: loss.detach() for name, loss in losses.items()})
+        if getattr(self.trainer.train_dataloader, "dataset", None) is self._data.train_samples:
+            self._indices += batch["index"].tolist()
+        self._log_step(output.loss, objectives)
         return output.loss
 
     def _stage(self) -> dict[str, str]:
@@ -307,7 +337,7 @@ class TrainingModule(L.LightningModule):
         """Count samples and training time, without validation."""
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        samples = len(batch["index"]) * world_size()
+        samples = len(batch["index" if "index" in batch else "input_ids"]) * world_size()
         self.training_seconds += seconds
         self._recent.append((samples, seconds))
         # Over several batches: the one that is logged may be the one that saved a checkpoint.
@@ -335,11 +365,13 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start a new evaluation of the validation split."""
         options, pairs = self.evaluation_options, self._data.val_samples
+        validate_loaders(self.trainer.val_dataloaders, [] if pairs is None else [pairs], "val")
         self._start_evaluations([] if pairs is None else [pairs], options.val_images, options.val_scorer)
 
     def on_test_epoch_start(self) -> None:
         """Start a new evaluation of every test split."""
         options = self.evaluation_options
+        validate_loaders(self.trainer.test_dataloaders, [*self._data.test_samples.values()], "test")
         self._start_evaluations([*self._data.test_samples.values()], options.test_images, options.test_scorer)
 
     def _start_evaluations(self, splits: list[Samples], images: int, scorer: str) -> None:
@@ -357,12 +389,13 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the evaluation."""
         assert self._data.val_samples is not None
+        batch = self._normalized(batch)
         self._count_skipped("val", self._data.val_samples, batch)
         self._evaluations[dataloader_idx].step(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the evaluation."""
-        split = self._data.test_splits[dataloader_idx]
+        split, batch = self._data.test_splits[dataloader_idx], self._normalized(batch)
         self._count_skipped(split, self._data.test_samples[split], batch)
         self._evaluations[dataloader_idx].step(batch)
 

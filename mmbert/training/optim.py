@@ -76,7 +76,16 @@ def build_optimizer(
         optimizer = Muon(groups, **arguments, dtype=muon_dtype)
     else:
         optimizer = torch.optim.AdamW(groups, **arguments)
-    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
+    return optimizer, Schedule(optimizer, lambda step: lr_factor(step, total_steps, options))
+
+
+class Schedule(LambdaLR):
+    """Learning-rate schedule that skips parameter groups which a callback adds later, as `BaseFinetuning` does."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute the learning rate of each group."""
+        added = self.optimizer.param_groups[len(self.base_lrs) :]
+        return [*super().get_lr(), *(group["lr"] for group in added)]
 
 
 def lr_factor(step: int, total_steps: int, options: OptimOptions) -> float:

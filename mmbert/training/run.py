@@ -13,8 +13,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenised 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmbert.data.decoded_images import keep_decoded_images
 from mmbert.errors import UsageError, did_you_mean
@@ -37,7 +37,7 @@ from mmbert.training.checkpoints import (
     ran_out_of_time,
     step_of,
 )
-from mmbert.training.encoder_caching import check_cache_options, fill_encoder_cache
+from mmbert.training.encoder_caching import check_cache_options, fill_encoder_cache, is_cached
 from mmbert.training.frozen import restore_frozen
 from mmbert.training.model_card import write_model_card
 from mmbert.training.module import TrainingModule
@@ -47,7 +47,7 @@ from mmbert.training.result import RunResult
 from mmbert.training.run_options import SECTIONS, RunOptions, dump_config
 from mmbert.training.sharding import full_state_dict, load_full_state_dict
 from mmbert.training.summary import log_run_summary, write_results
-from mmbert.training.trace import Trace, continue_metrics
+from mmbert.training.trace import MetricsTable, Trace, continue_metrics
 from mmbert.training.trainer import (
     build_trainer,
     report_lightning_errors,
@@ -215,6 +215,7 @@ class TrainingRun:
         config, sections = self.options.config, self.options.sections
         chosen = {**dict(sections.trainer), "precision": config.trainer.precision, **self.options.trainer_objects}
         options = trainer_options(chosen, explicit=self.options.explicit)
+        self._check_finetuning(options["callbacks"])
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         resumed, created = None, first and not self.dry and config.resume is None
         if not (self.dry and config.resume is None):
@@ -228,13 +229,20 @@ class TrainingRun:
             step = 0 if resumed is None else step_of(resumed)
             if self.command == "fit":  # the trace is written before the checkpoint of the same step
                 callbacks += [self.trace, self.checkpoints]
-            table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1)
+            for callback in callbacks:  # beside the run's own checkpoints, whose names could be equal
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self.folder / "model_checkpoints")
+            table = MetricsTable(self.folder, name="", version="", flush_logs_every_n_steps=1)
             loggers += [table, TensorBoardLogger(self.folder, "", "", sub_dir="tensorboard", purge_step=step)]
             if first:
                 continue_metrics(table, step)
-                (self.folder / "config.yaml").write_text(self._resolved_config(), encoding="utf-8")
+                content = dump_config(self.options)
+                self._save_hyperparameters(content)
+                (self.folder / "config.yaml").write_text(self._resolved_config(content), encoding="utf-8")
         callbacks, options["enable_progress_bar"] = progress_callbacks(callbacks, options["enable_progress_bar"])
         options.update(callbacks=callbacks, plugins=[*(options["plugins"] or []), VerifiedCheckpointIO()])
+        if options["profiler"] is not None:  # its table is a log line of level INFO, which the command line hides
+            logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
         try:
             return build_trainer(options)
         except UsageError:
@@ -265,9 +273,23 @@ class TrainingRun:
             self.checkpoint_path = str(found)
         return folder, found
 
-    def _resolved_config(self) -> str:
+    def _check_finetuning(self, callbacks: list[Any]) -> None:
+        """Raise on a callback that unfreezes an image encoder whose outputs are cached."""
+        found = [type(c).__name__ for c in callbacks if isinstance(c, BaseFinetuning)]
+        if found and is_cached(self.parts.model.mmbert, self.parts.data.options):
+            raise UsageError(
+                f"trainer.callbacks: {found[0]} could unfreeze the image encoder, whose outputs are cached "
+                "(optim.freeze_image); set data.cache=null."
+            )
+
+    def _save_hyperparameters(self, content: dict[str, Any]) -> None:
+        """Give the module the options of the run, which it hands to loggers."""
+        shown = {key: content[key] for key in ("name", *SECTIONS, "trainer", "threads")}
+        architecture = self.module.hparams["model"]
+        self.module.save_hyperparameters({**shown, "model": {**content["model"], **architecture}})
+
+    def _resolved_config(self, content: dict[str, Any]) -> str:
         """The configuration with every default, ready to be run again."""
-        content = dump_config(self.options)
         model, built = content["model"], self.parts.model.config
         for key in KEYS:  # pretrained weights and the tokenizer set some; null stays what follows from others
             if model["pretrained"] is not None and key not in (*self.requested, *STARTS_ANEW):

@@ -91,6 +91,13 @@ class Trace(L.Callback):
             exception.others = (f"  losses and samples of the step are in {file}; it changed no weights",)
 
 
+class MetricsTable(CSVLogger):
+    """Lightning's CSV logger without a file of hyperparameters: `config.yaml` has them."""
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Do nothing."""
+
+
 def cut_trace(file: Path, step: int) -> None:
     """Keep the lines up to an optimizer step, and drop a last line that is incomplete."""
     kept = []

@@ -21,9 +21,10 @@ ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 """Lightning's short names."""
 
 UNSUPPORTED_CALLBACKS = {
-    "LearningRateFinder": "it looks for an attribute lr of the module; set optim.lr",
-    "BatchSizeFinder": "it looks for an attribute batch_size of the module; set data.batch_size",
-    "BackboneFinetuning": "it looks for an attribute backbone of the module; use optim.freeze_text and freeze_image",
+    "LearningRateFinder": "the options of a run are fixed; set optim.lr, to what Lightning's Tuner finds for a "
+    "TrainingModule (docs/lightning.md)",
+    "BatchSizeFinder": "the options of a run are fixed; set data.batch_size, to what Lightning's Tuner finds for a "
+    "TrainingModule (docs/lightning.md)",
     "GradientAccumulationScheduler": "the learning-rate schedule counts the steps of a fixed number of batches; use "
     "trainer.accumulate_grad_batches",
     "ModelPruning": "its masks don't reach model/; prune the saved model by torch.nn.utils.prune",
