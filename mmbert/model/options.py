@@ -211,6 +211,10 @@ class ModelOptions(Architecture):
     """Initial weights of the fusion and of the head of mlm. bert: the layers of `text_pretrained` above `text_layers`
     initialise fusion layers of the same sizes, and its MLM head, if it has one, that of mlm; the rest is random.
     random: everything is random, as without `text_pretrained`."""
+    lora: dict[str, Any] | None = None
+    """Low-rank adapters (LoRA) on the linear layers of pretrained encoders, whose own weights stay frozen: `{"rank": 8,
+    "alpha": 16, "targets": "both"}`, with targets text, image or both. They are merged into the saved model. Needs
+    peft: pip install 'mmbert[lora]'. None: no adapters."""
 
 
 KEYS = tuple(f.name for f in dataclasses.fields(Architecture))

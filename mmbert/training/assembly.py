@@ -20,12 +20,17 @@ from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import build_model, has_head, saved_config
+from mmbert.model.lora import TARGETS, LoraOptions, add_adapters
 from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
 from mmbert.model.objectives.ngrams import CaptionNGrams
 from mmbert.model.options import KEYS, ModelOptions
 from mmbert.training.options import OptimOptions
 
 log = logging.getLogger("mmbert")
+
+
+FREEZE_OPTIONS = {"text": "freeze_text", "image": "freeze_image"}
+"""Encoder -> its key of `OptimOptions`."""
 
 
 class Parts(NamedTuple):
@@ -49,6 +54,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         DataError: Something is wrong with the annotations.
     """
     optim.check()
+    lora = _lora_options(model_options, optim)
     MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
     preparation_seconds = prepare_missing(data_options)
     tokenizer = _tokenizer(model_options, data_options)
@@ -86,11 +92,40 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         _start_new_head_at_prior(model, model_options.pretrained, data)
     model.mmbert.text_encoder.freeze(optim.freeze_text)
     model.mmbert.image_encoder.freeze(optim.freeze_image)
+    if lora is not None:  # after `freeze`, which makes all other parameters trainable
+        add_adapters(model, lora, seed=seed)
     if optim.activation_checkpointing:
         model.gradient_checkpointing_enable()
     if optim.compile:
         model.compile(dynamic=True)
     return Parts(model, processor, data, preparation_seconds)
+
+
+def _lora_options(model: ModelOptions, optim: OptimOptions) -> LoraOptions | None:
+    """Read `model.lora`; None without it.
+
+    Raises:
+        UsageError: Values that are not allowed, or other options that contradict it.
+    """
+    if model.lora is None:
+        return None
+    lora = LoraOptions.parse(model.lora)
+    if optim.name == "muon":
+        raise UsageError("optim.name=muon orthogonalizes updates of whole matrices, not of model.lora; use adamw.")
+    for name in TARGETS[lora.targets]:
+        option = FREEZE_OPTIONS[name]
+        frozen = getattr(optim, option)
+        if frozen != "none":
+            raise UsageError(
+                f"model.lora.targets={lora.targets} already freezes the weights of the {name} encoder and trains its "
+                f"adapters, but optim.{option}={frozen}; leave one of them out."
+            )
+        if model.pretrained is None and getattr(model, f"{name}_pretrained") is None:
+            raise UsageError(
+                f"model.lora.targets={lora.targets}: the {name} encoder is random, and frozen it would stay so; give "
+                f"model.{name}_pretrained or model.pretrained, or leave it out of the targets."
+            )
+    return lora
 
 
 def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:

@@ -214,7 +214,9 @@ class LightningFeatures(L.LightningModule):
             return {**found, "logits": self.model(**batch).logits}
         encoded, heads = EncodedBatch(self.model.mmbert, batch), self.model.objectives
         if not {"itm", "itc"} & {*heads}:
-            raise UsageError("predict needs a task, or the objective itm or itc: for tokens use mmbert.load(...).fill.")
+            raise UsageError(
+                "predict needs a task, or the objective itm or itc: for words use mmbert.load(...).fill_mask."
+            )
         if "itm" in heads:
             found["match_scores"] = self.model.match_scores(encoded.text, encoded.image)
         if "itc" in heads:

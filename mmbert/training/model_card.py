@@ -91,6 +91,11 @@ def confidence_interval(outcomes: ItemOutcomes) -> tuple[float, float] | None:
 
 
 def _initialization(options: ModelOptions) -> str:
+    adapters = "" if options.lora is None else f"\n\nTrained with LoRA adapters ({_shown(options.lora)}), merged."
+    return _sources(options) + adapters
+
+
+def _sources(options: ModelOptions) -> str:
     if options.pretrained is not None:
         return (
             f"Encoders, fusion and heads of the same name: mmbert model {_shown(options.pretrained)}; the rest random."

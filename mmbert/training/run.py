@@ -21,6 +21,7 @@ from mmbert.errors import UsageError, did_you_mean
 from mmbert.evaluation.model_cache import Computation
 from mmbert.evaluation.pairs import metric_names
 from mmbert.model.initialization import STARTS_ANEW, quiet_transformers
+from mmbert.model.lora import merge_adapters
 from mmbert.model.modeling import MMBertForTask
 from mmbert.model.options import KEYS
 from mmbert.runtime.hardware import compute_threads
@@ -372,6 +373,7 @@ class TrainingRun:
         """Save `model/`: the folder that `from_pretrained` and `mmbert.load` read."""
         weights = full_state_dict(self.parts.model)
         if self.trainer.is_global_zero:
+            weights = merge_adapters(self.parts.model, weights)
             with quiet_transformers():
                 self.parts.model.save_pretrained(self.folder / "model", state_dict=weights)
             self.parts.processor.save_pretrained(self.folder / "model")
