@@ -296,6 +296,10 @@ class MMBertProcessor(ProcessorMixin):
             self.push_to_hub(options.pop("repo_id", folder.name), **options)
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
+        """Do nothing: transformers would copy the source of the class into saved folders."""
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "MMBertProcessor":
         """Load the files that `save_pretrained` wrote, from a folder or the hub.
 

@@ -61,6 +61,10 @@ class MMBertPreTrainedModel(PreTrainedModel):
             )
         return (model, report) if with_report else model
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Do nothing: transformers would copy the source of the class into saved folders."""
+
     @torch.no_grad()
     def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, *args: Any) -> None:
         """Give what the file lacks, and non-persistent buffers, the values that the constructor computes.

@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from mmbert.errors import UsageError, did_you_mean
+from mmbert.model.auto_map import AUTO_MAP, write_auto_module
 from mmbert.model.options import KEYS, Architecture
 
 log = logging.getLogger("mmbert")
@@ -72,6 +73,16 @@ class MMBertConfig(Architecture, PreTrainedConfig):
         if unknown:
             log.warning("the saved configuration has keys that MMBertConfig does not know: %s", ", ".join(unknown))
         return super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> Any:
+        """Write config.json, and the module that finds the classes with `trust_remote_code`; see `auto_map`."""
+        self.auto_map = dict(AUTO_MAP)
+        write_auto_module(save_directory)
+        return super().save_pretrained(save_directory, *arguments, **options)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: transformers would copy the source of the class into saved folders."""
 
     def check(self) -> None:
         """Check all values, the names of fusion, objectives and task included.

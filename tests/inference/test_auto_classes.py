@@ -1,5 +1,9 @@
 """A saved folder with transformers' Auto classes, its processor, the hub, and `mmbert.pipeline`."""
 
+import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiers import FULL
 from tiny import SPECIAL, WORDS, randomize, tiny_config, tiny_processor
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, ProcessorMixin
 
@@ -18,6 +23,7 @@ from mmbert.inference.loaded import LoadedModel
 from mmbert.inference.pipeline import TASKS, pipeline
 from mmbert.model import hub
 from mmbert.model.auto_classes import MMBertForQuestionAnswering
+from mmbert.model.auto_map import AUTO_MAP, CLASSES
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
 
@@ -159,3 +165,47 @@ def test_folder_in_the_home_directory_is_found(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert hub.model_folder("~/model") == tmp_path / "model"
+
+
+@pytest.mark.skipif(not FULL, reason="a fresh process imports transformers and timm: 5 s; full tier")
+def test_auto_classes_find_a_folder_where_nothing_imported_mmbert(folder: Path, tmp_path: Path) -> None:
+    """In a fresh process: transformers runs the module in the folder, whose classes are those of the package."""
+    program = f"""
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+
+assert "mmbert" not in sys.modules
+try:
+    AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+else:
+    raise AssertionError("the module in the folder was run")
+model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
+import mmbert
+
+assert type(model) is mmbert.MMBertModel and type(processor) is mmbert.MMBertProcessor
+loaded = AutoModelForPreTraining.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert type(loaded) is mmbert.MMBertForPreTraining
+loaded.save_pretrained({str(tmp_path / "again")!r})
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = {"config.json", "mmbert_auto.py", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "again").iterdir()} == files, "no source of mmbert is copied"
+    assert (tmp_path / "again/config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_module_in_a_folder_names_existing_classes(folder: Path) -> None:
+    names = runpy.run_path(str(folder / "mmbert_auto.py"))
+    assert [names[name.removeprefix("mmbert_auto.")] for name in AUTO_MAP.values()] == [
+        getattr(mmbert, name) for name in CLASSES.values()
+    ]
+
+
+def test_torch_hub_loads_a_folder(folder: Path) -> None:
+    root = Path(__file__).parents[2]
+    loaded: Any = torch.hub.load(str(root), "mmbert", str(folder), source="local")
+    assert isinstance(loaded, LoadedModel) and len(loaded.match(IMAGE, ["a red cat", "two dogs"]).scores) == 2
