@@ -2,13 +2,14 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL import Image
 from processes import in_processes
 from ranking import CAPTIONS, encoded_with, tiny_model
+from tiers import tier
 from tiny import tiny_examples, tiny_processor
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.tokens import Tokens
+from mmbert.runtime.memory import peak_memory, reset_peak_memory
 
 
 @pytest.fixture
@@ -316,3 +318,33 @@ def test_weight_out_of_range_is_named(weight: float, candidates: Candidates) -> 
     encoded = encoded_with(model, candidates)
     with pytest.raises(UsageError, match=f"itc_weight={weight}: must be a number of 0 or more"):
         rank_candidates(model, encoded, candidates, "two_stage", itc_weight=weight)
+
+
+@torch.no_grad()
+def test_ranking_takes_20_bytes_for_each_image_and_text() -> None:
+    """As docs/evaluation.md says; the full tier has the size of COCO's test split."""
+    num_images, num_texts, model = tier(500, 5_000), tier(2_500, 25_000), tiny_model()
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(count, 8, generator=generator) for count in (num_images, num_texts)]
+    images = torch.randn(num_images, 5, 32, generator=generator)
+    texts = [torch.randn(4 + i % 3, 32, generator=generator) for i in range(num_texts)]
+    units = [torch.nn.functional.normalize(found, dim=1) for found in vectors]
+    encoded = EncodedCandidates(images, texts, *units, torch.arange(num_texts), num_images, num_texts)
+    names = [[f"{i}" for i in range(count)] for count in (num_images, num_texts)]
+    candidates = Candidates(*names, [i * num_images // num_texts for i in range(num_texts)])
+    reset_peak_memory()
+    before = peak_memory()
+    found = rank_candidates(model, encoded, candidates, "two_stage", k=2).metrics
+    assert 2 * num_texts < found["fusion_passes"] <= 2 * (num_images + num_texts)
+    assert found["peak_memory"] - before < 20 * num_images * num_texts + 200e6
+
+
+def test_pairs_off_the_shortlist_keep_the_order_of_their_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosines that differ by 6e-8 stay apart below a matching score of -90, where neighbours in fp32 differ by 8e-6."""
+    near = 0.9 * torch.eye(3) + 0.5 * (1 - torch.eye(3))
+    near[0, 1] = near[0, 1].nextafter(torch.tensor(1.0))
+    monkeypatch.setattr(retrieval, "contrastive", lambda *_: retrieval.ScoreMatrix(near, 0))
+    monkeypatch.setattr(retrieval, "_fuse_selected", lambda *_, **__: torch.full((3,), -90.0))  # the diagonal
+    scores: Any = SCORERS["two_stage"](tiny_model(), cast(Any, None), 1, 0.0).scores
+    assert scores.diagonal().tolist() == [-90.0] * 3
+    assert scores[0, 2] < scores[0, 1] < -90
