@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmbert.data.options import DataOptions
     from mmbert.data.processor import MMBertProcessor
     from mmbert.evaluation.options import EvaluationOptions
+    from mmbert.inference.evaluate.bias import evaluate_bias
     from mmbert.inference.evaluate.foils import evaluate_foils
     from mmbert.inference.evaluate.retrieval import evaluate_retrieval
     from mmbert.inference.evaluate.shares import evaluate_shares
@@ -75,6 +76,7 @@ _MODULES = {
     "build_index": "inference.indexing",
     "build_model": "model.initialization",
     "compare": "compare",
+    "evaluate_bias": "inference.evaluate.bias",
     "evaluate_foils": "inference.evaluate.foils",
     "evaluate_retrieval": "inference.evaluate.retrieval",
     "evaluate_shares": "inference.evaluate.shares",
@@ -114,6 +116,7 @@ __all__ = [
     "build_index",
     "build_model",
     "compare",
+    "evaluate_bias",
     "evaluate_foils",
     "evaluate_retrieval",
     "evaluate_shares",

@@ -16,7 +16,7 @@ PIPELINE_TAGS = {"vqa": "visual-question-answering", "itc": "zero-shot-image-cla
 LIMITS = """\
 - One run with one seed: the intervals hold for other items of the same data, not for other seeds.
 - The model knows what its training data show. Captions collected from people or the web carry their stereotypes, and
-  scores of pairs and words can repeat them; nothing here measures that.
+  scores of pairs and words can repeat them. No metric above measures that; `mmbert evaluate bias` probes one aspect.
 - Scores are not calibrated outside of the data above, and texts in other languages than its own were not tested."""
 
 OUT_OF_SCOPE = """\

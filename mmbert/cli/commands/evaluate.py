@@ -1,4 +1,4 @@
-"""`mmbert evaluate retrieval`, `foils`, `task` and `shares`: evaluate a saved model on annotation files."""
+"""`mmbert evaluate retrieval`, `foils`, `task`, `shares` and `bias`: evaluate a saved model on annotation files."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the subcommands of `mmbert evaluate` and their options."""
     command.description = "Evaluates a saved model; docs/evaluation.md describes the metrics."
-    tasks = command.add_subparsers(required=True, metavar="retrieval|foils|task|shares")
+    tasks = command.add_subparsers(required=True, metavar="retrieval|foils|task|shares|bias")
     retrieval = tasks.add_parser(
         "retrieval",
         help="rank images and captions against each other",
@@ -101,6 +101,22 @@ def add_options(command: argparse.ArgumentParser) -> None:
     shares.add_argument("--seed", type=int, default=0, help="Seed of the choice and of the permutations.")
     _add_caption_keys(shares)
     _add_label_keys(shares, besides=("image", "split"))
+
+    bias = tasks.add_parser(
+        "bias",
+        help="compare two words, such as man and woman, in captions about occupations",
+        description="Prints by occupation which of two words a pretrained model prefers: by MLM without an image, and "
+        "with --images by the matching probability of captions that differ in the word.",
+    )
+    bias.set_defaults(run=_bias)
+    _add_source(bias, images_required=False)
+    bias.add_argument("--words", nargs=2, metavar="W", type=utf8_text, help="The words (default man woman).")
+    bias.add_argument("--occupations", nargs="+", metavar="O", type=utf8_text, help="Default: 26 occupations.")
+    bias.add_argument("--templates", nargs="+", metavar="T", type=utf8_text,
+                      help="Captions with {word} and {occupation} (default: three).")  # fmt: skip
+    bias.add_argument("--num_images", type=int, default=32, help="Images, chosen at random (default 32).")
+    bias.add_argument("--seed", type=int, default=0, help="Seed of the choice and of the intervals.")
+    bias.add_argument("--card", action="store_true", help="Write the result into the model card, MODEL/README.md.")
 
 
 def _add_caption_keys(command: argparse.ArgumentParser) -> None:
@@ -193,6 +209,17 @@ def _shares(*, model: str, annotations: str, out: str | None, json: bool, **opti
 
     given = {key: value for key, value in options.items() if value is not None and value is not False}
     _show(evaluate_shares(model, annotations, **given), out, json)
+    return 0
+
+
+def _bias(*, model: str, out: str | None, json: bool, card: bool, **options: Any) -> int:
+    from mmbert.inference.evaluate.bias import evaluate_bias, write_bias_section
+
+    given = {key: value for key, value in options.items() if value is not None}
+    report = evaluate_bias(model, **given)
+    _show(report, out, json)
+    if card:
+        write_bias_section(model, report)
     return 0
 
 
