@@ -44,6 +44,21 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
 
 
+class StderrHandler(logging.Handler):
+    """Log handler that prints messages to the current stderr, without a prefix."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        print(self.format(record), file=sys.stderr)
+
+
+def print_messages_of(name: str) -> None:
+    """Print the messages of one logger of a library to stderr, once, whatever handlers and levels are above it."""
+    logger = logging.getLogger(name)
+    logger.handlers, logger.propagate = [StderrHandler()], False
+    logger.setLevel(logging.INFO)
+
+
 def escape_unprintable(stream: object) -> None:
     """Let a stream of another encoding than UTF-8 print any character, escaped where it has none, as stderr does."""
     if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":

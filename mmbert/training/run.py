@@ -27,6 +27,7 @@ from mmbert.model.options import KEYS
 from mmbert.runtime.hardware import compute_threads
 from mmbert.runtime.isolation import deterministic_algorithms
 from mmbert.runtime.signals import StopSignals
+from mmbert.runtime.terminal import print_messages_of
 from mmbert.training import run_folder
 from mmbert.training.assembly import assemble, run_identity, validate_architecture, validate_heads, validation_identity
 from mmbert.training.checkpoints import (
@@ -242,8 +243,8 @@ class TrainingRun:
                 (self.folder / "config.yaml").write_text(self._resolved_config(content), encoding="utf-8")
         callbacks, options["enable_progress_bar"] = progress_callbacks(callbacks, options["enable_progress_bar"])
         options.update(callbacks=callbacks, plugins=[*(options["plugins"] or []), VerifiedCheckpointIO()])
-        if options["profiler"] is not None:  # its table is a log line of level INFO, which the command line hides
-            logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
+        if options["profiler"] is not None:  # its table is a log message of level INFO, which the command line hides
+            print_messages_of("lightning.pytorch.profilers")
         try:
             return build_trainer(options)
         except UsageError:

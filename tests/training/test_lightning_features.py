@@ -1,6 +1,6 @@
 """Features of Lightning with a `TrainingModule` and in runs: one test for each row of docs/lightning.md."""
 
-import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -347,14 +347,12 @@ def test_model_checkpoint_and_resume_with_a_plain_trainer(folder: Path, tmp_path
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_profiler_prints_its_table(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+def test_profiler_prints_its_table_once(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     quiet_lightning()  # as the command line does
-    caplog.set_level(logging.INFO, logger="mmbert")
     mmbert.fit(**run_options(folder, tmp_path, profiler="simple"))
-    assert "FIT Profiler Report" in caplog.text and "run_training_batch" in caplog.text
+    printed = capfd.readouterr()
+    reports = re.findall(r"(\w+) Profiler Report", printed.out + printed.err)
+    assert reports == ["FIT", "VALIDATE", "TEST"] and "run_training_batch" in printed.err
 
 
 def test_common_callbacks_of_a_plain_trainer(folder: Path) -> None:
