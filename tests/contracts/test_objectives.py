@@ -630,6 +630,8 @@ def test_negative_texts_never_have_the_caption_of_the_image() -> None:
         ({"itm": {"residual": 1}}, "objectives.itm.residual=1; allowed are true, false"),
         ({"itm": {"negative_texts": "yes"}}, "objectives.itm.negative_texts='yes'; allowed are true, false"),
         ({"itc": {"pool": "last"}}, "objectives.itc.pool='last'; allowed are first, mean, first_and_mean"),
+        ({"itc": {"pooler": "tanh"}}, "objectives.itc.pooler='tanh'; allowed are none, text, image, both"),
+        ({"itc": {"pooler": "text", "init": "closed_form"}}, "pooler='text' puts another layer before them"),
         ({"itc": {"init": "cca"}}, "objectives.itc.init='cca'; allowed are random, closed_form"),
         ({"itc": {"init_samples": 0}}, "objectives.itc.init_samples=0: must be a whole number of 1 or more, or null"),
     ],

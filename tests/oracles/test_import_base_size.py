@@ -8,10 +8,14 @@ import torch
 from oracles.import_parity import LIMIT, difference, images, import_folder, texts
 from tiers import FULL
 from transformers import (
+    BertConfig,
     BridgeTowerConfig,
     BridgeTowerForImageAndTextRetrieval,
+    CLIPVisionConfig,
     ViltConfig,
     ViltForQuestionAnswering,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
     VisualBertConfig,
     VisualBertForQuestionAnswering,
 )
@@ -57,3 +61,12 @@ def test_bridgetower(tmp_path: Path) -> None:
     pixels = images(2, 288)
     own = imported(other, tmp_path)(**WORDS, pixel_values=pixels).itm_logits
     assert difference(own, other(**WORDS, pixel_values=pixels).logits) < LIMIT
+
+
+@torch.no_grad()
+def test_vision_text_dual_encoder(tmp_path: Path) -> None:
+    towers = CLIPVisionConfig(patch_size=32), BertConfig(pad_token_id=1)
+    other = VisionTextDualEncoderModel(VisionTextDualEncoderConfig.from_vision_text_configs(*towers))
+    pixels = images(2, 224)
+    own = imported(other, tmp_path)(**WORDS, pixel_values=pixels).logits_per_text
+    assert difference(own, other(**WORDS, pixel_values=pixels).logits_per_text) < LIMIT

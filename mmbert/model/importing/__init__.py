@@ -1,17 +1,18 @@
 """Import of published checkpoints. To add a family: a file in this folder that plans it, and a line in `SOURCES`."""
 
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.model.importing import albef, bridgetower, meter, vilt, visualbert
+from mmbert.model.importing import albef, bridgetower, meter, vilt, vision_text, visualbert
 from mmbert.model.importing.base import Checkpoint, Plan, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Plan", "Source", "plan_import"]
 
 SOURCES: dict[str, Source] = {
-    "visual_bert": Source(visualbert.plan, "visual_projection"),
+    "visual_bert": Source(visualbert.plan, "embeddings.visual_projection"),
     "albef": Source(albef.plan, "visual_encoder.pos_embed"),
     "bridgetower": Source(bridgetower.plan, "cross_modal_text_link_tower"),
     "meter": Source(meter.plan, "vit_model."),
-    "vilt": Source(vilt.plan, "patch_embeddings.projection.weight"),
+    "vilt": Source(vilt.plan, "text_embeddings.word_embeddings.weight"),
+    "vision-text-dual-encoder": Source(vision_text.plan),
 }
 """`model_type` of config.json, or a name for checkpoints without one -> family."""
 
@@ -27,7 +28,7 @@ def plan_import(checkpoint: Checkpoint) -> Plan:
     if kind == "mmbert":
         raise UsageError(f"{where} is a model of mmbert already; load it with mmbert.load.")
     if kind is None:
-        found = [name for name, source in SOURCES.items() if any(source.marker in x for x in checkpoint.state)]
+        found = [name for name, source in SOURCES.items() if any(source.marks(x) for x in checkpoint.state)]
         if len(found) != 1:
             raise UsageError(
                 f"{where} has no config.json, and the names of its {len(checkpoint.state)} tensors, such as "

@@ -88,8 +88,12 @@ class Source(NamedTuple):
     """A family of published checkpoints, listed in `mmbert.model.importing.SOURCES`."""
 
     plan: Planner
-    marker: str
-    """Part of a tensor's name that tells the family where there is no config.json."""
+    marker: str = ""
+    """Part of a tensor's name that tells the family where there is no config.json; "": its files always have one."""
+
+    def marks(self, tensor: str) -> bool:
+        """Whether the name of a tensor tells that a checkpoint is of this family."""
+        return self.marker != "" and self.marker in tensor
 
 
 def count_layers(state: State, prefix: str) -> int:

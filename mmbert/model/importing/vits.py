@@ -1,11 +1,13 @@
 """Image encoders of published checkpoints as timm's ViTs."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmbert.model.importing.base import Computed, State, count_layers, shape
+from mmbert.errors import UsageError
+from mmbert.model.importing.base import Checkpoint, Computed, State, count_layers, shape
+from mmbert.model.importing.names import layers, modules
 
 OWN = "mmbert.image_encoder.vit"
 VIT_MODULES = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -76,3 +78,89 @@ def openai_block(own: str, theirs: str) -> dict[str, str | Computed]:
         f"{own}.{a}.{kind}": f"{theirs}.{b}.{kind}" for a, b in CLIP_BLOCK.items() for kind in KINDS
     }
     return {**names, **{f"{own}.attn.qkv.{kind}": f"{theirs}.attn.in_proj_{kind}" for kind in KINDS}}
+
+
+class Tower(NamedTuple):
+    """An encoder of a checkpoint."""
+
+    config: dict[str, Any]  # keys of `Architecture`
+    tensors: dict[str, str | Computed]
+    width: int
+    heads: int
+    pooler: str | None = None  # module of the checkpoint that pools its first state: linear, then tanh
+
+
+CLIP_MODELS = {"quick_gelu": "vit_base_patch16_clip_quickgelu_224", "gelu": "vit_base_patch16_clip_224"}
+"""Activation -> timm's ViT with the LayerNorm of CLIP before the first layer."""
+
+
+def clip_tower(part: Checkpoint, prefix: str) -> Tower:
+    """Map CLIP's ViT with the names of transformers.
+
+    Args:
+        part: Checkpoint with the configuration of this encoder.
+        prefix: Before "embeddings".
+
+    Raises:
+        UsageError: An activation that CLIP's ViTs of timm do not have.
+    """
+    state, theirs = part.state, f"{prefix}.encoder.layers"
+    act = part.value("hidden_act", "quick_gelu")
+    if act not in CLIP_MODELS:
+        raise UsageError(f"'{part.source}': config.json has hidden_act={act!r}; mmbert has {', '.join(CLIP_MODELS)}.")
+    depth, heads = count_layers(state, f"{theirs}."), part.value("num_attention_heads", 12)
+    width, _, patch, _ = shape(state, f"{prefix}.embeddings.patch_embedding.weight")
+    positions = f"{prefix}.embeddings.position_embedding.weight"
+    inner = shape(state, f"{theirs}.0.mlp.fc1.weight")[0]
+    config = sizes(width, depth=depth, patch=patch, positions=shape(state, positions)[0], heads=heads, inner=inner)
+    config |= {"image_model": CLIP_MODELS[act], "image_layer_norm_eps": part.value("layer_norm_eps", 1e-5)}
+    names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    tensors: dict[str, str | Computed] = {
+        f"{OWN}.cls_token": Computed((f"{prefix}.embeddings.class_embedding",), as_token),
+        f"{OWN}.pos_embed": positions_with_class(positions),
+        f"{OWN}.patch_embed.proj.weight": f"{prefix}.embeddings.patch_embedding.weight",
+        **modules({f"{OWN}.norm_pre": f"{prefix}.pre_layrnorm", f"{OWN}.norm": f"{prefix}.post_layernorm"}),
+        **layers(f"{OWN}.blocks", theirs, range(depth), {**names, "attn.proj": "self_attn.out_proj"}),
+        **_joined_attention(theirs, depth, [f"self_attn.{x}_proj" for x in "qkv"]),
+    }
+    return Tower(config, tensors, width, heads)
+
+
+def vit_tower(part: Checkpoint, prefix: str) -> Tower:
+    """Map transformers' ViT; see `clip_tower`.
+
+    Raises:
+        UsageError: Another activation, or no biases of the queries.
+    """
+    for key, allowed in (("hidden_act", "gelu"), ("qkv_bias", True), ("pooler_act", "tanh")):
+        part.require(key, allowed, allowed)
+    state, theirs = part.state, f"{prefix}.encoder.layer"
+    depth, heads = count_layers(state, f"{theirs}."), part.value("num_attention_heads", 12)
+    width, _, patch, _ = shape(state, f"{prefix}.embeddings.patch_embeddings.projection.weight")
+    positions = f"{prefix}.embeddings.position_embeddings"
+    inner = shape(state, f"{theirs}.0.intermediate.dense.weight")[0]
+    config = sizes(width, depth=depth, patch=patch, positions=shape(state, positions)[1], heads=heads, inner=inner)
+    config |= {"image_model": "vit_base_patch16_224", "image_layer_norm_eps": part.value("layer_norm_eps", 1e-12)}
+    names = {
+        "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+    }  # fmt: skip
+    embedding = f"{prefix}.embeddings.patch_embeddings.projection"
+    tensors: dict[str, str | Computed] = {
+        f"{OWN}.cls_token": f"{prefix}.embeddings.cls_token",
+        f"{OWN}.pos_embed": positions,
+        **modules({f"{OWN}.patch_embed.proj": embedding, f"{OWN}.norm": f"{prefix}.layernorm"}),
+        **layers(f"{OWN}.blocks", theirs, range(depth), names),
+        **_joined_attention(theirs, depth, [f"attention.attention.{x}" for x in ("query", "key", "value")]),
+    }
+    pooler = f"{prefix}.pooler.dense"
+    return Tower(config, tensors, width, heads, pooler if f"{pooler}.weight" in state else None)
+
+
+def _joined_attention(theirs: str, depth: int, names: list[str]) -> dict[str, str | Computed]:
+    """Map separate queries, keys and values to the one matrix of timm's blocks."""
+    return {
+        f"{OWN}.blocks.{i}.attn.qkv.{kind}": fused(*(f"{theirs}.{i}.{name}.{kind}" for name in names))
+        for i in range(depth)
+        for kind in KINDS
+    }

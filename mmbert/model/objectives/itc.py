@@ -18,6 +18,8 @@ from mmbert.runtime.distributed import all_gather, global_mean, rank
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.5
 
 POOLS = ("first", "mean", "first_and_mean")
+POOLERS = {"none": (), "text": ("text",), "image": ("image",), "both": ("text", "image")}
+"""Value of the option `pooler` -> modalities with a pooler."""
 
 
 class ImageTextContrast(Objective):
@@ -36,6 +38,7 @@ class ImageTextContrast(Objective):
         embedding_size: int = 256,
         temperature: float = 0.07,
         pool: str = "first",
+        pooler: str = "none",
         init: str = "random",
         init_samples: int | None = None,
     ):
@@ -47,6 +50,8 @@ class ImageTextContrast(Objective):
             temperature: Initial value of the learned temperature, from 0.01 to 0.5.
             pool: Features of a text or an image: "first", the first state ([CLS], class token); "mean", the mean of
                 the states; or "first_and_mean", both side by side.
+            pooler: Modalities whose features pass a linear layer and tanh, BERT's pooler, before the projection:
+                "none", "text", "image" or "both" (VisionTextDualEncoder).
             init: Initial weights of the projections: "random"; or "closed_form", canonical correlation analysis of
                 training pairs before the first step.
             init_samples: Largest number of training pairs, a fixed sample, for the closed form. None: all, at most
@@ -57,8 +62,9 @@ class ImageTextContrast(Objective):
         """
         super().__init__()
         self.check_options(
-            embedding_size=embedding_size, temperature=temperature, pool=pool, init=init, init_samples=init_samples
-        )
+            embedding_size=embedding_size, temperature=temperature, pool=pool, pooler=pooler, init=init,
+            init_samples=init_samples,
+        )  # fmt: skip
         if config.text_layers == 0 or config.image_layers == 0:
             raise UsageError(
                 "objectives.itc compares the outputs of the two encoders, but here "
@@ -73,6 +79,7 @@ class ImageTextContrast(Objective):
         self.text_projection = nn.Linear(width, embedding_size)
         self.image_projection = nn.Linear(width, embedding_size)
         self.log_scale = nn.Parameter(Tensor([-math.log(temperature)]))
+        self.poolers = nn.ModuleDict({name: nn.Linear(width, width) for name in POOLERS[pooler]})
 
     @classmethod
     def check_options(
@@ -81,6 +88,7 @@ class ImageTextContrast(Objective):
         embedding_size: Any = 256,
         temperature: Any = 0.07,
         pool: Any = "first",
+        pooler: Any = "none",
         init: Any = "random",
         init_samples: Any = None,
     ) -> None:
@@ -98,8 +106,15 @@ class ImageTextContrast(Objective):
             )
         if pool not in POOLS:
             raise UsageError(f"objectives.itc.pool={pool!r}; allowed are {', '.join(POOLS)}.")
+        if pooler not in POOLERS:
+            raise UsageError(f"objectives.itc.pooler={pooler!r}; allowed are {', '.join(POOLERS)}.")
         if init not in ("random", "closed_form"):
             raise UsageError(f"objectives.itc.init={init!r}; allowed are random, closed_form.")
+        if init == "closed_form" and pooler != "none":
+            raise UsageError(
+                f"objectives.itc.init='closed_form' solves projections of the pooled states, but pooler={pooler!r} "
+                "puts another layer before them; leave one of the two out."
+            )
         if init_samples is not None and not _is_count(init_samples):
             raise UsageError(
                 f"objectives.itc.init_samples={init_samples!r}: must be a whole number of 1 or more, or null."
@@ -121,11 +136,19 @@ class ImageTextContrast(Objective):
 
     def embed_text(self, text: Tokens) -> Tensor:
         """Project (B, T, D) encoded texts to (B, embedding_size) unit vectors, fp32."""
-        return _unit_vectors(self.text_projection, pool_tokens(text, self.pool))
+        return self._embed("text", self.text_projection, text)
 
     def embed_image(self, image: Tokens) -> Tensor:
         """Project (B, P, D) encoded images to (B, embedding_size) unit vectors, fp32."""
-        return _unit_vectors(self.image_projection, pool_tokens(image, self.pool))
+        return self._embed("image", self.image_projection, image)
+
+    def _embed(self, name: str, projection: nn.Linear, tokens: Tokens) -> Tensor:
+        features = pool_tokens(tokens, self.pool)
+        with no_autocast(features):
+            features = features.to(projection.weight.dtype)
+            if name in self.poolers:
+                features = torch.tanh(self.poolers[name](features))
+            return F.normalize(projection(features), dim=-1)
 
     @torch.no_grad()
     def pair_logits(self, text: Tokens, image: Tokens) -> Tensor:
@@ -172,11 +195,6 @@ def pool_tokens(tokens: Tokens, pool: str) -> Tensor:
         weights = tokens.mask.unsqueeze(-1).to(first.dtype)  # (B, L, 1)
         mean = (full_precision(tokens.hidden_states) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return mean if pool == "mean" else torch.cat([first, mean], dim=-1)
-
-
-def _unit_vectors(projection: nn.Linear, features: Tensor) -> Tensor:
-    with no_autocast(features):
-        return F.normalize(projection(features.to(projection.weight.dtype)), dim=-1)
 
 
 def _is_count(value: Any) -> bool:
