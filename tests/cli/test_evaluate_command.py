@@ -95,6 +95,12 @@ def test_table_of_a_scorer_lists_recall_by_direction_and_then_the_cost(folder: P
     assert repr(report).endswith(str(metrics)) and repr(report).startswith("7 images, 13 texts")
 
 
+def test_captions_limits_the_texts_of_each_image(folder: Path) -> None:
+    file, images = folder / "karpathy.json", folder / "images"
+    found = mmbert.evaluate_retrieval(folder / "model", file, images, scorer="itc", captions=1)["itc"]
+    assert found["num_texts"] == 7 and found["captions_per_image"] == "1 caption per image"
+
+
 def test_auto_prints_itc_before_two_stage_starts(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +254,7 @@ def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pyte
     assert "there is no option --scorers. Did you mean 'scorer'?" in error(2, "--scorers", "itc")
     assert "invalid choice: 'itx'" in error(2, "--scorer", "itx")
     assert "batch_size=0: must be 1 or more" in error(2, "--batch_size", "0")
+    assert "captions=0: must be 1 or more" in error(2, "--captions", "0")
     assert "folds=8: allowed are 1 to 7, the number of images" in error(2, "--folds", "8")
     assert "absent.png" in error(1, "--split", "train")
     assert "no key 'image'" in error(1, file="captions.jsonl", format="jsonl")

@@ -55,6 +55,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="Keep the encoders' outputs for fusion in fp16, in half the memory.")  # fmt: skip
     retrieval.add_argument("--equal_texts", action="store_true",
                            help="Count a caption as correct for every image with an equal caption.")  # fmt: skip
+    retrieval.add_argument("--captions", type=int, metavar="N", help="Rank the first N captions of each image "
+                           "(default: all).")  # fmt: skip
     _add_caption_keys(retrieval)
 
     foils = tasks.add_parser(

@@ -1,7 +1,8 @@
 """Rank the images and captions of a split with a saved model: `mmbert evaluate retrieval`."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def evaluate_retrieval(
     split_key: str | None = None,
     delimiter: str | None = None,
     drop_uncaptioned: bool = False,
+    captions: int | None = None,
     scorer: str | Sequence[str] = "auto",
     k: int = 32,
     folds: int | Sequence[int] = 1,
@@ -114,7 +116,7 @@ def evaluate_retrieval(
     Args:
         model: Folder of a saved model, result of `mmbert.load`, or an `MMBertForPreTraining` with its `processor`.
         data: Annotation file, or `mmbert.evaluation.retrieval.Candidates`, which need none of the options up to
-            `drop_uncaptioned`.
+            `captions`.
         images: Folder of the images.
         format: Format of the file: karpathy, coco, jsonl or csv.
         split: Split to rank (default "test") of a file that holds several, karpathy or with `split_key`.
@@ -123,6 +125,7 @@ def evaluate_retrieval(
         split_key: Field with the split (jsonl, csv).
         delimiter: Character between columns (csv).
         drop_uncaptioned: Drop images without a caption instead of raising an error (coco, karpathy).
+        captions: Rank only the first captions of each image, so many. None: all.
         scorer: One or several of itc (contrastive vectors, no fusion), itm (fuses every pair) and two_stage (fuses the
             k nearest by itc); "auto": itc, then two_stage, as far as the model has the objectives.
         k: Shortlist of two_stage, in texts per image and images per text.
@@ -148,6 +151,8 @@ def evaluate_retrieval(
         DataError: Something is wrong with the file, an image or the saved weights.
     """
     check_sizes(batch_size, num_workers)
+    if captions is not None and captions < 1:
+        raise UsageError(f"captions={captions}: must be 1 or more.")
     with ready_model(model, processor, device, precision) as (ready, own_processor, computation):
         names = [scorer] if isinstance(scorer, str) else [*scorer]
         scorers: dict[str, None] = {}
@@ -165,7 +170,8 @@ def evaluate_retrieval(
             candidates, split = data, split or "candidates"
         else:
             split = split_name(split, has_splits=format == "karpathy" or split_key is not None, format=format)
-            candidates = read_candidates(data, images, format, split, keys)
+            examples = read_split(data, images, format, split, keys)
+            candidates = Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples])
         training: list[Example] = []
         if baseline is not None:
             if baseline not in BASELINES:
@@ -226,10 +232,3 @@ def evaluate_retrieval(
                 if on_result is not None:
                     on_result(metrics)
         return report
-
-
-def read_candidates(
-    file: str | Path, images: str | Path | None, format: str, split: str, keys: Mapping[str, Any]
-) -> Candidates:
-    """Read the images and captions of one split, see `read_split`."""
-    return Candidates.from_examples(read_split(file, images, format, split, keys))
