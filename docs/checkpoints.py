@@ -26,8 +26,9 @@ class Row(NamedTuple):
     note: str = ""  # what differs, or the reason why it is not imported
 
 
-VISUALBERT, ALBEF, BRIDGETOWER, VILT, METER, VISION_TEXT = (
-    f"test_import_{name}.py::" for name in ("visualbert", "albef", "bridgetower", "vilt", "meter", "vision_text")
+VISUALBERT, ALBEF, BRIDGETOWER, VILT, METER, CLIP, VISION_TEXT = (
+    f"test_import_{name}.py::"
+    for name in ("visualbert", "albef", "bridgetower", "vilt", "meter", "clip", "vision_text")
 )
 NOT_YET = "not implemented: needs "
 ROWS = [
@@ -54,9 +55,10 @@ ROWS = [
     Row("ViLT", "retrieval", VILT + "test_retrieval", "as above; its one score is the log-odds of the head of itm"),
     Row("ViLT", "NLVR2", VILT + "test_two_images_with_types_of_their_own", "as above"),
     Row("ViLT", "token classification", "", "mmbert has no such head"),
-    Row("CLIP", "contrastive", "", NOT_YET + "a causal text tower with norms first, pooled at its last token"),
+    Row("CLIP", "contrastive", CLIP + "test_contrastive", "an image is resized to a square, where CLIP crops it"),
+    Row("CLIP", "image classification", "", "mmbert's tasks read a text"),
     Row("VisionTextDualEncoder", "contrastive", VISION_TEXT + "test_contrastive",
-        "of BERT or RoBERTa with CLIP's ViT or a ViT; an image is resized to a square, where CLIP crops it"),
+        "of BERT or RoBERTa with CLIP's ViT or a ViT; images as of CLIP"),
     Row("VisionTextDualEncoder", "contrastive, with other encoders", "", "mmbert's text encoders are BERT and RoBERTa, "
         "and its import maps the names of these ViTs only"),
     Row("BLIP", "ITM, contrastive", "", NOT_YET + "itc over text layers that skip cross-attention without an image"),

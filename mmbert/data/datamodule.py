@@ -249,7 +249,7 @@ class PairsDataModule(SplitsDataModule):
         special = frozenset(int(i) for i in tokenizer.all_special_ids)
         ordinary = np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
         self.masking = Masking(
-            mask_token_id=int(tokenizer.mask_token_id),  # pyright: ignore[reportArgumentType]
+            mask_token_id=None if tokenizer.mask_token_id is None else int(tokenizer.mask_token_id),  # pyright: ignore
             ordinary_ids=ordinary,
             special_ids=special,
             probability=options.mlm_probability,

@@ -12,7 +12,8 @@ from mmbert.model.tokens import IGNORE_INDEX
 class Masking:
     """BERT's masking rule (arXiv:1810.04805, Sec. 3.1): 15 % of tokens, of these 80/10/10 mask/random/unchanged."""
 
-    mask_token_id: int
+    mask_token_id: int | None
+    """None: the tokenizer has no [MASK], so nothing is masked."""
     ordinary_ids: np.ndarray
     """Ids that may replace a token: the vocabulary without special tokens, (V',) int64."""
     special_ids: frozenset[int]
@@ -39,6 +40,8 @@ class Masking:
         Returns:
             Ids with some replaced, and labels: the original id where predicted, else `IGNORE_INDEX`.
         """
+        if self.mask_token_id is None:
+            return list(ids), [IGNORE_INDEX] * len(ids)
         units: list[list[int]] = []
         for position, token in enumerate(ids):
             if token in self.special_ids:

@@ -109,14 +109,18 @@ class MMBertProcessor(ProcessorMixin):
         """Combine a tokenizer with image settings.
 
         Args:
-            tokenizer: A BERT-like tokenizer with [CLS], [SEP], [MASK] and [PAD].
+            tokenizer: A tokenizer with [CLS], [SEP] and [PAD], as BERT's, and [MASK] for whatever masks tokens. One
+                with tokens for begin and end of a text instead, as CLIP's, gets these as [CLS] and [SEP].
             image_settings: How images are resized and normalised.
             max_text_length: Longer texts are cut, in tokens incl. [CLS] and [SEP].
 
         Raises:
             UsageError: The tokenizer lacks one of the special tokens.
         """
-        lacking = [n for n in ("cls_token", "sep_token", "mask_token", "pad_token") if getattr(tokenizer, n) is None]
+        for name, other in (("cls_token", "bos_token"), ("sep_token", "eos_token")):
+            if getattr(tokenizer, name) is None and getattr(tokenizer, other) is not None:
+                setattr(tokenizer, name, getattr(tokenizer, other))
+        lacking = [n for n in ("cls_token", "sep_token", "pad_token") if getattr(tokenizer, n) is None]
         if lacking:
             raise UsageError(f"tokenizer '{tokenizer.name_or_path}' has no {', '.join(lacking)}; mmbert needs BERT's.")
         self.tokenizer, self.image_settings, self.max_text_length = tokenizer, image_settings, max_text_length
@@ -189,8 +193,19 @@ class MMBertProcessor(ProcessorMixin):
 
     @property
     def mask_token_id(self) -> int:
-        """Token id of [MASK]."""
+        """Token id of [MASK].
+
+        Raises:
+            UsageError: The tokenizer has none.
+        """
+        if self.tokenizer.mask_token_id is None:
+            raise UsageError(f"tokenizer '{self.tokenizer.name_or_path}' has no mask_token, so no word can be masked.")
         return int(self.tokenizer.mask_token_id)  # pyright: ignore[reportArgumentType]
+
+    def has_mask(self, text: str) -> bool:
+        """Whether a text has a [MASK]; a tokenizer without it finds none."""
+        mask_token = self.tokenizer.mask_token
+        return mask_token is not None and str(mask_token) in text
 
     def encode(self, text: str) -> list[int]:
         """Tokenize a text with [CLS] and [SEP], truncated to `max_text_length`; "[MASK]" in it is ordinary text.
@@ -226,9 +241,11 @@ class MMBertProcessor(ProcessorMixin):
         """Tokenize as `encode` does, but turn every "[MASK]" (the tokenizer's mask token) into a mask.
 
         Raises:
-            UsageError: No [MASK] in the text, or one behind the tokens that `max_text_length` keeps.
+            UsageError: No [MASK] in the text, one behind the tokens that `max_text_length` keeps, or a tokenizer
+                without it.
         """
         tokenizer: Any = self.tokenizer
+        mask_token_id = self.mask_token_id
         mask_token = tokenizer.mask_token
         parts = [
             self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
@@ -238,9 +255,9 @@ class MMBertProcessor(ProcessorMixin):
             raise UsageError(f"the text {quote(text)} has no {mask_token}; write one for each word to predict.")
         ids = [tokenizer.cls_token_id, *parts[0]]
         for part in parts[1:]:
-            ids += [self.mask_token_id, *part]
+            ids += [mask_token_id, *part]
         kept = ids[: self.max_text_length - 1]
-        if self.mask_token_id in ids[len(kept) :]:
+        if mask_token_id in ids[len(kept) :]:
             raise UsageError(
                 f"the text {quote(text)} has {len(ids) + 1} tokens, of which {self.max_text_length} are read: "
                 f"a {mask_token} would be cut off. Make it shorter."

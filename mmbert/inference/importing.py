@@ -57,6 +57,8 @@ def import_checkpoint(
     if image_size is not None:
         plan.config["image_size"] = image_size
     words = _tokenizer(read.folder, source, tokenizer)
+    if words.pad_token_id is not None:
+        plan.config.setdefault("pad_token_id", words.pad_token_id)
     model, account = build(plan, checkpoint, partial=partial)
     length = min(plan.max_text_length, model.config.max_position_embeddings)
     processor = MMBertProcessor(

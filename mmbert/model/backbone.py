@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from mmbert.errors import UsageError
 from mmbert.model.base_model import MMBertPreTrainedModel
+from mmbert.model.clip_text_encoder import ClipTextEncoder
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.encoders import ImageEncoder, TextEncoder
 from mmbert.model.feature_encoder import FeatureEncoder
 from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.outputs import MMBertOutput, is_recording
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
+
+TEXT_ENCODERS = {"bert": TextEncoder, "clip": ClipTextEncoder}
+"""Value of `text_tower` -> text encoder."""
 
 
 class MMBertModel(MMBertPreTrainedModel):
@@ -26,7 +30,7 @@ class MMBertModel(MMBertPreTrainedModel):
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
-        self.text_encoder = TextEncoder(config)
+        self.text_encoder: TextEncoder | ClipTextEncoder = TEXT_ENCODERS[config.text_tower](config)
         # An imported model of region features computes in Python only; whatever caches or trains has an image encoder.
         self.image_encoder: ImageEncoder = (
             ImageEncoder(config) if config.image_features is None else FeatureEncoder(config)  # pyright: ignore
@@ -45,15 +49,15 @@ class MMBertModel(MMBertPreTrainedModel):
     @property
     def word_embeddings(self) -> Tensor:
         """Word embedding matrix, (V, text width)."""
-        return self.text_encoder.bert.embeddings.word_embeddings.weight
+        return self.get_input_embeddings().weight  # pyright: ignore[reportReturnType]
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embedding layer."""
-        return self.text_encoder.bert.embeddings.word_embeddings
+        return self.text_encoder.transformer.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding layer."""
-        self.text_encoder.bert.embeddings.word_embeddings = value
+        self.text_encoder.transformer.set_input_embeddings(value)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None

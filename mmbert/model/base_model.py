@@ -29,7 +29,7 @@ class MMBertPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # transformers' Trainer then divides by the number of accumulated batches itself
     _supports_sdpa = True
-    _no_split_modules = ["BertEmbeddings", "BertLayer", "SelfAttentionLayer", "CrossAttentionLayer"]  # noqa: RUF012
+    _no_split_modules = ["BertEmbeddings", "BertLayer", "CLIPEncoderLayer", "SelfAttentionLayer", "CrossAttentionLayer"]  # noqa: RUF012
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
@@ -76,8 +76,8 @@ class MMBertPreTrainedModel(PreTrainedModel):
         lacking = {*missing_keys, *buffers}
         values = {name: x for name in lacking if not (x := self.get_parameter_or_buffer(name)).is_meta}
         super()._move_missing_keys_from_meta_to_device(missing_keys, *args)
-        # BERT and timm compute the buffers of their own in `_init_weights`.
-        remaining = lacking - values.keys() - {name for name in buffers if {"bert", "vit"} & {*name.split(".")}}
+        # BERT, CLIP and timm compute the buffers of their own in `_init_weights`.
+        remaining = lacking - values.keys() - {name for name in buffers if {"bert", "clip", "vit"} & {*name.split(".")}}
         if remaining:
             fresh = type(self)(copy.deepcopy(self.config))
             values |= {name: fresh.get_parameter_or_buffer(name) for name in remaining}

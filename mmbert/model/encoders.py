@@ -77,11 +77,7 @@ class TextEncoder(Encoder):
     def __init__(self, config: MMBertConfig):
         super().__init__()
         assert config.text_hidden_size is not None  # set by MMBertConfig
-        if config.text_hidden_act not in ACT2FN:
-            raise UsageError(
-                f"text_hidden_act='{config.text_hidden_act}' is no activation of transformers; allowed are "
-                f"{', '.join(sorted(ACT2FN))}.{did_you_mean(config.text_hidden_act, ACT2FN)}"
-            )
+        check_activation(config)
         self.width = config.text_hidden_size
         self.bert = BertModel(
             BertConfig(
@@ -102,6 +98,16 @@ class TextEncoder(Encoder):
             add_pooling_layer=False,
         )
         speed_up_dropout(self.bert)
+
+    @property
+    def transformer(self) -> BertModel:
+        """The model of transformers."""
+        return self.bert
+
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """Modules that return (output, attention weights), one a layer."""
+        return [layer.attention.self for layer in self.bert.encoder.layer]  # pyright: ignore
 
     def blocks(self) -> tuple[tuple[nn.Module, ...], nn.ModuleList | nn.Sequential]:
         """Return the embeddings and the list of layers."""
@@ -126,11 +132,7 @@ class TextEncoder(Encoder):
         Raises:
             UsageError: More tokens than position embeddings.
         """
-        max_length = self.bert.config.max_position_embeddings
-        if input_ids.shape[1] > max_length:
-            raise UsageError(
-                f"input_ids has {input_ids.shape[1]} tokens, but max_position_embeddings={max_length}; truncate texts."
-            )
+        check_length(input_ids, self.bert.config.max_position_embeddings)
         implementation = "sdpa" if fused_attention_is_faster(input_ids.device) else "eager"
         if self.bert.config._attn_implementation != implementation:
             self.bert.set_attn_implementation(implementation)
@@ -140,6 +142,31 @@ class TextEncoder(Encoder):
         )
         intermediate = tuple(out.hidden_states[i] for i in layers)  # hidden_states[0] are the embeddings
         return Tokens(out.last_hidden_state, mask.bool(), intermediate)
+
+
+def check_activation(config: MMBertConfig) -> None:
+    """Check the activation of the text encoder.
+
+    Raises:
+        UsageError: `text_hidden_act` is not the name of one.
+    """
+    if config.text_hidden_act not in ACT2FN:
+        raise UsageError(
+            f"text_hidden_act='{config.text_hidden_act}' is no activation of transformers; allowed are "
+            f"{', '.join(sorted(ACT2FN))}.{did_you_mean(config.text_hidden_act, ACT2FN)}"
+        )
+
+
+def check_length(input_ids: Tensor, max_length: int) -> None:
+    """Check that there is a position embedding for each of (B, T) tokens.
+
+    Raises:
+        UsageError: More tokens than `max_length`.
+    """
+    if input_ids.shape[1] > max_length:
+        raise UsageError(
+            f"input_ids has {input_ids.shape[1]} tokens, but max_position_embeddings={max_length}; truncate texts."
+        )
 
 
 class ImageEncoder(Encoder):

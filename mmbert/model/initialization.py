@@ -50,6 +50,11 @@ def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images
             f"image_model='{options.image_model}' names weights ({tag}), but only image_pretrained loads weights: give "
             f"--model.image_pretrained {options.image_model}, or image_model={name} to train from scratch."
         )
+    if options.text_pretrained is not None and options.text_tower != "bert":
+        raise UsageError(
+            f"text_pretrained='{options.text_pretrained}' loads a BERT, but text_tower='{options.text_tower}': leave "
+            "one out. mmbert import converts a CLIP for model.pretrained."
+        )
     text = None if options.text_pretrained is None else read_bert(options.text_pretrained)
     architecture: dict[str, Any] = {name: getattr(options, name) for name in KEYS}
     if text is not None:
@@ -62,7 +67,8 @@ def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images
     # After construction, because that draws all weights.
     if text is not None:
         start = plan_warm_start(model, text) if options.fusion_init == "bert" else WarmStart()
-        load_bert_weights(model.mmbert.text_encoder.bert, text, used_elsewhere={*start.sources.values()})
+        bert: Any = model.mmbert.text_encoder.transformer
+        load_bert_weights(bert, text, used_elsewhere={*start.sources.values()})
         start.apply(model, text.state)
     if image is not None:
         load_vit_weights(model.mmbert.image_encoder.vit, image)

@@ -51,6 +51,9 @@ class Architecture:
     intermediate_size: int | None = None
     """Width of the feed-forward blocks of the fusion part. None: four times `hidden_size`."""
 
+    text_tower: str = "bert"
+    """Family of the text encoder. bert: bidirectional, with the text in the state of [CLS]; clip: causal, with the
+    LayerNorms first and the text in the state of its last token, as in CLIP."""
     text_hidden_size: int | None = None
     """Width of the text encoder. None: that of the pretrained encoder, from scratch `hidden_size`."""
     text_num_attention_heads: int | None = None
@@ -64,7 +67,7 @@ class Architecture:
     pad_token_id: int | None = 0
     """Id of the padding token."""
     type_vocab_size: int = 2
-    """Entries of the token type embedding of the text encoder; every token has type 0."""
+    """Entries of the token type embedding of the text encoder, which clip lacks; every token has type 0."""
     text_hidden_act: str = "gelu"
     """Activation in the feed-forward blocks of the text encoder: a name of transformers, such as gelu, relu, silu."""
 
@@ -88,7 +91,7 @@ class Architecture:
     pretrained ViT brings its own."""
 
     hidden_dropout_prob: float = 0.1
-    """Dropout on hidden states of text and fusion layers, fraction of features."""
+    """Dropout on hidden states of text layers, other than those of clip, and fusion layers, fraction of features."""
     attention_probs_dropout_prob: float = 0.1
     """Dropout on attention weights of text and fusion layers, fraction of weights."""
     layer_norm_eps: float = 1e-12
@@ -163,6 +166,7 @@ CHOICES = {
     "pooler": ("tanh", "separate", "none"),
     "bridge_text_norm": ("plain", "none"),
     "early_pool": ("first", "last"),
+    "text_tower": ("bert", "clip"),
 }
 """Keys with few allowed values."""
 

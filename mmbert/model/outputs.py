@@ -102,14 +102,15 @@ def record_states(model: Any, *, hidden_states: bool, attentions: bool) -> Itera
 
                 stack.callback(module.register_forward_hook(hook).remove)
 
-            bert, vit = model.text_encoder.bert, model.image_encoder.vit
+            text, vit = model.text_encoder, model.image_encoder.vit
             if hidden_states:
                 fusion_layers = [m for m in model.fusion.modules() if isinstance(m, FusionLayer)]
-                for layer in (bert.embeddings, *bert.encoder.layer, *vit.blocks, *fusion_layers):
+                embeddings, layers = text.blocks()
+                for layer in (*embeddings, *layers, *vit.blocks, *fusion_layers):
                     keep(layer, states, item=0)
             if attentions:
-                for layer in bert.encoder.layer:
-                    keep(layer.attention.self, weights, item=1)
+                for module in text.attentions:
+                    keep(module, weights, item=1)
                 for name, module in vit.named_modules():
                     if name.endswith("attn_drop"):  # applied to the weights
                         keep(module, weights)

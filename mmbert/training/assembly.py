@@ -82,6 +82,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
     data: SplitsDataModule
     if task is None:
+        _check_mask_token(model, processor)
         data = PairsDataModule(data_options, processor, seed=seed)
         _start_ngrams(model, data)
         if optim.first_stage is not None and optim.first_stage not in model.config.objective_options():
@@ -126,6 +127,18 @@ def _lora_options(model: ModelOptions, optim: OptimOptions) -> LoraOptions | Non
                 f"model.{name}_pretrained or model.pretrained, or leave it out of the targets."
             )
     return lora
+
+
+def _check_mask_token(model: HeadedModel, processor: MMBertProcessor) -> None:
+    """Raise on objectives that read masked texts where the tokenizer has no mask token."""
+    assert isinstance(model, MMBertForPreTraining)
+    masked = [name for name, objective in model.objectives.items() if "masked" in objective.reads]  # pyright: ignore
+    if masked and processor.tokenizer.mask_token is None:
+        raise UsageError(
+            f"the objectives {', '.join(masked)} read masked texts, but data.tokenizer="
+            f"'{processor.tokenizer.name_or_path}' has no mask token; disable them (--model.objectives '{{itc: 1}}') "
+            "or name another tokenizer."
+        )
 
 
 def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:

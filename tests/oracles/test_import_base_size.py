@@ -11,6 +11,8 @@ from transformers import (
     BertConfig,
     BridgeTowerConfig,
     BridgeTowerForImageAndTextRetrieval,
+    CLIPConfig,
+    CLIPModel,
     CLIPVisionConfig,
     ViltConfig,
     ViltForQuestionAnswering,
@@ -70,3 +72,14 @@ def test_vision_text_dual_encoder(tmp_path: Path) -> None:
     pixels = images(2, 224)
     own = imported(other, tmp_path)(**WORDS, pixel_values=pixels).logits_per_text
     assert difference(own, other(**WORDS, pixel_values=pixels).logits_per_text) < LIMIT
+
+
+@torch.no_grad()
+def test_clip(tmp_path: Path) -> None:
+    other = CLIPModel(CLIPConfig())
+    end = other.config.text_config.eos_token_id
+    lengths = WORDS["attention_mask"].sum(dim=1, keepdim=True)
+    words = {**WORDS, "input_ids": WORDS["input_ids"].scatter(1, lengths - 1, end)}
+    pixels = images(2, 224)
+    own = imported(other, tmp_path)(**words, pixel_values=pixels).logits_per_text
+    assert difference(own, other(**words, pixel_values=pixels).logits_per_text) < LIMIT

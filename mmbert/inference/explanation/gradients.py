@@ -37,7 +37,7 @@ def gradient_relevance(
         UsageError: captum, which integrates gradients, is not installed.
     """
     ids = torch.tensor([target.input_ids, [*baseline_ids]], device=pixels.device)
-    embeddings, empty = core.text_encoder.bert.embeddings(ids).detach().split(1)
+    embeddings, empty = core.text_encoder.blocks()[0][0](ids).detach().split(1)
 
     def score(embeddings: Tensor, pixels: Tensor) -> Tensor:
         rows = ids[:1].expand(len(embeddings), -1)

@@ -44,7 +44,7 @@ def target_of(model: Any, image: ImageSource, text: str, target: str | None) -> 
         if isinstance(model.model, MMBertForTask):
             task_of(model.model, model.name, one_image=True)
             target = model.answer(image, text)[0].answer
-        elif str(model.processor.tokenizer.mask_token) in text:
+        elif model.processor.has_mask(text):
             target = model.fill_mask(image, text, top_k=1)[0][0].token
     return choose_target(model.model, model.processor, model.name, text, target)
 
@@ -107,7 +107,7 @@ def _word_target(model: Any, processor: MMBertProcessor, name: str, text: str, w
     pieces = processor.encode(word)[1:-1]
     if not pieces:
         raise UsageError(f"target={quote(word)} has no token; give itm, itc or a word.")
-    if str(processor.tokenizer.mask_token) in text:
+    if processor.has_mask(text):
         ids = processor.encode_masked(text)
         start = ids.index(processor.mask_token_id)
         ids = [*ids[:start], *[processor.mask_token_id] * len(pieces), *ids[start + 1 :]]

@@ -61,7 +61,7 @@ def replaced_inputs(
     core: MMBertModel, text: Callable[[Tensor], Tensor], image: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Replace the input embeddings of a text (B, T, width) and of an image (B, P, width) by functions of them."""
-    embeddings: Any = core.text_encoder.bert.embeddings
+    embeddings: Any = core.text_encoder.blocks()[0][0]
     blocks = core.image_encoder.vit.blocks
     handles = [
         embeddings.register_forward_hook(lambda module, args, output: text(output)),
@@ -82,7 +82,7 @@ class _Pass:
     def __init__(self, core: MMBertModel):
         self.core = core
         self.layers: list[nn.Module] = [
-            *core.text_encoder.bert.encoder.layer,
+            *core.text_encoder.blocks()[1],
             *core.image_encoder.vit.blocks,
             *[module for module in core.fusion.modules() if isinstance(module, Attention)],
         ]
@@ -96,11 +96,11 @@ class _Pass:
             def hook(module: nn.Module, function: Callable[..., Any], **options: Any) -> None:
                 stack.callback(module.register_forward_hook(function, **options).remove)
 
+            for module in self.core.text_encoder.attentions:
+                hook(module, lambda module, args, output: recorded.append(output[1]))
             for layer in self.layers:
                 for name, module in layer.named_modules():
-                    if name.endswith("attention.self"):  # BERT returns (output, weights)
-                        hook(module, lambda module, args, output: recorded.append(output[1]))
-                    elif name.endswith("attn_drop"):  # applied to the weights of timm's ViTs
+                    if name.endswith("attn_drop"):  # applied to the weights of timm's ViTs
                         hook(module, lambda module, args, output: recorded.append(output))
 
                 def behind(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
