@@ -1,5 +1,6 @@
 """Features of Lightning with a `TrainingModule` and in runs: one test for each row of docs/lightning.md."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +29,11 @@ from torch.utils.data import DataLoader
 
 import mmbert
 from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.labelled_datamodule import LabelledDataModule, read_task_data
 from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError
 from mmbert.evaluation.options import EvaluationOptions
-from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.modeling import MMBertForPreTraining, MMBertForTask
 from mmbert.runtime.terminal import quiet_lightning
 from mmbert.training.lightning_features import validate_callbacks
 from mmbert.training.module import TrainingModule
@@ -140,6 +142,28 @@ def test_predict_and_forward(folder: Path) -> None:
     alone = TrainingModule(without, data, optim=OptimOptions(), evaluation=EvaluationOptions(), seed=0)
     with pytest.raises(UsageError, match="predict needs a task, or the objective itm or itc"):
         L.Trainer(**OPTIONS).predict(alone, datamodule=data)
+
+
+def test_predict_and_load_a_fine_tuned_model(folder: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    rows = [{**line, "text": line["caption"], "label": i % 2} for i, line in enumerate(lines)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = DataOptions(
+        format="jsonl", annotations=str(tmp_path / "labels.jsonl"), images=str(folder), split_key="split",
+        batch_size=4, eval_batch_size=4, num_workers=0,
+    )  # fmt: skip
+    examples, labels = read_task_data(options, "decision")
+    data = LabelledDataModule(options, examples, labels, tiny_processor(), task="decision", seed=0)
+    model = MMBertForTask(tiny_config(task="decision", labels=labels, num_images=1))
+    module = TrainingModule(model, data, optim=OptimOptions(), evaluation=EvaluationOptions(), seed=0)
+    trainer = L.Trainer(**OPTIONS, max_steps=1)
+    trainer.fit(module, datamodule=data)
+    found: Any = trainer.predict(module, datamodule=data)
+    assert torch.cat([batch["index"] for batch in found]).tolist() == [*range(6)]
+    assert torch.cat([batch["logits"] for batch in found]).shape == (6, 2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = TrainingModule.load_from_checkpoint(tmp_path / "a.ckpt", model=model, data=data)
+    assert loaded.hparams["model"]["task"] == "decision"
 
 
 class StubLogger(DummyLogger):
