@@ -65,7 +65,7 @@ class MMBertModel(MMBertPreTrainedModel):
         """Encode (B, T) token ids to (B, T, D) tokens, projected to the width of the fusion."""
         layers = self.fusion.reads_text_layers
         tokens = self.text_encoder(input_ids, attention_mask, token_type_ids, layers=layers)
-        return tokens._replace(hidden_states=self.text_projection(tokens.hidden_states))
+        return self.fusion.encode_text(tokens._replace(hidden_states=self.text_projection(tokens.hidden_states)))
 
     def encode_image(self, pixel_values: Tensor, image_mask: Tensor | None = None) -> Tokens:
         """Encode normalised images to (B, P, D) tokens, projected to the width of the fusion.

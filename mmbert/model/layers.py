@@ -203,13 +203,14 @@ class CrossAttentionLayer(FusionLayer):
         self.attention = Attention(config)
         self.cross_attention = Attention(config, is_cross=True)
         self.feed_forward = FeedForward(config)
+        self.skips_absent = config.shared_text_layers
 
-    def forward(self, tokens: Tokens, *, context: Tokens, queries: Tokens | None = None) -> Tokens:
+    def forward(self, tokens: Tokens, *, context: Tokens | None, queries: Tokens | None = None) -> Tokens:
         """Apply the layer: (B, L, D) to (B, L, D), with the same mask.
 
         Args:
             tokens: (B, L, D).
-            context: (B, S, D).
+            context: (B, S, D); None: skip the attention to the other stream.
             queries: Those of the tokens whose new states are read: (B, L', D). None: all.
         """
         queries = tokens if queries is None else queries
@@ -217,9 +218,14 @@ class CrossAttentionLayer(FusionLayer):
             return queries
         return queries._replace(hidden_states=self.run(self._block, queries.hidden_states, tokens, context))
 
-    def _block(self, queries: Tensor, tokens: Tokens, context: Tokens) -> Tensor:
+    def _block(self, queries: Tensor, tokens: Tokens, context: Tokens | None) -> Tensor:
         hidden_states = self.attention(queries, tokens)
-        return self.feed_forward(self.cross_attention(hidden_states, context))
+        if context is not None:
+            crossed = self.cross_attention(hidden_states, context)
+            if self.skips_absent:  # no LayerNorm either
+                crossed = torch.where(context.mask.any(dim=1)[:, None, None], crossed, hidden_states)
+            hidden_states = crossed
+        return self.feed_forward(hidden_states)
 
 
 def build_layers(kind: type[FusionLayer], config: MMBertConfig) -> nn.ModuleList:

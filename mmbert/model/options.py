@@ -39,6 +39,9 @@ class Architecture:
     """Type vectors of images in early. 1: all images have the same; more: the i-th image of a text has the i-th."""
     early_pool: str = "first"
     """Text token whose state is pooled in early. first: [CLS]; last: the one before [SEP] (VisualBERT for VQA)."""
+    shared_text_layers: bool = False
+    """Whether the layers of hybrid_cross, without cross-attention, also encode the text alone, as itc reads it (BLIP);
+    they then skip cross-attention where the image is absent. Needs `text_layers` 0."""
     project_text: bool = False
     """Whether a linear layer follows the text encoder even if its width is `hidden_size`."""
     project_image: bool = False
@@ -142,6 +145,11 @@ class Architecture:
             raise UsageError(f"pad_token_id={self.pad_token_id}: must be from 0 to below vocab_size={self.vocab_size}.")
         if self.image_features is not None and self.image_layers > 0:
             raise UsageError(f"image_features={self.image_features} have no encoder: set image_layers=0.")
+        if self.shared_text_layers:
+            needed = {"fusion": "hybrid_cross", "text_layers": 0, "text_hidden_size": self.hidden_size}
+            for name, value in needed.items():
+                if getattr(self, name) not in (value, None):
+                    raise UsageError(f"shared_text_layers: needs {name}={value}; it is {getattr(self, name)}.")
         if ":" in self.image_model or "/" in self.image_model:
             raise UsageError(
                 f"image_model='{self.image_model}' names weights; expected the name of a timm architecture, such as "

@@ -101,6 +101,11 @@ def test_untied_matrix_is_resized_with_the_word_embeddings() -> None:
         ({"pooler": "seperate"}, "pooler='seperate'; allowed are tanh, separate, none. Did you mean 'separate'?"),
         ({"fusion_norm": "both"}, "fusion_norm='both'; allowed are post, pre."),
         ({"image_features": 24}, "image_features=24 have no encoder: set image_layers=0."),
+        ({"shared_text_layers": True}, "shared_text_layers: needs fusion=hybrid_cross; it is hybrid."),
+        (
+            {"shared_text_layers": True, "fusion": "hybrid_cross"},
+            "shared_text_layers: needs text_layers=0; it is 1.",
+        ),
         ({"text_layer_norm_eps": 0.0}, "text_layer_norm_eps=0.0: must be a number above 0."),
         ({"objectives": {"mlm": {"tied": "no"}}}, "objectives.mlm.tied='no'; allowed are true, false."),
     ],
@@ -113,7 +118,20 @@ def test_bad_values_are_rejected(overrides: dict, message: str) -> None:
 
 def test_configurations_without_the_new_keys_load() -> None:
     new = {"pooler", "fusion_norm", "fusion_final_norm", "bridge_text_norm", "early_image_norm", "image_features"}
-    new |= {"text_tower"}
+    new |= {"text_tower", "shared_text_layers"}
     saved = tiny_config().to_dict()
     assert new <= saved.keys()
     assert MMBertConfig.from_dict({k: v for k, v in saved.items() if k not in new}).pooler == "tanh"
+
+
+def test_shared_text_layers_are_trained_by_every_objective() -> None:
+    objectives = {"mlm": 1.0, "itm": {"negatives": "hard"}, "itc": {"embedding_size": 16}}
+    shared = {"fusion": "hybrid_cross", "shared_text_layers": True, "text_layers": 0, "fusion_layers": 2}
+    model = MMBertForPreTraining(tiny_config(**shared, objectives=objectives))
+    for only in objectives:
+        model.zero_grad()
+        model(**tiny_batch(), generator=torch.Generator().manual_seed(0), only=only).loss.backward()
+        layer = model.mmbert.fusion.layers[0]  # pyright: ignore
+        assert layer.attention.query.weight.grad.abs().sum() > 0  # pyright: ignore
+        crossed = layer.cross_attention.query.weight.grad  # pyright: ignore
+        assert (only == "itc") == (crossed is None or not crossed.abs().sum())

@@ -9,6 +9,8 @@ from oracles.import_parity import LIMIT, difference, images, import_folder, text
 from tiers import FULL
 from transformers import (
     BertConfig,
+    BlipConfig,
+    BlipForImageTextRetrieval,
     BridgeTowerConfig,
     BridgeTowerForImageAndTextRetrieval,
     CLIPConfig,
@@ -83,3 +85,12 @@ def test_clip(tmp_path: Path) -> None:
     pixels = images(2, 224)
     own = imported(other, tmp_path)(**words, pixel_values=pixels).logits_per_text
     assert difference(own, other(**words, pixel_values=pixels).logits_per_text) < LIMIT
+
+
+@torch.no_grad()
+def test_blip(tmp_path: Path) -> None:
+    text = {"num_attention_heads": 12, "pad_token_id": 1}
+    other = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config={"initializer_range": 0.02}))
+    pixels = images(2, 384)
+    own = imported(other, tmp_path)(**WORDS, pixel_values=pixels).itm_logits
+    assert difference(own, other(**WORDS, pixel_values=pixels).itm_score) < LIMIT

@@ -61,6 +61,10 @@ class Fusion(nn.Module):
         """
         return {}
 
+    def encode_text(self, text: Tokens) -> Tokens:
+        """Encode (B, T, D) tokens of the text encoder further, with layers that see no image; here there are none."""
+        return text
+
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """Fuse (B, T, D) text tokens with (B, P, D) image tokens.
 

@@ -13,7 +13,8 @@ class HybridCrossFusion(Fusion):
     """The multimodal encoder of ALBEF (arXiv:2107.07651, Sec. 3.1) and BLIP (arXiv:2201.12086, Sec. 3.1).
 
     One stream of text layers, each with attention to the image encoder's output. About half the parameters and time
-    of `hybrid` at the same depth.
+    of `hybrid` at the same depth. With `shared_text_layers` the same layers without cross-attention are BLIP's text
+    encoder.
     """
 
     min_layers = 1
@@ -28,8 +29,19 @@ class HybridCrossFusion(Fusion):
         """See `Fusion`: self-attention and feed-forward; cross-attention, which BERT lacks, starts random."""
         return upper_bert_layers("layers", self.config)
 
+    def encode_text(self, text: Tokens) -> Tokens:
+        """See `Fusion`. With `shared_text_layers` the input is kept in `Tokens.intermediate`, for `forward`."""
+        if not self.config.shared_text_layers:
+            return text
+        alone = text
+        for layer in self.layers:
+            alone = layer(alone, context=None)
+        return Tokens(alone.hidden_states, text.mask, (text.hidden_states,))
+
     def forward(self, text: Tokens, image: Tokens, *, reads: Reads = READ_ALL) -> Fused:
         """See `Fusion`. An absent image contributes zero; without text a learned token replaces [CLS]."""
+        if text.intermediate:  # what `encode_text` started from
+            text = Tokens(text.intermediate[0], text.mask)
         queries = text.with_fallback(self.absent_text)
         for number, layer in enumerate(self.layers, start=1):
             only_first = number == len(self.layers) and not reads.text

@@ -65,7 +65,7 @@ class ImageTextContrast(Objective):
             embedding_size=embedding_size, temperature=temperature, pool=pool, pooler=pooler, init=init,
             init_samples=init_samples,
         )  # fmt: skip
-        if config.text_layers == 0 or config.image_layers == 0:
+        if (config.text_layers == 0 and not config.shared_text_layers) or config.image_layers == 0:
             raise UsageError(
                 "objectives.itc compares the outputs of the two encoders, but here "
                 f"text_layers={config.text_layers} and image_layers={config.image_layers}: "
