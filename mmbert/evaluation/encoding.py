@@ -1,8 +1,14 @@
 """Encode images and texts once, and compute matching scores of their pairs from the stored tokens."""
 
+import logging
+import math
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from mmbert.data.images import ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.samples import stack_images
+from mmbert.errors import UsageError
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.model.tokens import Tokens
 from mmbert.runtime.distributed import all_reduce_max, gather_in_order, run_sharded, shard_jobs
 from mmbert.runtime.memory import free_memory
 from mmbert.runtime.signals import StopSignals
+
+log = logging.getLogger(__name__)
 
 PAIRS_PER_BATCH = 128
 """Pairs fused in one call, at most: bounds its memory. On a CPU the time per pair is the same with 16 and doubles with
@@ -131,7 +140,9 @@ def encode(
     of_image: dict[str, Tensor] = {}
     for rows, found in zip(batches, gather_in_order(map(encode_images, loader), len(batches)), strict=True):
         for name, value in found.items():  # written in place: concatenating a list would need twice the memory
-            of_image.setdefault(name, value.new_empty(len(images), *value.shape[1:]))[rows] = value
+            if name not in of_image:
+                of_image[name] = allocate((len(images), *value.shape[1:]), value.dtype)
+            of_image[name][rows] = value
 
     numbers: dict[tuple[int, ...], int] = {}
     text_index = torch.tensor([numbers.setdefault(tuple(processor.encode(text)), len(numbers)) for text in texts])
@@ -162,6 +173,31 @@ def encode(
         image_passes=len(images),
         text_passes=len(ids),
     )
+
+
+def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Make an empty tensor on the CPU: in memory, or in a temporary file if half of the free memory is too small.
+
+    Raises:
+        UsageError: The file would not fit the disk either.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size <= free_memory(torch.device("cpu")) // 2:
+        return torch.empty(*shape, dtype=dtype)
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UsageError(
+            f"the encoders' outputs take {size / 1e9:.1f} GB, more than half of the free memory, and {folder} has "
+            f"{free / 1e9:.1f} GB left: set TMPDIR to a larger disk, or rank with --scorer itc, which keeps no tokens."
+        )
+    log.info("the encoders' outputs take %.1f GB and are kept in a temporary file in %s", size / 1e9, folder)
+    handle, name = tempfile.mkstemp(prefix="mmbert-tokens-")
+    os.close(handle)
+    try:
+        return torch.from_file(name, shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
+    finally:
+        Path(name).unlink()  # the mapping stays until the tensor is dropped
 
 
 def encode_loaded(model: MMBertModel, processor: MMBertProcessor, loaded: Sequence[Tensor]) -> Tokens:

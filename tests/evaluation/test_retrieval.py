@@ -1,5 +1,7 @@
 """Retrieval: scores, shortlists, fusion passes, folds, and independence of batch size, workers and processes."""
 
+import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -126,6 +128,25 @@ def test_tokens_in_half_precision_take_half_the_memory_and_keep_the_ranks(candid
     assert scores[1].dtype == torch.float32
     torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-3)
     assert torch.equal(scores[0].argsort(dim=1), scores[1].argsort(dim=1))
+
+
+def test_tokens_that_do_not_fit_the_memory_are_kept_in_a_temporary_file(
+    candidates: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, expected = tiny_model(), encoded_with(tiny_model(), candidates)
+    monkeypatch.setattr(encoding, "free_memory", lambda device: 1_000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = {*tmp_path.iterdir()}
+    with caplog.at_level("INFO"):
+        found = encoded_with(model, candidates)
+    assert "are kept in a temporary file" in caplog.text
+    assert found.images is not None and expected.images is not None
+    assert torch.equal(found.images, expected.images), "every row is where it was written"
+    assert {*tmp_path.iterdir()} == before, "the file's name is gone at once, so a kill leaves nothing"
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UsageError, match="set TMPDIR to a larger disk, or rank with --scorer itc"):
+        encoded_with(model, candidates)
 
 
 @torch.no_grad()
