@@ -8,6 +8,7 @@ machine's matrix-product rate that mmbert's step reaches.
 
 Shapes: text of 40 tokens, 15 % of them predicted. VisualBERT gets 36 vectors of a detector, mmbert 36 patches with a
 wider projection. With `--clock cpu` seconds are CPU seconds of the process, for a machine that other jobs share.
+`--profile` prints where the time of mmbert's step goes instead, by kind of operation.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import gc
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from typing import Any, NamedTuple
@@ -162,6 +164,52 @@ def make_batch(case: Case, size: int) -> Batch:
     }
 
 
+KINDS = {
+    "matrix products": ("mm", "bmm", "addmm", "baddbmm", "mkldnn_linear", "convolution", "convolution_backward"),
+    "attention": ("attention",),
+    "softmax and losses": ("softmax", "nll_loss", "logsumexp"),
+    "GELU": ("gelu",),
+    "LayerNorm": ("layer_norm",),
+    "dropout": ("dropout", "bernoulli", "random"),
+    "copies and casts": ("copy_", "to_copy", "clone", "cat", "contiguous", "index", "gather", "scatter"),
+    "sums, products, fills": ("add", "mul", "div", "sum", "fill", "zero", "masked", "where"),
+    "optimizer": ("adamw",),
+}
+"""Kind of operation -> parts of the names of operators, the first that matches."""
+
+
+def kind_of(name: str) -> str:
+    """Name the kind of an operator of torch."""
+    name = name.removeprefix("aten::")
+    exact = next((kind for kind, parts in KINDS.items() if name.strip("_") in parts), None)
+    return exact or next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
+
+
+def profile(case: Case, options: argparse.Namespace, *, half: bool) -> str:
+    """Profile mmbert's step, and list the shares of the kinds of operations in its CPU time."""
+    own, _ = build_own(case, options), torch.manual_seed(0)
+    batch, shares = make_batch(case, options.batch), Counter[str]()
+    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-5, fused=True)
+    for is_warm in (False, True):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = own(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if is_warm:
+            for event in profiler.key_averages():
+                shares[kind_of(event.key)] += event.self_cpu_time_total
+    total = sum(shares.values())
+    return ", ".join(f"{kind} {time / total:.0%}" for kind, time in shares.most_common())
+
+
+def build_own(case: Case, options: argparse.Namespace) -> MMBertForPreTraining:
+    """Build mmbert's model of a case, in training mode."""
+    keys = {**case.own(options.layers), "hidden_size": 768, "num_attention_heads": 12, "vocab_size": case.vocab_size}
+    return MMBertForPreTraining(MMBertConfig(image_size=case.image_size, **keys, **dropouts(options.dropout))).train()
+
+
 def matrix_rate(dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """FLOPs per second of products of the size of a feed-forward block, the best of some."""
     x, weights = torch.randn(2048, 768).to(dtype), torch.randn(768, 3072).to(dtype)
@@ -178,8 +226,7 @@ def measure(case: Case, options: argparse.Namespace, *, half: bool) -> str:
     torch.manual_seed(0)
     clock, batch = CLOCKS[options.clock], make_batch(case, options.batch)
     peer = case.peer(options.layers, options.dropout).train()
-    keys = {**case.own(options.layers), "hidden_size": 768, "num_attention_heads": 12, "vocab_size": case.vocab_size}
-    own = MMBertForPreTraining(MMBertConfig(image_size=case.image_size, **keys, **dropouts(options.dropout))).train()
+    own = build_own(case, options)
     inputs = case.peer_inputs(batch)
     losses = {"peer": lambda: peer(**inputs).loss, "own": lambda: own(**batch).loss}
     optimizers = {
@@ -218,6 +265,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="of each stack; 12 is base size")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--profile", action="store_true", help="print where the time of mmbert's step goes instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     processor = platform.processor() or platform.machine()
@@ -226,6 +274,12 @@ def main() -> None:
         f"{options.threads} threads, {options.clock} seconds, batch {options.batch}, {options.layers} layers, dropout "
         f"{options.dropout}, medians of {options.alternations} alternating steps\n"
     )
+    if options.profile:
+        for name in options.peers:
+            for precision in options.precisions:
+                shares = profile(CASES[name], options, half=precision == "bf16")
+                print(f"- {name}, {precision}: {shares}", flush=True)
+        return
     print("| peer | precision | peer, s | mmbert, s | peer / mmbert | matrix-product rate |\n|---|---|---|---|---|---|")
     for name in options.peers:
         for precision in options.precisions:
