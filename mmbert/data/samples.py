@@ -140,6 +140,12 @@ class Samples(Dataset):
                 else:
                     yield file, None
 
+    def cached_views(self, texts: str) -> "list[View | None]":
+        """List what the encoder cache, or without one the file, has of an image with these texts; None: the image."""
+        if self.cache is None or self.augmentation in (None, Augmentation()):
+            return [None]
+        return [View(number, self._may_mirror(texts)) for number in range(self.views)]
+
     def _image(self, epoch: int, i: int, file: Path, texts: str) -> Tensor:
         """Load an image as (3, S, S) uint8 with the epoch's augmentation, or its (P, W) hidden states from the cache.
 

@@ -1,6 +1,6 @@
 """The closed form of ITC: projections solved from the encoders' outputs on training pairs, without a training step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError, ImageSource
 from mmbert.data.processor import MMBertProcessor, pad
+from mmbert.data.samples import View
 from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import EncodedCandidates, LoadImage, encode_loaded
 from mmbert.evaluation.retrieval import Candidates
@@ -23,8 +24,8 @@ from mmbert.runtime.signals import StopSignals
 
 MAX_PAIRS = 20_000
 """Training pairs that are used unless another number is given."""
-RIDGE = 0.3
-"""Ridge of `canonical_maps`."""
+BASELINE_RIDGE = 0.3
+"""Ridge of the baseline, see `canonical_maps`."""
 BASELINE_DIRECTIONS, BASELINE_POOL = 128, "first_and_mean"
 """Width of the common space and features of the baseline."""
 
@@ -40,15 +41,16 @@ class PooledFeatures(NamedTuple):
 class _Images(Dataset[Tensor | BadImageError]):
     """Data set of loaded images; an unreadable one is its error, which the caller raises or skips."""
 
-    def __init__(self, images: Sequence[ImageSource], load: LoadImage):
-        self.images, self.load = images, load
+    def __init__(self, images: Sequence[ImageSource], load: LoadImage, views: Sequence[View | None]):
+        self.images, self.load, self.views = images, load, views
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor | BadImageError:
+        image, view = self.images[index], self.views[index]
         try:
-            return self.load(self.images[index])
+            return self.load(image) if view is None else self.load(image, view)
         except BadImageError as error:
             return error
 
@@ -85,9 +87,11 @@ def solve_closed_form(
     *,
     pool: str,
     directions: int,
+    ridge: float,
     num_workers: int = 0,
     skip_unreadable: bool = False,
     load: LoadImage | None = None,
+    views_of: Callable[[str], Sequence[View | None]] | None = None,
 ) -> LinearMaps:
     """Solve ITC's projections from training pairs; the same for every number of processes.
 
@@ -98,9 +102,11 @@ def solve_closed_form(
         pairs: As from `choose_pairs`.
         pool: Features to pool, see `ImageTextContrast`.
         directions: Width of the common space.
+        ridge: See `canonical_maps`.
         num_workers: Processes that decode images.
         skip_unreadable: Leave out pairs whose image can't be read.
         load: See `pooled_features`.
+        views_of: Caption -> augmented views of its image, each of which is a pair with it; None: the image as it is.
 
     Raises:
         UsageError: An encoder without layers, or too few pairs or features for the directions.
@@ -112,24 +118,30 @@ def solve_closed_form(
             f"the closed form compares the outputs of the two encoders, but text_layers={config.text_layers} and "
             f"image_layers={config.image_layers}: both need at least 1 layer."
         )
-    image_numbers = {image: row for row, image in enumerate(dict.fromkeys(i for i, _ in pairs))}
     texts = [examples[i].captions[j] for i, j in pairs]
+    seen = [
+        (i, view, text)
+        for (i, _), text in zip(pairs, texts, strict=True)
+        for view in (views_of(text) if views_of else [None])
+    ]
+    image_numbers = {key: row for row, key in enumerate(dict.fromkeys((i, view) for i, view, _ in seen))}
     text_numbers = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     features = pooled_features(
         model,
         processor,
-        [examples[i].image for i in image_numbers],
+        [examples[i].image for i, _ in image_numbers],
         [*text_numbers],
         pool=pool,
         num_workers=num_workers,
         skip_unreadable=skip_unreadable,
         load=load,
+        views=[view for _, view in image_numbers],
     )
-    image_rows = torch.tensor([image_numbers[i] for i, _ in pairs])
-    text_rows = torch.tensor([text_numbers[text] for text in texts])
+    image_rows = torch.tensor([image_numbers[i, view] for i, view, _ in seen])
+    text_rows = torch.tensor([text_numbers[text] for _, _, text in seen])
     used = features.is_readable[image_rows]
     return canonical_maps(
-        features.texts[text_rows[used]], features.images[image_rows[used]], directions=directions, ridge=RIDGE
+        features.texts[text_rows[used]], features.images[image_rows[used]], directions=directions, ridge=ridge
     )
 
 
@@ -159,8 +171,8 @@ def closed_form_candidates(
     pairs = choose_pairs(examples, None, seed=0)
     directions = min(BASELINE_DIRECTIONS, 2 * model.config.hidden_size, len(pairs))
     maps = solve_closed_form(
-        model, processor, examples, pairs, pool=BASELINE_POOL, directions=directions, num_workers=num_workers,
-        load=load,
+        model, processor, examples, pairs, pool=BASELINE_POOL, directions=directions, ridge=BASELINE_RIDGE,
+        num_workers=num_workers, load=load,
     )  # fmt: skip
     distinct = {number: text for number, text in zip(encoded.text_index.tolist(), candidates.texts, strict=True)}
     texts = [distinct[number] for number in sorted(distinct)]
@@ -186,6 +198,7 @@ def pooled_features(
     num_workers: int = 0,
     skip_unreadable: bool = False,
     load: LoadImage | None = None,
+    views: Sequence[View | None] | None = None,
 ) -> PooledFeatures:
     """Encode images and texts, distributed over all processes, and pool their tokens.
 
@@ -199,6 +212,7 @@ def pooled_features(
         num_workers: Processes that decode images.
         skip_unreadable: Leave unreadable images out.
         load: Loads an image, or what an encoder cache holds of it; None: decodes it.
+        views: Augmented view of each image, with which `load` is called then; None: none.
 
     Raises:
         BadImageError: An image that can't be read, unless `skip_unreadable`.
@@ -206,7 +220,7 @@ def pooled_features(
     device = model.mmbert.word_embeddings.device
     image_batches = _batches([*range(len(images))], batch_size)
     loader = DataLoader(
-        _Images(images, load or processor.pixel_values),
+        _Images(images, load or processor.pixel_values, views or [None] * len(images)),
         batch_sampler=shard_jobs(image_batches),
         num_workers=num_workers,
         collate_fn=list,

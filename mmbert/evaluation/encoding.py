@@ -35,7 +35,7 @@ MAX_PADDING = 1 / 8
 """Texts are fused together if their lengths differ by at most this fraction of the tokens of a pair."""
 
 
-LoadImage = Callable[[Any], Tensor]
+LoadImage = Callable[..., Tensor]
 """An image to (3, S, S) uint8, or to its (P, W) hidden states from an encoder cache."""
 
 

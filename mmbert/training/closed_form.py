@@ -7,7 +7,6 @@ import torch
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.pairs import Pairs
-from mmbert.data.samples import Augmentation
 from mmbert.evaluation.closed_form import (
     PooledFeatures,
     choose_pairs,
@@ -37,7 +36,7 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
 
     Args:
         model: On its device, possibly sharded; its training mode is kept.
-        data: Its training pairs are used, without augmentation.
+        data: Its training pairs are used, with the augmented views that the encoder cache holds, else without any.
         val_images: Images of the validation split, with one caption each, that are ranked before and after.
         seed: Seed of the sample of pairs.
 
@@ -58,9 +57,11 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
         pairs,
         pool=itc.pool,
         directions=itc.text_projection.out_features,
+        ridge=itc.ridge,
         num_workers=workers,
         skip_unreadable=data.skip_unreadable,
         load=_image_loader(data.train_samples),
+        views_of=data.train_samples.cached_views,
     )
     val, positions = data.val_samples, []
     features = None
@@ -101,9 +102,8 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
 
 
 def _image_loader(samples: Pairs) -> LoadImage:
-    """Choose what loads the images without augmentation: the encoder cache, if it holds them so."""
-    augmented = samples.augmentation not in (None, Augmentation())
-    return samples.processor.pixel_values if samples.cache is None or augmented else samples.cache.hidden_states
+    """Choose what loads the images: the encoder cache, if there is one."""
+    return samples.processor.pixel_values if samples.cache is None else samples.cache.hidden_states
 
 
 def _recall_at_1(maps: LinearMaps, features: PooledFeatures, val: Pairs, positions: list[int]) -> tuple[float, float]:

@@ -72,6 +72,14 @@ def test_order_of_pairs_changes_nothing_but_rounding() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_repeated_pairs_change_nothing() -> None:
+    text, image = paired_features()
+    once = canonical_maps(text, image, directions=3, ridge=0.3)
+    often = canonical_maps(text.repeat(200, 1), image.repeat(200, 1), directions=3, ridge=0.3)  # more than one block
+    for one, other in zip(once, often, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_constant_features_give_finite_weights() -> None:
     text, image = paired_features()
     image[:, 2] = 7.0

@@ -1,6 +1,7 @@
 """Start of ITC's projections from their closed form: which pairs, which weights, resumed runs, two processes."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.examples import Example
 from mmbert.data.options import DataOptions
+from mmbert.data.samples import View
 from mmbert.errors import UsageError
 from mmbert.evaluation.closed_form import MAX_PAIRS, choose_pairs, solve_closed_form
 from mmbert.model.initialization import build_model
@@ -97,6 +99,38 @@ def test_only_new_projections_are_replaced(tmp_path: Path) -> None:
     assert wants_closed_form(build_model(ModelOptions(pretrained=str(tmp_path), objectives={"itc": wider})))
 
 
+def test_every_cached_view_is_a_pair_with_each_caption(data: PairsDataModule) -> None:
+    class Views:
+        """Encoder cache whose views are shades of the image."""
+
+        def __init__(self) -> None:
+            self.read: list[tuple[str, View | None]] = []
+
+        def hidden_states(self, file: Path, view: View | None = None) -> torch.Tensor:
+            self.read.append((file.name, view))
+            pixels = data.processor.pixel_values(file)
+            return pixels if view is None else (pixels // (1 + view.number))
+
+    options = replace(data.options, crop=0.5, flip=True)
+    augmented = PairsDataModule(options, data.processor, seed=0)
+    cache = augmented.train_samples.cache = Views()
+    augmented.train_samples.views = 2
+    found, plain = start(model_with(ITC), augmented), start(model_with(ITC), data)
+    files = [file for file, _ in augmented.train_samples.cache_requests()]
+    assert len(files) == 24 and sorted(cache.read, key=str) == sorted(
+        ((file.name, view) for file, view in augmented.train_samples.cache_requests()), key=str
+    )
+    assert not torch.equal(found["image_projection.weight"], plain["image_projection.weight"])
+    augmented.train_samples.views = 1  # whose shade is that of the file
+    assert torch.equal(start(model_with(ITC), augmented)["image_projection.weight"], plain["image_projection.weight"])
+
+
+@pytest.mark.parametrize("ridge", [0, -1.0, float("inf"), "a", True])
+def test_a_ridge_that_is_not_positive_is_refused(ridge: object) -> None:
+    with pytest.raises(UsageError, match=r"objectives\.itc\.ridge=.*: must be a number above 0"):
+        model_with({**ITC, "ridge": ridge})
+
+
 def test_pairs_are_a_fixed_sample_of_all_captions() -> None:
     examples = [Example(Path(f"{i}.png"), ("a", "b"), str(i), "train", "") for i in range(10)]
     assert choose_pairs(examples, None, seed=0) == [(i, j) for i in range(10) for j in range(2)]
@@ -125,8 +159,9 @@ def test_an_encoder_without_layers_is_an_error(data: PairsDataModule) -> None:
     )
     with pytest.raises(UsageError, match=message):
         solve_closed_form(
-            MMBertForPreTraining(config), data.processor, data.examples["train"], [(0, 0)], pool="mean", directions=1
-        )
+            MMBertForPreTraining(config), data.processor, data.examples["train"], [(0, 0)], pool="mean", directions=1,
+            ridge=0.3,
+        )  # fmt: skip
 
 
 def test_sharded_projections_get_the_full_weights(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Regularised canonical correlation analysis: the closed form from which ITC's projections start."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -48,11 +49,18 @@ def canonical_maps(text: Tensor, image: Tensor, *, directions: int, ridge: float
             f"objectives.itc.embedding_size={directions}: init=closed_form can't find as many directions in {pairs} "
             f"training pairs; choose at most {pairs}, or more pairs by objectives.itc.init_samples."
         )
-    text, image = text.double(), image.double()
-    text_mean, image_mean = text.mean(dim=0), image.mean(dim=0)
-    text, image = text - text_mean, image - image_mean
-    whiten_text, whiten_image = _whitening(text, ridge), _whitening(image, ridge)
-    left, correlations, right = torch.linalg.svd(whiten_text @ (text.T @ image / pairs) @ whiten_image)
+    text_mean, image_mean = (features.mean(dim=0, dtype=torch.float64) for features in (text, image))
+    moments = [
+        torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64)
+        for a, b in ((text, text), (text, image), (image, image))
+    ]
+    for rows in _row_blocks(pairs):  # the rows in fp64 all at once can take gigabytes
+        t, i = text[rows].double() - text_mean, image[rows].double() - image_mean
+        for moment, left, right in zip(moments, (t, t, i), (t, i, i), strict=True):
+            moment += left.T @ right / pairs
+    text_moment, cross_moment, image_moment = moments
+    whiten_text, whiten_image = _whitening(text_moment, ridge), _whitening(image_moment, ridge)
+    left, correlations, right = torch.linalg.svd(whiten_text @ cross_moment @ whiten_image)
     left, right = left[:, :directions], right[:directions].T
     largest = left.abs().argmax(dim=0, keepdim=True)
     sign = left.gather(0, largest).sign() * correlations[:directions]
@@ -63,9 +71,12 @@ def canonical_maps(text: Tensor, image: Tensor, *, directions: int, ridge: float
     return LinearMaps(text_weight, -text_weight @ text_mean, image_weight, -image_weight @ image_mean)
 
 
-def _whitening(centered: Tensor, ridge: float) -> Tensor:
-    """Inverse square root (F, F) of the regularised covariance of (N, F) centered features."""
-    covariance = centered.T @ centered / len(centered)
-    covariance.diagonal().add_(ridge * covariance.diagonal().mean())
+def _row_blocks(count: int, size: int = 8192) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _whitening(covariance: Tensor, ridge: float) -> Tensor:
+    """Inverse square root (F, F) of a covariance with a ridge."""
+    covariance = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.clamp(min=torch.finfo(torch.float64).eps * float(values.max())).rsqrt() @ vectors.T

@@ -41,6 +41,7 @@ class ImageTextContrast(Objective):
         pooler: str = "none",
         init: str = "random",
         init_samples: int | None = None,
+        ridge: float = 0.3,
     ):
         """Build the two projections.
 
@@ -56,6 +57,8 @@ class ImageTextContrast(Objective):
                 training pairs before the first step.
             init_samples: Largest number of training pairs, a fixed sample, for the closed form. None: all, at most
                 20,000.
+            ridge: Added to the diagonals of the closed form's covariances, as a multiple of their mean: a larger one
+                fits the training pairs less closely.
 
         Raises:
             UsageError: An option that is not allowed, or an encoder without layers.
@@ -63,7 +66,7 @@ class ImageTextContrast(Objective):
         super().__init__()
         self.check_options(
             embedding_size=embedding_size, temperature=temperature, pool=pool, pooler=pooler, init=init,
-            init_samples=init_samples,
+            init_samples=init_samples, ridge=ridge,
         )  # fmt: skip
         if (config.text_layers == 0 and not config.shared_text_layers) or config.image_layers == 0:
             raise UsageError(
@@ -72,7 +75,7 @@ class ImageTextContrast(Objective):
                 "an encoder without layers has no contextual output. Give both at least 1 layer or disable itc "
                 "(--model.objectives '{mlm: 1, itm: 1}')."
             )
-        self.pool, self.init, self.init_samples = pool, init, init_samples
+        self.pool, self.init, self.init_samples, self.ridge = pool, init, init_samples, ridge
         self.is_trained = False
         """Whether the projections are those of a saved model, which no closed form replaces."""
         width = config.hidden_size * (2 if pool == "first_and_mean" else 1)
@@ -91,6 +94,7 @@ class ImageTextContrast(Objective):
         pooler: Any = "none",
         init: Any = "random",
         init_samples: Any = None,
+        ridge: Any = 0.3,
     ) -> None:
         """Check the values of the options.
 
@@ -115,6 +119,8 @@ class ImageTextContrast(Objective):
                 f"objectives.itc.init='closed_form' solves projections of the pooled states, but pooler={pooler!r} "
                 "puts another layer before them; leave one of the two out."
             )
+        if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 < ridge < math.inf:
+            raise UsageError(f"objectives.itc.ridge={ridge!r}: must be a number above 0.")
         if init_samples is not None and not _is_count(init_samples):
             raise UsageError(
                 f"objectives.itc.init_samples={init_samples!r}: must be a whole number of 1 or more, or null."
