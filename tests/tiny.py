@@ -115,6 +115,9 @@ def tiny_batch(
         "image_key": keys + 100,
         "text_key": keys + 200,
         "image_text_keys": torch.stack([keys + 200, torch.full_like(keys, NO_TEXT)], dim=1),
+        # A teacher for which each pair is the most similar one, but not by far.
+        "teacher_image": 2 * torch.eye(size, 8, dtype=dtype) + 0.1,
+        "teacher_text": 2 * torch.eye(size, 8, dtype=dtype) - 0.1,
         "ngram_ids": torch.stack([keys % 6, torch.where(keys % 2 == 0, (keys + 1) % 6, NO_NGRAM)], dim=1),
     }
 

@@ -29,6 +29,8 @@ from mmbert.compare.cost import (
 )
 from mmbert.compare.folder import stored_budgets
 from mmbert.compare.plan import PRETRAIN, Comparison, Stage, comparison_from
+from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.teacher_vectors import zero_vectors
 from mmbert.errors import UsageError
 from mmbert.evaluation.retrieval import choose_scorer
 from mmbert.model.configuration import MMBertConfig
@@ -204,6 +206,9 @@ def _check_fractions(comparison: Comparison, run: TrainingRun) -> None:
 def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
     """Count the FLOPs of an optimizer step, and time it if the comparison matches times."""
     model, data = run.parts.model, run.parts.data
+    if run.teacher is not None:
+        assert isinstance(data, PairsDataModule)
+        data.train_samples.teacher = zero_vectors
     model.train()
     accumulated = int(run.options.config.trainer.accumulate_grad_batches)
     cached = comparison.cached_encoder and _charges_cache(run)

@@ -1,7 +1,7 @@
 """Image-caption pairs as samples and batches; captions, masks and augmentation depend on (seed, epoch, sample)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class Sample(NamedTuple):
     image_text_keys: tuple[int, ...]
     ngram_ids: tuple[int, ...] | None = None  # only with the objective ngrams
     edited_input_ids: list[int] | None = None  # only with edited captions; `input_ids` where there is no edit
+    teacher_vectors: tuple[Tensor, Tensor] | None = None  # (E,) of image and text, only with the objective distill
     requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
     skipped: Skipped = ()  # the unreadable samples that it replaces
 
@@ -84,6 +85,8 @@ class Pairs(Samples):
         self.ngram_ids: list[tuple[int, ...]] | None = None
         """Numbers of the n-grams in the captions of each image, with the objective ngrams."""
         self.edits: CaptionEdits | None = None
+        self.teacher: Callable[[Path, str], tuple[Tensor, Tensor]] | None = None
+        """Gives the vectors of the teacher, with the objective distill; see `TeacherVectors`."""
         self.edited_fraction = 0.0
         self._encoded: dict[str, tuple[int, ...]] = {}
         self.num_captions = np.array([len(e.captions) for e in examples], dtype=np.int64)
@@ -148,6 +151,7 @@ class Pairs(Samples):
             self.text_keys[i],
             None if self.ngram_ids is None else self.ngram_ids[i],
             None if self.edits is None else self._edited(self.edits, epoch, i, ids),
+            None if self.teacher is None else self.teacher(example.image, caption),
         )
 
     def _encode(self, caption: str) -> list[int]:
@@ -228,7 +232,8 @@ class Collate:
     `pixel_values` (B, 3, S, S) uint8, normalised on the device, or with an encoder cache `image_hidden_states`
     (B, P, W); in evaluation also wrong images (prefix `wrong_`) and digests of both (`stack_images`); `image_key`,
     `text_key` (B,) and `image_text_keys` (B, C) int64 hashes; with the objective ngrams `ngram_ids` (B, G), padded with
-    `NO_NGRAM`; with edited captions `edited_input_ids` (B, T) and `is_edited` (B,) bool. Samples without images are
+    `NO_NGRAM`; with edited captions `edited_input_ids` (B, T) and `is_edited` (B,) bool; with the objective distill
+    `teacher_image` and `teacher_text` (B, E). Samples without images are
     left out. If some were skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
     """
 
@@ -262,6 +267,9 @@ class Collate:
         if edited:
             batch["edited_input_ids"] = pad(edited, self.pad_token_id)[0]
             batch["is_edited"] = (batch["edited_input_ids"] != input_ids).any(dim=1)
+        teacher = [s.teacher_vectors for s in samples if s.teacher_vectors is not None]
+        if teacher:
+            batch["teacher_image"], batch["teacher_text"] = map(torch.stack, zip(*teacher, strict=True))
         if wrong:
             batch |= stack_images(wrong, "wrong_", with_digest=True)
         return batch | collate_skipped(skipped)

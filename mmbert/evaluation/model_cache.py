@@ -117,10 +117,15 @@ def cache_facts(
         "layers": list(model.fusion.reads_image_layers),
         "precision": computation.precision,
         "device": computation.device.type,
-        "versions": {
-            "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "timm": timm.__version__, "pillow": PIL.__version__,
-        },
+        "versions": library_versions(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decode and encode images."""
+    return {
+        "torch": torch.__version__, "torchvision": torchvision.__version__,
+        "timm": timm.__version__, "pillow": PIL.__version__,
     }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             self.mmbert,
             batch,
             generator=generator,
-            similarity=None if contrast is None else contrast.similarity,
+            contrast=contrast,
             reads=combine_reads(objectives.values()),
         )
 

@@ -18,10 +18,11 @@ class ProgressLog:
     Args:
         name: Name in the lines.
         total: Number of items.
+        unit: What the items are.
     """
 
-    def __init__(self, name: str, total: int):
-        self.name, self.total, self.done = name, total, 0
+    def __init__(self, name: str, total: int, unit: str = "images"):
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
         self._started = self._last = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
@@ -38,10 +39,11 @@ class ProgressLog:
         elif now - self._last >= SECONDS_PER_LOG_LINE:
             self._last = now
             left = (now - self._started) / max(1, self.done) * (self.total - self.done)
-            log.info("%s: %s of %s images, about %.0f s left", self.name, f"{self.done:,}", f"{self.total:,}", left)
+            done, total = f"{self.done:,}", f"{self.total:,}"
+            log.info("%s: %s of %s %s, about %.0f s left", self.name, done, total, self.unit, left)
 
     def stop(self) -> None:
         """Remove the bar, and log the time that it took."""
         if self._bar is not None:
             self._bar.stop()
-        log.info("%s: %s images in %.1f s", self.name, f"{self.done:,}", time.monotonic() - self._started)
+        log.info("%s: %s %s in %.1f s", self.name, f"{self.done:,}", self.unit, time.monotonic() - self._started)

@@ -39,6 +39,7 @@ from mmbert.training.checkpoints import (
     ran_out_of_time,
     step_of,
 )
+from mmbert.training.distillation import find_teacher, teacher_identity, use_teacher, without_teacher
 from mmbert.training.encoder_caching import check_cache_options, fill_encoder_cache, is_cached
 from mmbert.training.frozen import restore_frozen
 from mmbert.training.model_card import write_model_card
@@ -114,6 +115,7 @@ class TrainingRun:
         self.seed = int(config.seed_everything)
         explicit = {key.split(".")[1] for key in options.explicit if key.startswith("model.")}
         self.requested = {key: getattr(sections.model, key) for key in KEYS if key in explicit}
+        self.teacher = find_teacher(sections.model) if command == "fit" else None
         self.parts = assemble(sections.model, sections.data, sections.optim, seed=self.seed)
         self.started += self.parts.preparation_seconds  # run/wall_seconds is of the run, not of generating its data
         validate_architecture(self.requested, self.parts.model.config)
@@ -132,7 +134,7 @@ class TrainingRun:
             optim=sections.optim,
             evaluation=sections.evaluation,
             seed=self.seed,
-            identity=run_identity(config, self.parts.model.config, self.parts.data),
+            identity=run_identity(config, self.parts.model.config, self.parts.data) | teacher_identity(self.teacher),
         )
         self.checkpoint_path: str | None = config.ckpt_path
         self.dry = dry or bool(sections.trainer["fast_dev_run"])
@@ -172,12 +174,18 @@ class TrainingRun:
         return self._result()
 
     def _prepare_images(self) -> None:
-        """Compute the outputs of the frozen image encoder once and keep decoded images."""
+        """Compute the outputs of the frozen image encoder and of a teacher once, and keep decoded images."""
+        root = self.cache_root or Path(self.trainer.default_root_dir)
+        if self.teacher is not None:
+            use_teacher(
+                self.teacher, self.parts.model.config, self.parts.data, root=root, computation=self.computation,
+                dry=self.dry,
+            )  # fmt: skip
         if not self.dry:
             fill_encoder_cache(
                 self.parts.model.mmbert,
                 self.parts.data,
-                root=self.cache_root or Path(self.trainer.default_root_dir),
+                root=root,
                 computation=self.computation,
             )
             data = self.parts.data
@@ -373,6 +381,7 @@ class TrainingRun:
     def _save_model(self) -> None:
         """Save `model/`: the folder that `from_pretrained` and `mmbert.load` read."""
         weights = full_state_dict(self.parts.model)
+        without_teacher(self.parts.model.config)
         if self.trainer.is_global_zero:
             weights = merge_adapters(self.parts.model, weights)
             with quiet_transformers():

@@ -15,6 +15,7 @@ from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives import OBJECTIVES, itc, negatives
 from mmbert.model.objectives.base import EncodedBatch
+from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
 from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, NOT_COMPUTED, Reads, Tokens
@@ -28,6 +29,11 @@ def model_with(objectives: dict, *, seed: int = 0, **overrides: object) -> MMBer
     model = MMBertForPreTraining(tiny_config(objectives=objectives, **overrides)).eval()
     randomize(model)
     return model
+
+
+def with_required(objective: str) -> dict[str, float]:
+    """An objective and those whose heads it reads."""
+    return dict.fromkeys((*OBJECTIVES[objective].requires, objective), 1.0)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -63,7 +69,7 @@ def duplicate_batch(seed: int, size: int = 8, images: int = 4, texts: int = 4) -
 
 @every_objective
 def test_loss_is_a_finite_scalar(objective: str) -> None:
-    output = model_with({objective: 1.0})(**tiny_batch(), generator=seeded()).objectives[objective]
+    output = model_with(with_required(objective))(**tiny_batch(), generator=seeded()).objectives[objective]
     assert output.loss.shape == () and output.loss.isfinite() and output.loss > 0
     assert output.logits.shape[0] == output.targets.shape[0] > 0
     assert output.targets.dtype == torch.int64 and output.left_out.shape == ()
@@ -90,7 +96,7 @@ def memorise(objectives: dict, steps: int, **overrides: object) -> tuple[MMBertF
 
 @every_objective
 def test_loss_falls_when_pairs_are_memorised(objective: str) -> None:
-    _, losses = memorise({objective: 1.0}, 80)
+    _, losses = memorise(with_required(objective), 80)
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
@@ -127,7 +133,7 @@ def test_weight_zero_leaves_an_objective_out() -> None:
 @pytest.mark.parametrize(
     ("objectives", "message"),
     [
-        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc, ngrams\. Did you mean 'ml"),
+        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc, ngrams, distill\. Did you mean 'ml"),
         ({"itm": {"negative": "hard"}}, r"no option 'negative'; .*Did you mean 'negatives'"),
         ({"itm": {"wieght": 2.0}}, r"no option 'wieght'.*Did you mean 'weight'"),
         ({"itm": -1.0}, r"objectives\.itm: weight -1\.0 is not a number of 0 or more"),
@@ -145,6 +151,10 @@ def test_weight_zero_leaves_an_objective_out() -> None:
         ({"itm": {"edited": 0.5, "text": "masked"}}, r"itm\.edited=0\.5 does not go with text='masked'"),
         ({"ngrams": {"longest": 0}}, r"objectives\.ngrams\.longest=0: must be a whole number of 1 or more"),
         ({"ngrams": {"min_fraction": 1}}, r"objectives\.ngrams\.min_fraction=1: a fraction above 0, below 1"),
+        ({"itc": 1.0, "distill": {"temperature": 0}}, r"distill\.temperature=0: must be a number above 0, or null"),
+        ({"itc": 1.0, "distill": {"temperature": "low"}}, r"distill\.temperature='low': must be a number above 0"),
+        ({"itc": 1.0, "distill": {"teacher": 3}}, r"distill\.teacher=3: must be the folder of a saved mmbert model"),
+        ({"mlm": 1.0, "distill": 1.0}, r"distill reads the head of the objective itc: add itc too"),
         ({"mlm": 0}, r"at least one needs a weight above 0"),
         ({}, r"at least one needs a weight above 0"),
     ],
@@ -162,7 +172,7 @@ def test_itc_rejects_encoders_without_layers(lacking: str) -> None:
 
 @every_objective
 def test_output_is_fp32_under_autocast(objective: str) -> None:
-    model = model_with({objective: 1.0})
+    model = model_with(with_required(objective))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encoded = model.encode(tiny_batch(), generator=seeded())
         assert encoded.image.hidden_states.dtype == torch.bfloat16  # so the claim is not empty
@@ -490,6 +500,45 @@ def test_model_constrains_the_parameters_of_its_objectives() -> None:
         model.objectives["itc"].log_scale.fill_(9.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
     model.after_step()
     assert math.isclose(model.objectives["itc"].scale.item(), 100.0, rel_tol=1e-5)  # pyright: ignore
+
+
+# --- distill -------------------------------------------------------------------------------------------------------
+
+
+def test_distill_is_the_divergence_from_the_teacher_in_both_directions() -> None:
+    """Two pairs; the student's logits are (2, 0; s, 1) in text rows, the teacher's (1, 0; 0, 1), worked out by hand."""
+    batch = {"teacher_image": torch.eye(2).double(), "teacher_text": torch.eye(2).double()}
+    encoded = Vectors(unit(0, 60), unit(0, 90), batch)
+    encoded.contrast = plain_itc(2.0)
+    output = TeacherDistillation(tiny_config())(encoded)
+    s = 2 * math.sin(math.radians(60))
+    own, other = 1 / (1 + math.exp(-1)), 1 / (1 + math.e)  # of the teacher, in every row
+
+    def row(logit: float, wrong: float) -> float:
+        norm = math.log(math.exp(logit) + math.exp(wrong))
+        return own * (math.log(own) - logit + norm) + other * (math.log(other) - wrong + norm)
+
+    texts, images = row(2, 0) + row(s, 1), row(2, 1) + row(s, 0)
+    assert math.isclose(output.loss.item(), (texts + images) / 2 / 2, rel_tol=1e-7)
+    assert output.targets.tolist() == [0, 1] and output.left_out == 0
+
+
+def test_distill_is_zero_for_the_teacher_itself_and_reaches_the_student_only() -> None:
+    model, batch = model_with(with_required("distill")), tiny_batch()
+    encoded = model.encode(batch)
+    itc: Any = model.objectives["itc"]
+    own = {"teacher_image": itc.embed_image(encoded.image), "teacher_text": itc.scale * itc.embed_text(encoded.text)}
+    same = {**batch, **{name: value.detach() for name, value in own.items()}}
+    assert abs(model(**same, only="distill").loss.item()) < 1e-6
+    model(**batch, only="distill").loss.backward()
+    assert not [*model.objectives["distill"].parameters()]
+    assert itc.text_projection.weight.grad.abs().sum() > 0 and itc.log_scale.grad.abs() > 0
+
+
+def test_distill_without_vectors_of_the_teacher_is_an_error() -> None:
+    batch = {name: value for name, value in tiny_batch().items() if not name.startswith("teacher")}
+    with pytest.raises(UsageError, match=r"the batch has no vectors of the teacher; mmbert\.fit computes"):
+        model_with(with_required("distill"))(**batch)
 
 
 # --- MLM -----------------------------------------------------------------------------------------------------------

@@ -26,12 +26,14 @@ COMBINATIONS = [
     for fusion in FUSIONS
     for count in range(1, len(OBJECTIVES) + 1)
     for names in combinations(OBJECTIVES, count)
+    if not any(OBJECTIVES[name].requires for name in names)
 ]
 
 WITH_OPTIONS: dict[str, dict[str, Any]] = {
-    "residual": {"itm": {"residual": True, "negative_texts": True, "negatives": "hard"}, "itc": {"pool": "mean"}}
+    "residual": {"itm": {"residual": True, "negative_texts": True, "negatives": "hard"}, "itc": {"pool": "mean"}},
+    "distill": {"itc": 1.0, "distill": 1.0},
 }
-"""Name -> objectives with options that gather more over the processes."""
+"""Name -> objectives with options that gather more over the processes, or that read each other's heads."""
 COMBINATIONS += [(fusion, (name,)) for fusion in FUSIONS for name in WITH_OPTIONS]
 
 

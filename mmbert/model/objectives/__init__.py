@@ -6,6 +6,7 @@ import math
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, combine_reads
+from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "itm": ImageTextMatching,
     "itc": ImageTextContrast,
     "ngrams": CaptionNGrams,
+    "distill": TeacherDistillation,
 }
 
 
@@ -59,12 +61,17 @@ def build_objectives(config: MMBertConfig) -> dict[str, Objective]:
     """Build the objectives that `config.objectives` names with a weight above 0.
 
     Raises:
-        UsageError: See `validate_objective_options`; no objective at all; or one that does not fit the architecture.
+        UsageError: See `validate_objective_options`; no objective at all; one that does not fit the architecture, or
+            reads the head of another that is missing.
     """
     validate_objective_options(config)
     enabled = config.objective_options()
     if not enabled:
         raise UsageError(f"objectives={config.objectives}: at least one needs a weight above 0.")
+    for name in enabled:
+        for other in OBJECTIVES[name].requires:
+            if other not in enabled:
+                raise UsageError(f"objectives.{name} reads the head of the objective {other}: add {other} too.")
     # In the order of the table: a saved configuration has another one, and float sums depend on it.
     return {
         name: OBJECTIVES[name](config, **{key: value for key, value in enabled[name].items() if key != "weight"})

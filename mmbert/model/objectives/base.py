@@ -1,6 +1,6 @@
 """The interface of an objective: the encoded batch it reads, and the output it returns."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +43,18 @@ class TextImageModel(Protocol):
         ...
 
 
+class ContrastiveHead(Protocol):
+    """Protocol of the objective itc, whose logits other objectives read."""
+
+    def similarity(self, encoded: "EncodedBatch") -> Tensor:
+        """Compute logits of local texts and all images, (B, B * world size)."""
+        ...
+
+    def both_logits(self, encoded: "EncodedBatch") -> tuple[Tensor, Tensor]:
+        """Compute the same, and logits of local images and all texts."""
+        ...
+
+
 class ObjectiveOutput(NamedTuple):
     """Loss, logits and targets of one objective on one batch."""
 
@@ -59,7 +71,7 @@ class EncodedBatch:
         model: Encodes and fuses.
         batch: Tensors as `mmbert.data.pairs.Collate` builds them.
         generator: Draws ITM negatives; the same on every process. None: torch's global generator.
-        similarity: Computes contrastive logits from the encoded batch; None without the objective itc.
+        contrast: The objective itc; None without it.
         reads: As `Objective.reads`, of all objectives together; see `combine_reads`. None: each text is encoded when it
             is used, and all outputs of its fusion are computed.
     """
@@ -70,10 +82,10 @@ class EncodedBatch:
         batch: Batch,
         *,
         generator: torch.Generator | None = None,
-        similarity: Callable[["EncodedBatch"], Tensor] | None = None,
+        contrast: ContrastiveHead | None = None,
         reads: Mapping[str, Reads] | None = None,
     ):
-        self.model, self.batch, self.generator, self._similarity = model, batch, generator, similarity
+        self.model, self.batch, self.generator, self.contrast = model, batch, generator, contrast
         self._reads = {name: reads[name] for name in TEXT_KEYS if name in reads} if reads else {}
 
     @cached_property
@@ -127,7 +139,7 @@ class EncodedBatch:
     @cached_property
     def similarities(self) -> Tensor | None:
         """Contrastive logits of local texts and all images, (B, B * world size); None without the objective itc."""
-        return None if self._similarity is None else self._similarity(self).detach()
+        return None if self.contrast is None else self.contrast.similarity(self).detach()
 
 
 class Objective(nn.Module):
@@ -139,6 +151,9 @@ class Objective(nn.Module):
     reads: Mapping[str, Reads] = {}
     """The texts that it reads, names in `TEXT_KEYS`, with what it reads of their fusion with the images: `Reads()` for
     the output of the encoder only. Nothing else is sure to be computed."""
+
+    requires: tuple[str, ...] = ()
+    """Objectives that must be enabled beside it, because it reads their heads."""
 
     @classmethod
     def check_options(cls, **options: Any) -> None:

@@ -168,6 +168,11 @@ class ImageTextContrast(Objective):
         text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
         return self.logits(text, all_gather(image))
 
+    def both_logits(self, encoded: EncodedBatch) -> tuple[Tensor, Tensor]:
+        """Return logits of local texts and all images, and of local images and all texts, (B, B * world size) each."""
+        text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
+        return self.logits(text, all_gather(image)), self.logits(image, all_gather(text))
+
     def logits(self, local: Tensor, gathered: Tensor) -> Tensor:
         """Return the contrastive logits of (B, E) vectors of one modality and (N, E) of the other, (B, N) fp32."""
         with no_autocast(local):
@@ -175,20 +180,18 @@ class ImageTextContrast(Objective):
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the symmetric cross-entropy; reads the keys of the batch that `same_pair` reads."""
-        text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
+        text_logits, image_logits = self.both_logits(encoded)
         # Both directions need the positives of local rows among all; the relation is made symmetric.
         local = same_pair(encoded.batch)  # (B, B * world size)
         gathered = all_gather(local.to(torch.uint8)).bool()  # (B * world size, B * world size)
         gathered = gathered | gathered.T
-        rows = slice(rank() * len(text), (rank() + 1) * len(text))
-        positive = gathered[rows].to(text.dtype)
+        size = len(local)
+        positive = gathered[rank() * size : (rank() + 1) * size].to(text_logits.dtype)
         share = positive / positive.sum(dim=1, keepdim=True)
-        text_logits = self.logits(text, all_gather(image))
-        image_logits = self.logits(image, all_gather(text))
-        with no_autocast(text):
+        with no_autocast(text_logits):
             total = -(share * (text_logits.log_softmax(dim=1) + image_logits.log_softmax(dim=1))).sum() / 2
-        targets = torch.arange(len(text), device=text.device) + rank() * len(text)
-        count = torch.tensor(len(text), device=text.device)
+        targets = torch.arange(size, device=local.device) + rank() * size
+        count = torch.tensor(size, device=local.device)
         return ObjectiveOutput(global_mean(total, count), text_logits.detach(), targets, torch.zeros_like(count))
 
 
