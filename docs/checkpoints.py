@@ -26,11 +26,10 @@ class Row(NamedTuple):
     note: str = ""  # what differs, or the reason why it is not imported
 
 
-VISUALBERT, ALBEF, BRIDGETOWER, VILT, METER, BLIP, CLIP, VISION_TEXT = (
+VISUALBERT, ALBEF, BRIDGETOWER, VILT, METER, BLIP, CLIP, VISION_TEXT, FLAVA = (
     f"test_import_{name}.py::"
-    for name in ("visualbert", "albef", "bridgetower", "vilt", "meter", "blip", "clip", "vision_text")
+    for name in ("visualbert", "albef", "bridgetower", "vilt", "meter", "blip", "clip", "vision_text", "flava")
 )
-NOT_YET = "not implemented: needs "
 ROWS = [
     Row("VisualBERT", "none", VISUALBERT + "test_model_without_heads", "region features in place of images"),
     Row("VisualBERT", "pre-training: MLM, ITM", VISUALBERT + "test_pretraining_heads"),
@@ -72,7 +71,11 @@ ROWS = [
     Row("METER", "VQA, visual entailment", METER + "test_classifiers", "same oracle; name the labels by `--labels`"),
     Row("METER", "NLVR2", "", "adds another type vector to the second image, which `hybrid` does not have"),
     Row("METER", "with a Swin transformer", "", "mmbert's image encoders are ViTs"),
-    Row("FLAVA", "all", "", NOT_YET + "a class token of the fusion, and a text tower with norms first"),
+    Row("FLAVA", "none but the contrastive one", FLAVA + "test_model_without_heads",
+        "joint states and vector, outputs and contrastive vectors of both encoders"),
+    Row("FLAVA", "pre-training: MLM and ITM of pairs, contrastive", FLAVA + "test_pretraining_heads"),
+    Row("FLAVA", "MLM of texts alone", "", "mmbert's head for MLM reads the fusion, here that of `mmm_text_head`"),
+    Row("FLAVA", "masked image modeling, codebook", "", "mmbert predicts no codes of image patches"),
 ]  # fmt: skip
 
 HEAD = """# Published checkpoints

@@ -13,11 +13,12 @@ from mmbert.model.clip_text_encoder import ClipTextEncoder
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.encoders import ImageEncoder, TextEncoder
 from mmbert.model.feature_encoder import FeatureEncoder
+from mmbert.model.flava_text_encoder import FlavaTextEncoder
 from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.outputs import MMBertOutput, is_recording
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
-TEXT_ENCODERS = {"bert": TextEncoder, "clip": ClipTextEncoder}
+TEXT_ENCODERS = {"bert": TextEncoder, "clip": ClipTextEncoder, "flava": FlavaTextEncoder}
 """Value of `text_tower` -> text encoder."""
 
 

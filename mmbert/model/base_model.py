@@ -17,6 +17,12 @@ from mmbert.model.layers import FusionLayer
 from mmbert.model.outputs import record_states
 from mmbert.model.weights import INDEX_FILE, shard_names
 
+BLOCKS = (
+    *("BertEmbeddings", "BertLayer", "CLIPEncoderLayer", "FlavaTextLayer"),
+    *("SelfAttentionLayer", "CrossAttentionLayer"),
+)
+"""Classes of modules that stay on one device where a model is spread over several."""
+
 
 class MMBertPreTrainedModel(PreTrainedModel):
     """Base class of the models: loading, weight initialisation, activation checkpointing."""
@@ -29,7 +35,7 @@ class MMBertPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # transformers' Trainer then divides by the number of accumulated batches itself
     _supports_sdpa = True
-    _no_split_modules = ["BertEmbeddings", "BertLayer", "CLIPEncoderLayer", "SelfAttentionLayer", "CrossAttentionLayer"]  # noqa: RUF012
+    _no_split_modules = [*BLOCKS]  # noqa: RUF012
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:

@@ -39,6 +39,11 @@ class Architecture:
     """Type vectors of images in early. 1: all images have the same; more: the i-th image of a text has the i-th."""
     early_pool: str = "first"
     """Text token whose state is pooled in early. first: [CLS]; last: the one before [SEP] (VisualBERT for VQA)."""
+    early_class_token: bool = False
+    """Whether a class token of its own precedes all tokens in early, and its state is pooled (FLAVA)."""
+    early_inputs: str = "output"
+    """States of both encoders that early reads. output: their output; last_layer: those of the last layer, before the
+    LayerNorm that follows it, through a linear layer each, while itc reads the output (FLAVA)."""
     shared_text_layers: bool = False
     """Whether the layers of hybrid_cross, without cross-attention, also encode the text alone, as itc reads it (BLIP);
     they then skip cross-attention where the image is absent. Needs `text_layers` 0."""
@@ -56,7 +61,8 @@ class Architecture:
 
     text_tower: str = "bert"
     """Family of the text encoder. bert: bidirectional, with the text in the state of [CLS]; clip: causal, with the
-    LayerNorms first and the text in the state of its last token, as in CLIP."""
+    LayerNorms first and the text in the state of its last token, as in CLIP; flava: as bert, with the LayerNorms
+    first."""
     text_hidden_size: int | None = None
     """Width of the text encoder. None: that of the pretrained encoder, from scratch `hidden_size`."""
     text_num_attention_heads: int | None = None
@@ -145,6 +151,15 @@ class Architecture:
             raise UsageError(f"pad_token_id={self.pad_token_id}: must be from 0 to below vocab_size={self.vocab_size}.")
         if self.image_features is not None and self.image_layers > 0:
             raise UsageError(f"image_features={self.image_features} have no encoder: set image_layers=0.")
+        if self.fusion == "early" and self.early_inputs == "last_layer" and 0 in (self.text_layers, self.image_layers):
+            raise UsageError(
+                "early_inputs=last_layer: both encoders need at least 1 layer, but "
+                f"text_layers={self.text_layers} and image_layers={self.image_layers}."
+            )
+        if self.early_class_token and self.early_pool == "last":
+            raise UsageError(
+                "early_pool=last: with early_class_token the class token is pooled; leave one of them out."
+            )
         if self.shared_text_layers:
             needed = {"fusion": "hybrid_cross", "text_layers": 0, "text_hidden_size": self.hidden_size}
             for name, value in needed.items():
@@ -174,7 +189,8 @@ CHOICES = {
     "pooler": ("tanh", "separate", "none"),
     "bridge_text_norm": ("plain", "none"),
     "early_pool": ("first", "last"),
-    "text_tower": ("bert", "clip"),
+    "early_inputs": ("output", "last_layer"),
+    "text_tower": ("bert", "clip", "flava"),
 }
 """Keys with few allowed values."""
 

@@ -16,6 +16,8 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
+    FlavaConfig,
+    FlavaForPreTraining,
     ViltConfig,
     ViltForQuestionAnswering,
     VisionTextDualEncoderConfig,
@@ -94,3 +96,16 @@ def test_blip(tmp_path: Path) -> None:
     pixels = images(2, 384)
     own = imported(other, tmp_path)(**WORDS, pixel_values=pixels).itm_logits
     assert difference(own, other(**WORDS, pixel_values=pixels).itm_score) < LIMIT
+
+
+@torch.no_grad()
+def test_flava(tmp_path: Path) -> None:
+    other = FlavaForPreTraining(FlavaConfig(init_codebook=False, text_config={"pad_token_id": 1}))
+    pixels = images(2, 224)
+    own, expected = (
+        imported(other, tmp_path)(**WORDS, pixel_values=pixels),
+        other(**WORDS, pixel_values=pixels, return_loss=False),
+    )
+    for name, theirs in (("mlm_logits", expected.mmm_text_logits), ("itm_logits", expected.itm_logits)):
+        assert difference(own[name], theirs, WORDS["attention_mask"] if name == "mlm_logits" else None) < LIMIT
+    assert difference(own.logits_per_text, expected.contrastive_logits_per_text) < LIMIT

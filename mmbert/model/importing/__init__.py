@@ -1,7 +1,7 @@
 """Import of published checkpoints. To add a family: a file in this folder that plans it, and a line in `SOURCES`."""
 
 from mmbert.errors import UsageError, did_you_mean
-from mmbert.model.importing import albef, blip, bridgetower, clip, meter, vilt, vision_text, visualbert
+from mmbert.model.importing import albef, blip, bridgetower, clip, flava, meter, vilt, vision_text, visualbert
 from mmbert.model.importing.base import Checkpoint, Plan, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Plan", "Source", "plan_import"]
@@ -14,6 +14,7 @@ SOURCES: dict[str, Source] = {
     "vilt": Source(vilt.plan, "text_embeddings.word_embeddings.weight"),
     "blip": Source(blip.plan),
     "clip": Source(clip.plan),
+    "flava": Source(flava.plan),
     "vision-text-dual-encoder": Source(vision_text.plan),
 }
 """`model_type` of config.json, or a name for checkpoints without one -> family."""
