@@ -17,7 +17,7 @@ from mmbert.inference.loading import load_folder
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.hub import model_folder
 from mmbert.model.initialization import saved_config
-from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.options import KEYS, Architecture
 from mmbert.training.encoder_caching import AUTO_FOLDER
@@ -46,7 +46,8 @@ def find_teacher(options: Architecture) -> Path | None:
         )
     folder = model_folder(teacher)
     saved = saved_config(str(folder))
-    if saved.task is not None or "itc" not in saved.objective_options():
+    has_heads = saved.task is None and MMBertModel.__name__ not in (saved.architectures or [])
+    if not has_heads or "itc" not in saved.objective_options():
         raise UsageError(
             f"objectives.distill.teacher='{teacher}' has no head of the objective itc; name a model that has one, such "
             "as a CLIP that mmbert import converted."

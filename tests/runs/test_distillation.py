@@ -143,6 +143,7 @@ def test_samples_have_the_vectors_of_the_teacher(
     [
         ({}, "objectives.distill.teacher is missing: name the folder"),
         ({"teacher": "./nowhere"}, "'nowhere' is no folder of a saved mmbert model"),
+        ({"teacher": "headless"}, "teacher='headless' has no head of the objective itc; name a model that has one"),
         ({"teacher": "without"}, "teacher='without' has no head of the objective itc; name a model that has one"),
         ({"temperature": -1}, "objectives.distill.temperature=-1: must be a number above 0, or null"),
     ],
@@ -153,6 +154,8 @@ def test_wrong_teachers_are_errors(
     monkeypatch.chdir(tmp_path)
     if distill.get("teacher") == "without":
         save_model(tmp_path / "without", objectives={"itm": 1.0})
+    if distill.get("teacher") == "headless":
+        save_model(tmp_path / "headless").mmbert.save_pretrained(tmp_path / "headless")
     with pytest.raises(UsageError) as error:
         find_teacher(ModelOptions(objectives={"itc": 1.0, "distill": distill}))
     assert message in str(error.value)
