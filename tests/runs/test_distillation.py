@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from interrupted import ROOT, fit, killed, trace, weights
+from oracles.import_parity import import_model
+from oracles.test_import_clip import clip_tokenizer, theirs
 from safetensors.torch import load_file, save_file
 from tiny import randomize, tiny_config, tiny_examples, tiny_processor
 
 from mmbert.compare.calibration import measure_step
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.options import DataOptions
+from mmbert.data.processor import MMBertProcessor
 from mmbert.errors import UsageError
 from mmbert.evaluation.model_cache import Computation
 from mmbert.model.configuration import MMBertConfig
@@ -96,28 +99,29 @@ def test_flops_of_a_step_are_counted_without_the_teacher(
 CAPTIONS = [("a red cat", "the cat runs"), ("a blue bird", "two small birds on the street"), ("a dog",), ("a red cat",)]
 
 
-@pytest.mark.parametrize("temperature", [None, 0.5])
-def test_samples_have_the_vectors_of_the_teacher(
-    temperature: float | None, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that the teacher gives for one image and one caption alone; read from the store by a second run."""
-    examples = tiny_examples(tmp_path, CAPTIONS, side=40)
-    rows = [{"image": e.image.name, "caption": [*e.captions], "split": "train"} for e in examples]
-    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    data_options = DataOptions(
-        format="jsonl", annotations=str(tmp_path / "captions.jsonl"), images=str(tmp_path), split_key="split",
+def taught(folder: Path, teacher: Path, temperature: float | None, captions: Any = CAPTIONS) -> PairsDataModule:
+    """Training data of the images in a folder with the vectors of a teacher."""
+    rows = [{"image": f"{i}.png", "caption": [*texts], "split": "train"} for i, texts in enumerate(captions)]
+    (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    options = DataOptions(
+        format="jsonl", annotations=str(folder / "captions.jsonl"), images=str(folder), split_key="split",
         batch_size=3, num_workers=0, crop=0.5,
     )  # fmt: skip
     distill = {"teacher": str(teacher), "temperature": temperature}
     config = tiny_config(objectives={"itc": 1.0, "distill": distill})
     computation = Computation("32-true", torch.device("cpu"), lambda: torch.autocast("cpu", enabled=False))
+    data = PairsDataModule(options, tiny_processor(), seed=0)
+    use_teacher(teacher, config, data, root=folder, computation=computation, dry=False)
+    return data
 
-    def samples() -> Any:
-        data = PairsDataModule(data_options, tiny_processor(), seed=0)
-        use_teacher(teacher, config, data, root=tmp_path, computation=computation, dry=False)
-        return data
 
-    data = samples()
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_samples_have_the_vectors_of_the_teacher(
+    temperature: float | None, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the teacher gives for one image and one caption alone; read from the store by a second run."""
+    tiny_examples(tmp_path, CAPTIONS, side=40)
+    data = taught(tmp_path, teacher, temperature)
     model, processor = MMBertForPreTraining.from_pretrained(teacher).eval(), tiny_processor(image_size=24)
     itc: Any = model.objectives["itc"]
     scale = float(itc.scale.detach()) if temperature is None else 2.0
@@ -133,9 +137,27 @@ def test_samples_have_the_vectors_of_the_teacher(
             torch.testing.assert_close(batch["teacher_text"][i], scale * of_text[0], rtol=1e-4, atol=1e-5)
     for name in ("encode_text", "encode_image"):
         monkeypatch.setattr(f"mmbert.model.modeling.MMBertModel.{name}", None)
-    again = samples()
+    again = taught(tmp_path, teacher, temperature)
     again = again.collate([again.train_samples[1, i] for i in range(4)])
     assert all(torch.equal(batch[name], again[name]) for name in ("teacher_image", "teacher_text"))
+
+
+@torch.no_grad()
+def test_an_imported_clip_is_a_teacher_with_its_own_tokenizer(tmp_path: Path) -> None:
+    """Its logits are those of transformers' CLIPModel on the captions of the first epoch."""
+    tokenizer = clip_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    clip = theirs(end=len(tokenizer) - 1, vocabulary=len(tokenizer))
+    import_model(clip, tmp_path, tokenizer=str(tmp_path / "tokenizer"))
+    captions = [("a red cat", "a cat"), ("red",), ("a red cat " * 4,), ("a red cat",)]
+    examples = tiny_examples(tmp_path, captions, side=40)
+    data = taught(tmp_path, tmp_path / "own", None, captions)
+    batch = data.collate([data.train_samples[0, i] for i in range(4)])
+    words = tokenizer(data.training_texts(range(4)), padding=True, truncation=True, max_length=12, return_tensors="pt")
+    processor = MMBertProcessor.from_pretrained(tmp_path / "own")
+    pixels = processor(images=[example.image for example in examples])["pixel_values"]
+    expected = clip(**words, pixel_values=pixels).logits_per_text
+    torch.testing.assert_close(batch["teacher_text"] @ batch["teacher_image"].T, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
