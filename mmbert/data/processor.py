@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from mmbert.model.hub import model_folder
 
 SETTINGS_FILE = "image_settings.json"
 VOCABULARY_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model",
+    "tokenizer.model",
 )  # fmt: skip
 """Files that hold a tokenizer's vocabulary; a folder with a tokenizer has one of them."""
 MERGES_FILE = "merges.txt"
@@ -247,10 +249,13 @@ class MMBertProcessor(ProcessorMixin):
         tokenizer: Any = self.tokenizer
         mask_token_id = self.mask_token_id
         mask_token = tokenizer.mask_token
-        parts = [
-            self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
-            for part in text.split(mask_token)
-        ]
+        texts = text.split(mask_token)
+        if getattr(tokenizer.added_tokens_decoder.get(mask_token_id), "lstrip", False):
+            texts = [
+                *(part.rstrip() for part in texts[:-1]),
+                texts[-1],
+            ]  # byte-level BPE: the space belongs to the mask
+        parts = [self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"] for part in texts]
         if len(parts) == 1:
             raise UsageError(f"the text {quote(text)} has no {mask_token}; write one for each word to predict.")
         ids = [tokenizer.cls_token_id, *parts[0]]
@@ -371,6 +376,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "tiktoken" in reason and find_spec("sentencepiece") is None:  # what transformers tries next
+            raise UsageError(
+                f"tokenizer '{source}' is a SentencePiece model without tokenizer.json and needs sentencepiece, which "
+                "is not installed: pip install 'mmbert[sentencepiece]'."
+            ) from error
         raise UsageError(f"tokenizer '{source}' is neither on the hub nor a folder with one: {reason}") from error
     vocabulary = tokenizer.get_vocab()
     words = vocabulary.keys() - {*tokenizer.all_special_tokens} - tokenizer.get_added_vocab().keys()

@@ -16,9 +16,15 @@ from mmbert.model.feature_encoder import FeatureEncoder
 from mmbert.model.flava_text_encoder import FlavaTextEncoder
 from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.outputs import MMBertOutput, is_recording
+from mmbert.model.text_families import FAMILIES, FamilyTextEncoder
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
-TEXT_ENCODERS = {"bert": TextEncoder, "clip": ClipTextEncoder, "flava": FlavaTextEncoder}
+TEXT_ENCODERS = {
+    "bert": TextEncoder,
+    "clip": ClipTextEncoder,
+    "flava": FlavaTextEncoder,
+    **dict.fromkeys(FAMILIES, FamilyTextEncoder),
+}
 """Value of `text_tower` -> text encoder."""
 
 
@@ -31,7 +37,7 @@ class MMBertModel(MMBertPreTrainedModel):
 
     def __init__(self, config: MMBertConfig):
         super().__init__(config)
-        self.text_encoder: TextEncoder | ClipTextEncoder = TEXT_ENCODERS[config.text_tower](config)
+        self.text_encoder: TextEncoder | ClipTextEncoder | FamilyTextEncoder = TEXT_ENCODERS[config.text_tower](config)
         # An imported model of region features computes in Python only; whatever caches or trains has an image encoder.
         self.image_encoder: ImageEncoder = (
             ImageEncoder(config) if config.image_features is None else FeatureEncoder(config)  # pyright: ignore

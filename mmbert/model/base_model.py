@@ -19,6 +19,7 @@ from mmbert.model.weights import INDEX_FILE, shard_names
 
 BLOCKS = (
     *("BertEmbeddings", "BertLayer", "CLIPEncoderLayer", "FlavaTextLayer"),
+    *("TransformerBlock", "ModernBertEncoderLayer", "DebertaV2Layer"),
     *("SelfAttentionLayer", "CrossAttentionLayer"),
 )
 """Classes of modules that stay on one device where a model is spread over several."""
@@ -82,8 +83,9 @@ class MMBertPreTrainedModel(PreTrainedModel):
         lacking = {*missing_keys, *buffers}
         values = {name: x for name in lacking if not (x := self.get_parameter_or_buffer(name)).is_meta}
         super()._move_missing_keys_from_meta_to_device(missing_keys, *args)
-        # BERT, CLIP and timm compute the buffers of their own in `_init_weights`.
-        remaining = lacking - values.keys() - {name for name in buffers if {"bert", "clip", "vit"} & {*name.split(".")}}
+        # Text encoders and timm compute the buffers of their own in `_init_weights`.
+        own = {name for name in buffers if {"text_encoder", "vit"} & {*name.split(".")}}
+        remaining = lacking - values.keys() - own
         if remaining:
             fresh = type(self)(copy.deepcopy(self.config))
             values |= {name: fresh.get_parameter_or_buffer(name) for name in remaining}

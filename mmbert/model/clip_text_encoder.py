@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.encoders import Encoder, check_activation, check_length
+from mmbert.model.encoders import Encoder, check_activation, check_length, put_first
 from mmbert.model.layers import fused_attention_is_faster
 from mmbert.model.tokens import Tokens
 
@@ -88,10 +88,5 @@ class ClipTextEncoder(Encoder):
         real = mask.bool()
         places = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(real, places, 0).amax(dim=1)  # (B,)
-
-        def last_first(states: Tensor) -> Tensor:
-            found = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1]))  # (B, 1, width)
-            return torch.cat([found, states[:, 1:]], dim=1)
-
-        intermediate = tuple(last_first(out.hidden_states[i]) for i in layers)  # hidden_states[0] are the embeddings
-        return Tokens(last_first(out.last_hidden_state), real, intermediate)
+        intermediate = tuple(put_first(out.hidden_states[i], last) for i in layers)  # [0] are the embeddings
+        return Tokens(put_first(out.last_hidden_state, last), real, intermediate)

@@ -157,6 +157,12 @@ def check_activation(config: MMBertConfig) -> None:
         )
 
 
+def put_first(hidden_states: Tensor, index: Tensor) -> Tensor:
+    """Replace the first of (B, T, D) states by that of the token which represents the text, (B,) int64."""
+    found = hidden_states.gather(1, index[:, None, None].expand(-1, 1, hidden_states.shape[-1]))  # (B, 1, D)
+    return torch.cat([found, hidden_states[:, 1:]], dim=1)
+
+
 def check_length(input_ids: Tensor, max_length: int) -> None:
     """Check that there is a position embedding for each of (B, T) tokens.
 

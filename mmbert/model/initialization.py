@@ -13,8 +13,16 @@ from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
 from mmbert.model.options import KEYS, ModelOptions
-from mmbert.model.pretrained_bert import fill_text_architecture, load_bert_weights, read_bert
+from mmbert.model.pretrained_bert import PretrainedBert, fill_text_architecture, load_bert_weights, read_bert
+from mmbert.model.pretrained_text import (
+    PretrainedText,
+    fill_family_architecture,
+    load_text_weights,
+    read_model_type,
+    read_text_encoder,
+)
 from mmbert.model.pretrained_vit import fill_image_architecture, load_vit_weights, read_vit
+from mmbert.model.text_families import FAMILIES, FamilyTextEncoder
 from mmbert.model.warm_start import WarmStart, plan_warm_start
 from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, check_finite, describe_counts, not_used, read_weights
 
@@ -50,29 +58,52 @@ def build_model(options: ModelOptions, *, labels: Sequence[str] = (), num_images
             f"image_model='{options.image_model}' names weights ({tag}), but only image_pretrained loads weights: give "
             f"--model.image_pretrained {options.image_model}, or image_model={name} to train from scratch."
         )
-    if options.text_pretrained is not None and options.text_tower != "bert":
-        raise UsageError(
-            f"text_pretrained='{options.text_pretrained}' loads a BERT, but text_tower='{options.text_tower}': leave "
-            "one out. mmbert import converts a CLIP for model.pretrained."
-        )
-    text = None if options.text_pretrained is None else read_bert(options.text_pretrained)
+    text = _read_text(options)
     architecture: dict[str, Any] = {name: getattr(options, name) for name in KEYS}
-    if text is not None:
+    if isinstance(text, PretrainedBert):
         fill_text_architecture(architecture, text)
+    elif text is not None:
+        fill_family_architecture(architecture, text)
     image = None
     if options.image_pretrained is not None:
         image = read_vit(options.image_pretrained, image_size=options.image_size)
         fill_image_architecture(architecture, image)
     model = new_model(MMBertConfig(**architecture, **task_keys))
     # After construction, because that draws all weights.
-    if text is not None:
+    if isinstance(text, PretrainedBert):
         start = plan_warm_start(model, text) if options.fusion_init == "bert" else WarmStart()
         bert: Any = model.mmbert.text_encoder.transformer
         load_bert_weights(bert, text, used_elsewhere={*start.sources.values()})
         start.apply(model, text.state)
+    elif text is not None:
+        assert isinstance(model.mmbert.text_encoder, FamilyTextEncoder)
+        load_text_weights(model.mmbert.text_encoder, text)
+        if options.fusion_init == "bert":
+            log.info("fusion_init=bert: fusion and heads start random: text_pretrained='%s' is a %s, and only those of "
+                     "a BERT fit them", text.source, text.tower)  # fmt: skip
     if image is not None:
         load_vit_weights(model.mmbert.image_encoder.vit, image)
     return model
+
+
+def _read_text(options: ModelOptions) -> PretrainedBert | PretrainedText | None:
+    """Read the pretrained text encoder, whose config.json tells its family.
+
+    Raises:
+        UsageError: `text_tower` says another family; see `read_bert` and `read_text_encoder`.
+    """
+    source, tower = options.text_pretrained, options.text_tower
+    if source is None:
+        return None
+    if tower not in ("bert", *FAMILIES):
+        raise UsageError(
+            f"text_pretrained='{source}' loads a BERT, but text_tower='{tower}': leave "
+            "one out. mmbert import converts a CLIP or a FLAVA for model.pretrained."
+        )
+    found = read_model_type(source)
+    if tower not in ("bert", found):  # bert is the default
+        raise UsageError(f"text_pretrained='{source}' is a {found}, but text_tower='{tower}': leave text_tower out.")
+    return read_text_encoder(source, found) if found in FAMILIES else read_bert(source)
 
 
 def new_model(config: MMBertConfig) -> HeadedModel:

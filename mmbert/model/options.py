@@ -60,9 +60,12 @@ class Architecture:
     """Width of the feed-forward blocks of the fusion part. None: four times `hidden_size`."""
 
     text_tower: str = "bert"
-    """Family of the text encoder. bert: bidirectional, with the text in the state of [CLS]; clip: causal, with the
-    LayerNorms first and the text in the state of its last token, as in CLIP; flava: as bert, with the LayerNorms
-    first."""
+    """Family of the text encoder. bert, distilbert, modernbert and deberta-v2 (also DeBERTa-v3): bidirectional, with
+    the text in the state of [CLS]; clip: causal, with the LayerNorms first and the text in the state of its last token,
+    as in CLIP; flava: as bert, with the LayerNorms first. `text_pretrained` chooses its own family."""
+    text_model_args: dict[str, Any] | None = None
+    """Further keys of the family's configuration in transformers, such as `{"local_attention": 64}` for modernbert. A
+    pretrained encoder brings its own. None: the defaults of transformers."""
     text_hidden_size: int | None = None
     """Width of the text encoder. None: that of the pretrained encoder, from scratch `hidden_size`."""
     text_num_attention_heads: int | None = None
@@ -76,7 +79,7 @@ class Architecture:
     pad_token_id: int | None = 0
     """Id of the padding token."""
     type_vocab_size: int = 2
-    """Entries of the token type embedding of the text encoder, which clip lacks; every token has type 0."""
+    """Entries of the token type embedding of the text encoder bert; every token has type 0."""
     text_hidden_act: str = "gelu"
     """Activation in the feed-forward blocks of the text encoder: a name of transformers, such as gelu, relu, silu."""
 
@@ -149,6 +152,8 @@ class Architecture:
                 raise UsageError(f"{name}={value!r}; allowed are {', '.join(allowed)}.{did_you_mean(value, allowed)}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise UsageError(f"pad_token_id={self.pad_token_id}: must be from 0 to below vocab_size={self.vocab_size}.")
+        if self.text_model_args and self.text_tower in ("bert", "clip", "flava"):
+            raise UsageError(f"text_model_args={self.text_model_args} has no effect on text_tower={self.text_tower}.")
         if self.image_features is not None and self.image_layers > 0:
             raise UsageError(f"image_features={self.image_features} have no encoder: set image_layers=0.")
         if self.fusion == "early" and self.early_inputs == "last_layer" and 0 in (self.text_layers, self.image_layers):
@@ -190,7 +195,7 @@ CHOICES = {
     "bridge_text_norm": ("plain", "none"),
     "early_pool": ("first", "last"),
     "early_inputs": ("output", "last_layer"),
-    "text_tower": ("bert", "clip", "flava"),
+    "text_tower": ("bert", "clip", "flava", "distilbert", "modernbert", "deberta-v2"),
 }
 """Keys with few allowed values."""
 
@@ -231,7 +236,8 @@ class ModelOptions(Architecture):
     """What is taken from `pretrained`. all: everything. encoders: encoders, projections and heads; the fusion is new,
     as `fusion` and `fusion_layers` say, so a run of one strategy can start from that of another."""
     text_pretrained: str | None = None
-    """Pretrained BERT: a name on the hub ("bert-base-uncased") or a local folder. None: from scratch."""
+    """Pretrained BERT, DistilBERT, ModernBERT or DeBERTa-v2 or v3: a name on the hub ("bert-base-uncased") or a local
+    folder. None: from scratch."""
     image_pretrained: str | None = None
     """Pretrained ViT: a timm name with a weights tag ("vit_base_patch16_224.augreg_in21k"), a model on the hub
     ("hf-hub:OWNER/NAME"), or a local folder with config.json and model.safetensors. None: from scratch."""

@@ -89,7 +89,7 @@ def read_bert(source: str) -> PretrainedBert:
         content: dict[str, Any] = BertConfig.get_config_dict(source)[0]
         _check_config(content, source)
         config = BertConfig.from_dict(content)
-        folder = _weights_folder(source)
+        folder = weights_folder(source)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
@@ -102,10 +102,10 @@ def read_bert(source: str) -> PretrainedBert:
         raise UsageError(f"text_pretrained='{source}': config.json describes no BERT: {reason}") from error
     state = read_weights(folder)
     check_finite(state.items(), f"text_pretrained='{source}'")
-    return PretrainedBert(source, config, _encoder_names(state, source))
+    return PretrainedBert(source, config, encoder_names(state, source, WORD_EMBEDDINGS))
 
 
-def _weights_folder(source: str) -> Path:
+def weights_folder(source: str) -> Path:
     """Return the folder with the weights, downloaded if `source` names a model on the hub.
 
     Raises:
@@ -128,40 +128,67 @@ def _weights_folder(source: str) -> Path:
 
 def _check_config(content: dict[str, Any], source: str) -> None:
     """Raise on a configuration of another model, and on keys that change outputs in a way mmbert can't express."""
-    where, expected = f"text_pretrained='{source}'", REQUIRED_VALUES
     if content.get("model_type", "bert") != "bert":
-        raise UsageError(f"{where} is a {content['model_type']}; mmbert takes a BERT.")
+        raise UsageError(f"text_pretrained='{source}' is a {content['model_type']}; mmbert takes a BERT.")
     known = {field.name for field in dataclasses.fields(BertConfig)}
+    check_keys(content, source, known, activation="hidden_act", model="BERT")
+
+
+def check_keys(content: dict[str, Any], source: str, known: Collection[str], *, activation: str, model: str) -> None:
+    """Check that mmbert knows what every key of a config.json means for the outputs of the encoder.
+
+    Args:
+        content: Of config.json.
+        source: Where it comes from, for messages.
+        known: Keys of this kind of model, besides the `UNUSED_KEYS` of all.
+        activation: The one with the name of the activation.
+        model: Name of the kind of model, for messages.
+
+    Raises:
+        UsageError: An unknown key, or a value that mmbert can't express.
+    """
+    where, expected = f"text_pretrained='{source}'", REQUIRED_VALUES
     for key, value in content.items():
         if key in expected:
             if value not in (None, expected[key]):
                 raise UsageError(f"{where}: config.json has {key}={value!r}; mmbert takes {expected[key]!r} only.")
-        elif key not in known | UNUSED_KEYS and not key.startswith("_"):
+        elif key not in known and key not in UNUSED_KEYS and not key.startswith("_"):
             raise UsageError(
-                f"{where}: config.json has {key}={value!r}, which transformers' BERT does not have, so the outputs may "
-                "not be those of the encoder. If it has no effect, remove the key from a copy of the folder."
+                f"{where}: config.json has {key}={value!r}, which transformers' {model} does not have, so the outputs "
+                "may not be those of the encoder. If it has no effect, remove the key from a copy of the folder."
             )
-    activation = content.get("hidden_act", "gelu")
-    if activation not in ACT2FN:
+    name = content.get(activation, "gelu")
+    if name not in ACT2FN:
         raise UsageError(
-            f"{where}: config.json has hidden_act={activation!r}, which transformers does not have."
-            f"{did_you_mean(str(activation), ACT2FN)}"
+            f"{where}: config.json has {activation}={name!r}, which transformers does not have."
+            f"{did_you_mean(str(name), ACT2FN)}"
         )
 
 
-def _encoder_names(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename tensors to the names of `BertModel`, whatever prefix a wrapper or a larger model gave them.
+def encoder_names(state: dict[str, Tensor], source: str, word_embeddings: str) -> dict[str, Tensor]:
+    """Rename tensors to the names of the encoder, whatever prefix a wrapper or a larger model gave them.
+
+    Args:
+        state: Tensors of the file.
+        source: Where they come from, for messages.
+        word_embeddings: Name of a tensor in the encoder; what stands before it in the file is the prefix.
+
+    Returns:
+        The tensors; those that do not have the prefix get `OUTSIDE` before their names.
 
     Raises:
         UsageError: The file has no word embeddings, those of several encoders, or a tensor under two names.
     """
-    found = sorted({name.removesuffix(WORD_EMBEDDINGS) for name in state if _is_word_embedding(name)})
+    endings = (word_embeddings, f".{word_embeddings}")
+    found = sorted(
+        {name.removesuffix(word_embeddings) for name in state if name == endings[0] or name.endswith(endings[1])}
+    )
     if len(found) != 1:
         places = ", ".join(repr(prefix) for prefix in found)
         raise UsageError(
             f"text_pretrained='{source}': "
             + (f"the file has several text encoders, under {places}; save one of them alone." if found else
-               f"none of its {len(state)} tensors is named ...{WORD_EMBEDDINGS}; the first is "
+               f"none of its {len(state)} tensors is named ...{word_embeddings}; the first is "
                f"'{next(iter(state), '')}'.")
         )  # fmt: skip
     prefix, renamed = found[0], {}
@@ -175,28 +202,36 @@ def _encoder_names(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     return renamed
 
 
-def _is_word_embedding(name: str) -> bool:
-    return name == WORD_EMBEDDINGS or name.endswith(f".{WORD_EMBEDDINGS}")
-
-
 def fill_text_architecture(architecture: dict[str, Any], bert: PretrainedBert) -> None:
     """Set the keys of `Architecture` that a pretrained BERT determines.
 
     Raises:
         UsageError: A key was given another value, or there are more layers than the BERT has.
     """
-    layers = bert.config.num_hidden_layers
+    found = {name: getattr(bert.config, key) for key, name in USED_KEYS.items()}
+    check_sizes(architecture, found, bert.source, layers=bert.config.num_hidden_layers)
+    architecture.update(found)
+
+
+def check_sizes(architecture: dict[str, Any], found: dict[str, Any], source: str, *, layers: int) -> None:
+    """Check that the options contradict no size of a pretrained text encoder.
+
+    Args:
+        architecture: As the options say, by keys of `Architecture`.
+        found: As the encoder has it.
+        source: Where it comes from, for messages.
+        layers: Its number of layers.
+
+    Raises:
+        UsageError: A key was given another value, or there are more layers than the encoder has.
+    """
     if architecture["text_layers"] > layers:
-        raise UsageError(
-            f"text_layers={architecture['text_layers']}, but text_pretrained='{bert.source}' has {layers}."
-        )
-    for key in ("hidden_size", "num_attention_heads", "intermediate_size"):
-        name, value = USED_KEYS[key], getattr(bert.config, key)
-        if architecture[name] not in (None, value):
+        raise UsageError(f"text_layers={architecture['text_layers']}, but text_pretrained='{source}' has {layers}.")
+    for name in ("text_hidden_size", "text_num_attention_heads", "text_intermediate_size"):
+        if architecture[name] not in (None, found[name]):
             raise UsageError(
-                f"{name}={architecture[name]}, but text_pretrained='{bert.source}' has {value}; leave it out."
+                f"{name}={architecture[name]}, but text_pretrained='{source}' has {found[name]}; leave it out."
             )
-    architecture.update({name: getattr(bert.config, key) for key, name in USED_KEYS.items()})
 
 
 def load_bert_weights(module: BertModel, bert: PretrainedBert, *, used_elsewhere: Collection[str] = ()) -> None:

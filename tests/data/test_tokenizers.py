@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoConfig, BertConfig, DebertaV2Tokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import import_protobuf
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.masking import Masking
@@ -56,6 +58,84 @@ def bpe_folder(folder: Path) -> Path:
     (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
     return folder
+
+
+def wordpiece_files(folder: Path) -> None:
+    """DistilBERT's files on the hub."""
+    (folder / "vocab.txt").write_text("\n".join((*SPECIAL, *WORDS, "un", "##believ", "##able")))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
+
+
+def byte_level_files(folder: Path) -> None:
+    """ModernBERT's: byte-level BPE in tokenizer.json alone, whose [MASK] takes the space before it."""
+    tokenizer = byte_level(SPECIAL)
+    mask = AddedToken("[MASK]", lstrip=True, special=True)
+    tokenizer.add_special_tokens({"mask_token": mask})  # pyright: ignore[reportArgumentType]
+    tokenizer.save_pretrained(folder)
+
+
+def unigram_files(folder: Path) -> None:
+    """DeBERTa-v3's, converted: Unigram in tokenizer.json, with [MASK] behind the vocabulary."""
+    pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁a", "▁red", "▁un", "believ", "able", "▁cat", "▁"]
+    vocabulary: Any = [(piece, -i / 100) for i, piece in enumerate(pieces)]
+    DebertaV2Tokenizer(vocab=vocabulary, unk_id=3).save_pretrained(folder)
+
+
+def sentencepiece_files(folder: Path) -> None:
+    """DeBERTa-v3's on the hub: a model of SentencePiece."""
+    format: Any = import_protobuf()
+    model = format.ModelProto()
+    kinds = {"[PAD]": 3, "[CLS]": 3, "[SEP]": 3, "[UNK]": 2}  # control, unknown
+    for i, name in enumerate([*kinds, "▁a", "▁red", "▁un", "believ", "able", "▁cat", "▁"]):
+        piece = model.pieces.add()
+        piece.piece, piece.score, piece.type = name, -i / 100, kinds.get(name, 1)
+    model.trainer_spec.model_type, model.trainer_spec.unk_id = 1, 3
+    (folder / "spm.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
+
+
+FAMILY_FILES = {
+    "DistilBERT": ("distilbert", wordpiece_files),
+    "ModernBERT": ("modernbert", byte_level_files),
+    "DeBERTa-v3": ("deberta-v2", unigram_files),
+    "DeBERTa-v3, SentencePiece": ("deberta-v2", sentencepiece_files),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY_FILES)
+def test_folder_of_a_family_gives_its_tokenizer_and_whole_words(name: str, tmp_path: Path) -> None:
+    tower, write = FAMILY_FILES[name]
+    if write is sentencepiece_files:
+        pytest.importorskip("sentencepiece", reason="reads the file; pip install 'mmbert[sentencepiece]'")
+    AutoConfig.for_model(tower).save_pretrained(tmp_path)
+    write(tmp_path)
+    processor = MMBertProcessor(load_tokenizer(str(tmp_path)), IMAGES, max_text_length=32)
+    tokenizer = processor.tokenizer
+    assert (tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token, tokenizer.pad_token) == (
+        "[CLS]", "[SEP]", "[MASK]", "[PAD]",
+    )  # fmt: skip
+    ids, continues = processor.encode_words("a unbelievable cat")
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert continues == [False, False, False, True, True, False, False]
+    special = frozenset(tokenizer.all_special_ids)
+    masking = Masking(processor.mask_token_id, np.array([ids[1]]), special, probability=0.4, whole_word=True)
+    for seed in range(20):
+        labels = masking(ids, continues, np.random.default_rng(seed))[1]
+        assert len({label != IGNORE_INDEX for label in labels[2:5]}) == 1, "all pieces of the word or none"
+    asked = processor.encode_masked("a [MASK] cat")
+    assert asked == [ids[0], ids[1], tokenizer.mask_token_id, ids[5], ids[-1]], "as [MASK] stands in training"
+    processor.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(str(tmp_path / "saved"))("a unbelievable cat")["input_ids"] == ids
+
+
+def test_sentencepiece_model_without_the_package_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentencepiece_files(tmp_path)
+    AutoConfig.for_model("deberta-v2").save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)  # as if it were not installed
+    with pytest.raises(UsageError, match=r"needs sentencepiece, .* pip install 'mmbert\[sentencepiece\]'\.$"):
+        load_tokenizer(str(tmp_path))
 
 
 BROKEN_FILES = {
@@ -147,16 +227,18 @@ def sentence_piece(pre_tokenizer: Any) -> PreTrainedTokenizerFast:
     return fast(tokenizer, ("<pad>", "<unk>", "<s>", "</s>", "<mask>"))
 
 
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level(
+    special: tuple[str, ...] = ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE with "Ġ" before words: "un" + "believ" + "able"."""
     merges = [("u", "n"), ("b", "e"), ("l", "i"), ("be", "li"), ("e", "v"), ("beli", "ev"), ("a", "b"), ("l", "e"),
               ("ab", "le"), ("Ġ", "un"), ("Ġ", "c"), ("Ġc", "a"), ("Ġca", "t")]  # fmt: skip
-    special = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+    _, unknown, first, last, _ = special
     entries = [*special, *"unbelivacdrtĠ", *("".join(pair) for pair in merges)]
     vocabulary = {entry: i for i, entry in enumerate(dict.fromkeys(entries))}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 3), ("<s>", 2), add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing((last, 3), (first, 2), add_prefix_space=False)
     return fast(tokenizer, special)
 
 

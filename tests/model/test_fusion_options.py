@@ -118,7 +118,7 @@ def test_bad_values_are_rejected(overrides: dict, message: str) -> None:
 
 def test_configurations_without_the_new_keys_load() -> None:
     new = {"pooler", "fusion_norm", "fusion_final_norm", "bridge_text_norm", "early_image_norm", "image_features"}
-    new |= {"text_tower", "shared_text_layers", "early_class_token", "early_inputs"}
+    new |= {"text_tower", "shared_text_layers", "early_class_token", "early_inputs", "text_model_args"}
     saved = tiny_config().to_dict()
     assert new <= saved.keys()
     assert MMBertConfig.from_dict({k: v for k, v in saved.items() if k not in new}).pooler == "tanh"

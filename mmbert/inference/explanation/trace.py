@@ -108,6 +108,8 @@ class _Pass:
                     recorded.clear()
                     context = named.get("context", args[1] if len(args) > 1 else None)
                     states = args[0] if context is None or not isinstance(module, Attention) else context.hidden_states
+                    if isinstance(output, tuple):  # of DeBERTa's layers: the states, and their attention weights
+                        return (self.attended(args[0], states, weights, output[0]), *output[1:])
                     return self.attended(args[0], states, weights, output)
 
                 hook(layer, behind, with_kwargs=True)
