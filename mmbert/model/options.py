@@ -60,9 +60,10 @@ class Architecture:
     """Width of the feed-forward blocks of the fusion part. None: four times `hidden_size`."""
 
     text_tower: str = "bert"
-    """Family of the text encoder. bert, distilbert, modernbert and deberta-v2 (also DeBERTa-v3): bidirectional, with
-    the text in the state of [CLS]; clip: causal, with the LayerNorms first and the text in the state of its last token,
-    as in CLIP; flava: as bert, with the LayerNorms first. `text_pretrained` chooses its own family."""
+    """Family of the text encoder. bert (also RoBERTa), distilbert, modernbert and deberta-v2 (also DeBERTa-v3):
+    bidirectional, with the text in the state of [CLS]; clip: causal, with the LayerNorms first and the text in the
+    state of its last token, as in CLIP; flava: as bert, with the LayerNorms first. `text_pretrained` chooses its own
+    family."""
     text_model_args: dict[str, Any] | None = None
     """Further keys of the family's configuration in transformers, such as `{"local_attention": 64}` for modernbert. A
     pretrained encoder brings its own. None: the defaults of transformers."""
@@ -236,8 +237,8 @@ class ModelOptions(Architecture):
     """What is taken from `pretrained`. all: everything. encoders: encoders, projections and heads; the fusion is new,
     as `fusion` and `fusion_layers` say, so a run of one strategy can start from that of another."""
     text_pretrained: str | None = None
-    """Pretrained BERT, DistilBERT, ModernBERT or DeBERTa-v2 or v3: a name on the hub ("bert-base-uncased") or a local
-    folder. None: from scratch."""
+    """Pretrained BERT, RoBERTa, DistilBERT, ModernBERT, or DeBERTa-v2 or v3: a name on the hub ("bert-base-uncased") or
+    a local folder. None: from scratch."""
     image_pretrained: str | None = None
     """Pretrained ViT: a timm name with a weights tag ("vit_base_patch16_224.augreg_in21k"), a model on the hub
     ("hf-hub:OWNER/NAME"), or a local folder with config.json and model.safetensors. None: from scratch."""

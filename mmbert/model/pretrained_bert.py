@@ -1,19 +1,28 @@
-"""Pretrained BERT text encoders: configuration and weights, from the hub or a folder."""
+"""Pretrained BERT and RoBERTa text encoders: configuration and weights, from the hub or a folder."""
 
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, CamembertConfig, RobertaConfig, XLMRobertaConfig
 from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.fusion.base import BERT_NAMES
+from mmbert.model.text_families import FAMILIES
 from mmbert.model.weights import INDEX_FILE, SINGLE_FILE, check_finite, copy_weights, read_weights, shard_names
 
+CONFIGS: dict[str, Any] = {
+    config.model_type: config for config in (BertConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig)
+}
+"""Value of `model_type` in config.json -> class of the configuration. All but the first are RoBERTas
+(arXiv:1907.11692), whose position table begins with rows that stand for no position."""
+
+POSITIONS = "embeddings.position_embeddings.weight"
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 """A tensor that every BERT has; what stands before it in a file is the prefix of the encoder's names."""
 
@@ -65,7 +74,7 @@ class PretrainedBert(NamedTuple):
     """A BERT as it was read: nothing is dropped before `load_bert_weights` accounts for it."""
 
     source: str
-    config: BertConfig
+    config: Any  # of BERT or RoBERTa, which have the same keys
     state: dict[str, Tensor]  # by the names of `BertModel`; tensors outside of the encoder have OUTSIDE before them
 
 
@@ -76,7 +85,9 @@ UNUSED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def read_bert(source: str) -> PretrainedBert:
-    """Read configuration and weights of a BERT from the hub or a folder, safetensors only.
+    """Read configuration and weights of a BERT or RoBERTa from the hub or a folder, safetensors only.
+
+    Of a RoBERTa only the rows of real positions are kept, so that it computes as a BERT.
 
     Args:
         source: Name on the hub, or a folder with config.json and model.safetensors.
@@ -87,22 +98,32 @@ def read_bert(source: str) -> PretrainedBert:
     """
     try:
         content: dict[str, Any] = BertConfig.get_config_dict(source)[0]
-        _check_config(content, source)
-        config = BertConfig.from_dict(content)
+        kind = content.get("model_type", "bert")
+        if kind not in CONFIGS:
+            allowed = ", ".join((*CONFIGS, *FAMILIES))
+            raise UsageError(f"text_pretrained='{source}' is a {kind}; allowed are {allowed}.")
+        known = {field.name for field in dataclasses.fields(CONFIGS[kind])}
+        check_keys(content, source, known, activation="hidden_act", model="BERT" if kind == "bert" else kind)
+        config = CONFIGS[kind].from_dict(content)
+        first = 0 if kind == "bert" else config.pad_token_id + 1
         folder = weights_folder(source)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"text_pretrained='{source}' is no BERT on the hub and no folder with one: {reason}"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (StrictDataclassError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         reason = " ".join(str(error).split())
         raise UsageError(f"text_pretrained='{source}': config.json describes no BERT: {reason}") from error
     state = read_weights(folder)
     check_finite(state.items(), f"text_pretrained='{source}'")
-    return PretrainedBert(source, config, encoder_names(state, source, WORD_EMBEDDINGS))
+    state = encoder_names(state, source, WORD_EMBEDDINGS)
+    if POSITIONS in state:
+        state[POSITIONS] = state[POSITIONS][first:]
+    config.max_position_embeddings -= first
+    return PretrainedBert(source, config, state)
 
 
 def weights_folder(source: str) -> Path:
@@ -124,14 +145,6 @@ def weights_folder(source: str) -> Path:
         for name in shard_names(Path(file)):
             cached_file(source, name)
     return Path(file).parent
-
-
-def _check_config(content: dict[str, Any], source: str) -> None:
-    """Raise on a configuration of another model, and on keys that change outputs in a way mmbert can't express."""
-    if content.get("model_type", "bert") != "bert":
-        raise UsageError(f"text_pretrained='{source}' is a {content['model_type']}; mmbert takes a BERT.")
-    known = {field.name for field in dataclasses.fields(BertConfig)}
-    check_keys(content, source, known, activation="hidden_act", model="BERT")
 
 
 def check_keys(content: dict[str, Any], source: str, known: Collection[str], *, activation: str, model: str) -> None:

@@ -28,6 +28,14 @@ MLM_HEAD = {
     "bias": "cls.predictions.bias",
 }
 """Parameters of `MaskedLanguageModeling` -> tensors of transformers' `BertForMaskedLM`."""
+ROBERTA_MLM_HEAD = {
+    "transform.weight": "lm_head.dense.weight",
+    "transform.bias": "lm_head.dense.bias",
+    "norm.weight": "lm_head.layer_norm.weight",
+    "norm.bias": "lm_head.layer_norm.bias",
+    "bias": "lm_head.bias",
+}
+"""The same for `RobertaForMaskedLM`."""
 
 
 class WarmStart(NamedTuple):
@@ -123,7 +131,8 @@ def _fusion_sources(fusion: Fusion, modules: Mapping[str, str], bert: Pretrained
 def _plan_mlm_head(head: nn.Module, config: MMBertConfig, bert: PretrainedBert) -> tuple[dict[str, str], str]:
     """Return parameter of the MLM head -> tensor of the BERT, all or none, and a description."""
     sources: dict[str, str] = {}
-    for own, theirs in MLM_HEAD.items():
+    tensors, name = (MLM_HEAD, "cls.predictions") if bert.config.model_type == "bert" else (ROBERTA_MLM_HEAD, "lm_head")
+    for own, theirs in tensors.items():
         found = [
             n for n in bert.state if n.startswith(OUTSIDE) and f".{n.removeprefix(OUTSIDE)}".endswith(f".{theirs}")
         ]
@@ -135,7 +144,7 @@ def _plan_mlm_head(head: nn.Module, config: MMBertConfig, bert: PretrainedBert) 
             return {}, f"the MLM head starts random: {theirs} has shape {given}, the model's {expected}"
     if config.text_hidden_act != "gelu":
         return {}, f"the MLM head starts random: its activation is gelu, BERT's {config.text_hidden_act}"
-    return sources, "the MLM head starts from cls.predictions"
+    return sources, f"the MLM head starts from {name}"
 
 
 def _differences(config: MMBertConfig) -> str:

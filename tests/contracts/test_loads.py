@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from tiny import difference, randomize, tiny_batch, tiny_config, tiny_processor
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    CamembertForMaskedLM,
+    RobertaForMaskedLM,
+    XLMRobertaForMaskedLM,
+)
 
 import mmbert
 from mmbert.errors import DataError, UsageError
@@ -204,15 +211,45 @@ def test_facts_of_a_bert_are_used_and_survive_saving(facts: dict[str, Any], tmp_
         {"auto_map": {"AutoModel": "code.Model"}},
         {"feed_forward_type": "geglu"},
         {"hidden_act": "gelu_of_my_own"},
-        {"model_type": "roberta"},
+        {"hidden_size": "16"},
+        {"model_type": "electra"},
     ],
     ids=str,
 )
 def test_facts_of_a_bert_that_can_not_be_expressed_are_rejected(facts: dict[str, Any], tmp_path: Path) -> None:
     save_bert(tmp_path)
     edit_config(tmp_path, **facts)
-    with pytest.raises(UsageError, match=next(iter(facts)) if "model_type" not in facts else "is a roberta"):
+    with pytest.raises(
+        UsageError, match=next(iter(facts)) if "model_type" not in facts else "is a electra; allowed are bert, roberta,"
+    ):
         load_text(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [RobertaForMaskedLM, XLMRobertaForMaskedLM, CamembertForMaskedLM])
+def test_roberta_is_loaded_as_a_bert_without_the_first_rows_of_its_positions(
+    kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 14, "type_vocab_size": 1, "pad_token_id": 1}
+    roberta = kind(kind.config_class(**sizes, layer_norm_eps=1e-5)).eval()
+    randomize(roberta)
+    roberta.save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, logger="mmbert"):
+        model = build_model(options(text_pretrained=str(tmp_path), text_layers=3, objectives={"mlm": 1}))
+    assert "the MLM head starts from lm_head" in caplog.text
+    text = {
+        "input_ids": torch.tensor([[0, 5, 7, 2], [0, 9, 2, 1]]),
+        "attention_mask": torch.tensor([[1] * 4, [1] * 3 + [0]]),
+    }
+    got, expected = model.eval().mmbert.encode_text(**text).hidden_states, roberta.base_model(**text).last_hidden_state
+    assert difference(got[0], expected[0]) < 1e-5 and difference(got[1, :3], expected[1, :3]) < 1e-5
+    heads: Any = model.heads
+    logits = heads["mlm"].logits(got[0], model.mmbert.word_embeddings)
+    assert difference(logits, roberta(**text).logits[0]) < 1e-4
+    assert model.config.max_position_embeddings == 12 and model.config.pad_token_id == 1
+    with caplog.at_level(logging.INFO, logger="mmbert"):
+        build_model(options(text_pretrained=str(tmp_path), text_layers=1))
+    assert "tensors of fusion='hybrid' start from encoder.layer.1" in caplog.text
 
 
 def test_keys_without_effect_on_the_outputs_are_accepted(tmp_path: Path) -> None:
@@ -271,7 +308,7 @@ def save_vit(folder: Path, kind: str, **more: Any) -> Any:
     arguments = {key: value for key, value in sizes.items() if value is not None}
     vit = timm.create_model(name, num_classes=0, **arguments)
     randomize(vit, seed=2)
-    save_for_hf(vit, folder, model_config={"num_classes": 0}, model_args=arguments, safe_serialization=True)
+    save_for_hf(vit, str(folder), model_config={"num_classes": 0}, model_args=arguments, safe_serialization=True)
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
