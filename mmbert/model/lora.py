@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -37,21 +38,32 @@ class LoraOptions:
         """Build from a mapping.
 
         Raises:
-            UsageError: An unknown key, or a value that is not allowed.
+            UsageError: An unknown key, a value that is not allowed, or peft is missing.
         """
         keys = [field.name for field in fields(cls)]
         for name in options:
             if name not in keys:
                 raise UsageError(f"model.lora.{name}: allowed are {', '.join(keys)}.{did_you_mean(name, keys)}")
         found = cls(**options)
-        if not isinstance(found.rank, int) or found.rank < 1:
+        if not isinstance(found.rank, int) or isinstance(found.rank, bool) or found.rank < 1:
             raise UsageError(f"model.lora.rank={found.rank!r}: a number of 1 or more.")
-        if not isinstance(found.alpha, int | float) or not found.alpha > 0:
+        if not isinstance(found.alpha, int | float) or isinstance(found.alpha, bool) or not 0 < found.alpha < math.inf:
             raise UsageError(f"model.lora.alpha={found.alpha!r}: a number above 0.")
-        if found.targets not in TARGETS:
+        if not isinstance(found.targets, str) or found.targets not in TARGETS:
             near = did_you_mean(str(found.targets), TARGETS)
             raise UsageError(f"model.lora.targets={found.targets!r}; allowed are {', '.join(TARGETS)}.{near}")
+        check_peft()
         return found
+
+
+def check_peft() -> None:
+    """Check that peft is installed.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError("model.lora needs peft, which is not installed: pip install 'mmbert[lora]'.")
 
 
 def add_adapters(model: HeadedModel, options: LoraOptions, *, seed: int) -> None:
@@ -67,8 +79,7 @@ def add_adapters(model: HeadedModel, options: LoraOptions, *, seed: int) -> None
     Raises:
         UsageError: peft is missing, or an encoder has no layer that adapters can be added to.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise UsageError("model.lora needs peft, which is not installed: pip install 'mmbert[lora]'.")
+    check_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     encoders: dict[str, Encoder] = {"text": model.mmbert.text_encoder, "image": model.mmbert.image_encoder}

@@ -1,10 +1,12 @@
 """LoRA adapters: what they train, that merging changes no output, and what is refused."""
 
+import copy
 import importlib.util
 from typing import Any
 
 import pytest
 import torch
+from tiers import FULL
 from tiny import difference, randomize, tiny_batch, tiny_config
 from torch import nn
 
@@ -102,6 +104,9 @@ def test_adapters_depend_on_the_seed_only() -> None:
     [
         ({"rnk": 8}, r"model\.lora\.rnk: allowed are rank, alpha, targets\. Did you mean 'rank'"),
         ({"rank": 0}, r"model\.lora\.rank=0: a number of 1 or more"),
+        ({"rank": True}, r"model\.lora\.rank=True: a number of 1 or more"),
+        ({"alpha": float("inf")}, r"model\.lora\.alpha=inf: a number above 0"),
+        ({"targets": ["text"]}, r"model\.lora\.targets=\['text'\]; allowed are text, image, both"),
         ({"alpha": -1.0}, r"model\.lora\.alpha=-1\.0: a number above 0"),
         ({"targets": "images"}, r"model\.lora\.targets='images'; allowed are text, image, both\. Did you mean 'image'"),
     ],
@@ -137,6 +142,29 @@ def test_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         UsageError, match=r"^model.lora needs peft, which is not installed: pip install 'mmbert\[lora\]'"
     ):
         add_adapters(MMBertForPreTraining(tiny_config()), OPTIONS, seed=0)
+    options: Any = ModelOptions(lora={}, pretrained="x")
+    with pytest.raises(UsageError, match=r"^model\.lora needs peft"):
+        assemble(options, None, OptimOptions(), seed=0)  # pyright: ignore - raised before weights and data are read
+
+
+@pytest.mark.skipif(not FULL, reason="compiling takes 15 s: the full tier only")
+def test_compiled_model_with_adapters_trains_and_merges_as_the_plain_one() -> None:
+    _, model = adapted()
+    compiled = copy.deepcopy(model)
+    compiled.compile(dynamic=True, backend="eager")
+    losses: list[list[float]] = [[], []]
+    for found, trained in zip(losses, (model, compiled), strict=True):
+        trained.train()
+        optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=0.1)
+        for length in (8, 9, 8):
+            optimizer.zero_grad()
+            loss: Any = trained(**tiny_batch(length=length), generator=torch.Generator().manual_seed(0)).loss
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+    assert losses[0] == losses[1]
+    expected, got = (merge_adapters(m, m.state_dict()) for m in (model, compiled))
+    assert expected.keys() == got.keys() and all(torch.equal(value, got[name]) for name, value in expected.items())
 
 
 def test_layer_that_is_not_called_is_an_error() -> None:

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from interrupted import trace
+from processes import CONFIG, EXACT, finish, start
 from safetensors.torch import load_file
+from tiers import FULL
 
 from mmbert.cli.main import main
 from mmbert.inference.loaded import load
@@ -53,3 +56,24 @@ def test_command_line_takes_single_keys(tiny: list[str]) -> None:
     assert parse_run(options).sections.model.lora == {"rank": 4}
     with pytest.raises(ValueError, match="the text encoder is random"):
         TrainingRun(parse_run(options), dry=True)
+
+
+@pytest.mark.skipif(not FULL, reason="4 runs take 90 s: the full tier only")
+def test_adapters_train_sharded_as_in_one_process_and_resume_to_the_bit(tiny: list[str], tmp_path: Path) -> None:
+    start_model = fit(tmp_path, "start", [*CONFIG[1:], *tiny, "--trainer.max_steps=1", "--trainer.max_epochs=-1"])
+    more = [f"--model.pretrained={start_model}/model", '--model.lora={"rank": 2}', "--name=run"]
+    more += ["--checkpoint.every_n_steps=3"]
+    main([*CONFIG, *tiny, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
+    finish(start(tiny, tmp_path / "two", *more, strategy="model_parallel"))
+    one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
+    assert [float.fromhex(line[3]) for line in two] == pytest.approx([float.fromhex(line[3]) for line in one], rel=1e-5)
+    weights = [load_file(tmp_path / name / "run/model/model.safetensors") for name in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-3)
+    for file in (tmp_path / "two/run/checkpoints").glob("step=8.ckpt*"):
+        file.unlink()
+    assert "resuming at step 6" in finish(
+        start(tiny, tmp_path / "two", *more, "--resume=auto", strategy="model_parallel")
+    )
+    assert [line.split(",") for line in trace(tmp_path / "two")[1:]] == two
