@@ -50,27 +50,40 @@ def read_text_encoder(source: str, tower: str) -> PretrainedText:
         UsageError: No weights, or a configuration that mmbert can't express.
         DataError: Broken weights, or some that are not finite.
     """
-    family, where = FAMILIES[tower], f"text_pretrained='{source}'"
+    where = f"text_pretrained='{source}'"
     try:
-        content = PreTrainedConfig.get_config_dict(source)[0]
-        known = {*COMMON_KEYS, *family.keys, *family.dropouts, *family.arguments, *family.unused}
-        activation = next(key for key, name in family.keys.items() if name == "text_hidden_act")
-        check_keys(content, source, known, activation=activation, model=tower)
-        config = family.config_class.from_dict(content)
+        config = parse_config(PreTrainedConfig.get_config_dict(source)[0], source, tower)
         folder = weights_folder(source)
     except OSError as error:
         raise UsageError(
             f"{where}, a {tower}: {str(error).splitlines()[0]}; AutoModel.from_pretrained('{source}')"
             ".save_pretrained(FOLDER) of transformers writes them, and AutoTokenizer its tokenizer."
         ) from error
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        if isinstance(error, UsageError):
-            raise
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{where}: config.json describes no {tower}: {reason}") from error
     state = read_weights(folder)
     check_finite(state.items(), where)
-    return PretrainedText(source, tower, config, encoder_names(state, source, family.word_embeddings))
+    return PretrainedText(source, tower, config, encoder_names(state, source, FAMILIES[tower].word_embeddings))
+
+
+def parse_config(content: dict[str, Any], source: str, tower: str) -> Any:
+    """Build the configuration of transformers from a config.json.
+
+    Args:
+        content: Of config.json.
+        source: Where it comes from, for messages.
+        tower: A key of `FAMILIES`.
+
+    Raises:
+        UsageError: A key or value that mmbert can't express.
+    """
+    family = FAMILIES[tower]
+    known = {*COMMON_KEYS, *family.keys, *family.dropouts, *family.arguments, *family.unused}
+    activation = next(key for key, name in family.keys.items() if name == "text_hidden_act")
+    check_keys(content, source, known, activation=activation, model=tower)
+    try:
+        return family.config_class.from_dict(content)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"text_pretrained='{source}': config.json describes no {tower}: {reason}") from error
 
 
 def fill_family_architecture(architecture: dict[str, Any], text: PretrainedText) -> None:

@@ -21,12 +21,14 @@ from transformers import (
 import mmbert
 from mmbert.errors import UsageError
 from mmbert.model.backbone import TEXT_ENCODERS
+from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import build_model
 from mmbert.model.lora import LoraOptions, adapted_layers, add_adapters, merge_adapters
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
 from mmbert.model.options import CHOICES, KEYS, ModelOptions
 from mmbert.model.pretrained_bert import REQUIRED_VALUES, UNUSED_KEYS
-from mmbert.model.text_families import COMMON_KEYS, FAMILIES, FamilyTextEncoder
+from mmbert.model.pretrained_text import PretrainedText, fill_family_architecture, parse_config
+from mmbert.model.text_families import COMMON_KEYS, FAMILIES, FamilyTextEncoder, family_config
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "max_position_embeddings": 16, "pad_token_id": 0}
 BERT_SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 3}
@@ -243,6 +245,61 @@ def test_every_key_of_the_configuration_is_accounted_for(tower: str) -> None:
     read = {*COMMON_KEYS, *family.keys, *family.dropouts, *family.arguments}
     assert own <= read | {*family.unused} | UNUSED_KEYS | REQUIRED_VALUES.keys()
     assert not read & {*family.unused}
+
+
+V3_BASE = {
+    "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
+    "initializer_range": 0.02, "intermediate_size": 3072, "max_position_embeddings": 512, "relative_attention": True,
+    "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": "p2c|c2p",
+    "layer_norm_eps": 1e-7, "max_relative_positions": -1, "position_biased_input": False, "num_attention_heads": 12,
+    "num_hidden_layers": 12, "type_vocab_size": 0, "vocab_size": 128100, "model_type": "deberta-v2",
+}  # fmt: skip
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "distilbert-base-uncased": ({
+        "activation": "gelu", "architectures": ["DistilBertForMaskedLM"], "attention_dropout": 0.1, "dim": 768,
+        "dropout": 0.1, "hidden_dim": 3072, "initializer_range": 0.02, "max_position_embeddings": 512,
+        "model_type": "distilbert", "n_heads": 12, "n_layers": 6, "pad_token_id": 0, "qa_dropout": 0.1,
+        "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False, "tie_weights_": True, "vocab_size": 30522,
+    }, None),
+    "ModernBERT-base": ({
+        "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": 50281, "classifier_activation": "gelu", "classifier_bias": False, "classifier_dropout": 0.0,
+        "classifier_pooling": "mean", "cls_token_id": 50281, "decoder_bias": True, "deterministic_flash_attn": False,
+        "embedding_dropout": 0.0, "eos_token_id": 50282, "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0, "gradient_checkpointing": False, "hidden_activation": "gelu",
+        "hidden_size": 768, "initializer_cutoff_factor": 2.0, "initializer_range": 0.02, "intermediate_size": 1152,
+        "layer_norm_eps": 1e-05, "local_attention": 128, "local_rope_theta": 10000.0, "max_position_embeddings": 8192,
+        "mlp_bias": False, "mlp_dropout": 0.0, "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05,
+        "num_attention_heads": 12, "num_hidden_layers": 22, "pad_token_id": 50283,
+        "position_embedding_type": "absolute", "sep_token_id": 50282, "tie_word_embeddings": True,
+        "torch_dtype": "float32", "transformers_version": "4.47.0.dev0", "vocab_size": 50368,
+    }, None),
+    "deberta-v3-base": (V3_BASE, {**V3, "position_buckets": 256}),
+    "deberta-v2-xxlarge": (
+        {**V3_BASE, "attention_head_size": 64, "conv_act": "gelu", "conv_kernel_size": 3, "hidden_size": 1536,
+         "intermediate_size": 6144, "num_attention_heads": 24, "num_hidden_layers": 48, "pooler_dropout": 0,
+         "pooler_hidden_act": "gelu", "pooler_hidden_size": 1536},
+        {**V3, "position_buckets": 256, "attention_head_size": 64, "conv_act": "gelu", "conv_kernel_size": 3},
+    ),
+}  # fmt: skip
+"""Published config.json -> the `text_model_args` that follow from it."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_expressed(name: str) -> None:
+    content, expected = PUBLISHED[name]
+    tower = content["model_type"]
+    text = PretrainedText(name, tower, parse_config(content, name, tower), {})
+    architecture = {key: getattr(ModelOptions(), key) for key in KEYS}
+    fill_family_architecture(architecture, text)
+    assert architecture["text_model_args"] == expected and architecture["text_tower"] == tower
+    built, published = family_config(MMBertConfig(**architecture)), text.config
+    for key in (*FAMILIES[tower].keys, *FAMILIES[tower].arguments, *COMMON_KEYS):
+        if key not in ("n_layers", "num_hidden_layers", "layer_types", "norm_eps", "layer_norm_eps"):
+            assert getattr(built, key, None) == getattr(published, key, None), key
+    assert architecture["text_layer_norm_eps"] == {"distilbert": 1e-12, "modernbert": 1e-5, "deberta-v2": 1e-7}[tower]
+    if tower == "modernbert":
+        assert built.layer_types == published.layer_types[:6] == ["full_attention", *["sliding_attention"] * 2] * 2
 
 
 @pytest.mark.parametrize(
