@@ -101,9 +101,9 @@ def _read_text(options: ModelOptions) -> PretrainedBert | PretrainedText | None:
             "one out. mmbert import converts a CLIP or a FLAVA for model.pretrained."
         )
     found = read_model_type(source)
-    if tower not in ("bert", found):  # bert is the default
+    if found is not None and tower not in ("bert", found):  # bert is the default
         raise UsageError(f"text_pretrained='{source}' is a {found}, but text_tower='{tower}': leave text_tower out.")
-    return read_text_encoder(source, found) if found in FAMILIES else read_bert(source)
+    return read_text_encoder(source, found) if found in FAMILIES else read_bert(source)  # reports a missing file
 
 
 def new_model(config: MMBertConfig) -> HeadedModel:

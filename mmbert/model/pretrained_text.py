@@ -31,12 +31,12 @@ class PretrainedText(NamedTuple):
     state: dict[str, Tensor]  # by the names of the family's model; others have OUTSIDE before them
 
 
-def read_model_type(source: str) -> str:
-    """Read `model_type` of a config.json on the hub or in a folder; "bert" where there is none."""
+def read_model_type(source: str) -> str | None:
+    """Read `model_type` of a config.json on the hub or in a folder; None where there is no such file."""
     try:
         return str(PreTrainedConfig.get_config_dict(source)[0].get("model_type", "bert"))
     except OSError:
-        return "bert"  # `read_bert` reports what is missing
+        return None
 
 
 def read_text_encoder(source: str, tower: str) -> PretrainedText:

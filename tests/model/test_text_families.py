@@ -339,6 +339,12 @@ def test_options_that_contradict_the_checkpoint_are_errors(
         build_model(options(tmp_path, **overrides))
 
 
+def test_missing_folder_is_the_error_whatever_the_family(tmp_path: Path) -> None:
+    for tower in ("bert", *FAMILIES):
+        with pytest.raises(UsageError, match="is no BERT on the hub and no folder with one"):
+            build_model(options(tmp_path / "nowhere", text_tower=tower))
+
+
 def test_what_an_encoder_can_not_do_is_refused(tmp_path: Path) -> None:
     ids = torch.ones(1, 4, dtype=torch.int64)
     for tower in FAMILIES:
