@@ -39,15 +39,27 @@ def shard(model: HeadedModel, mesh: DeviceMesh) -> None:
 
 
 def gather_shards(model: HeadedModel) -> None:
-    """Unshard what does not belong to a layer, for an evaluation that calls parts of the model by themselves."""
+    """Unshard all parameters until `spread_shards`, for an evaluation.
+
+    It calls parts of the model by themselves, and not as often on every rank, so no call may wait for the other ranks.
+    """
     if isinstance(model, FSDPModule):
-        model.unshard()
+        model.set_reshard_after_forward(False)
+        for module in _sharded_modules(model):
+            module.unshard()
 
 
 def spread_shards(model: HeadedModel) -> None:
     """Reshard after the evaluation."""
     if isinstance(model, FSDPModule):
-        model.reshard()
+        model.set_reshard_after_forward(True)
+        model.set_reshard_after_forward(False, recurse=False)  # as `fully_shard` has it for the outermost module
+        for module in _sharded_modules(model):
+            module.reshard()
+
+
+def _sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def full_tensor(value: Tensor) -> Tensor:

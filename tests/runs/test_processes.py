@@ -58,7 +58,9 @@ def test_objectives_that_leave_parameters_unused_train_in_two_processes_as_in_on
 
 
 def test_fsdp_trains_as_one_process_and_resumes_to_the_bit(tiny: list[str], tmp_path: Path) -> None:
-    more = ["--name=run", "--checkpoint.every_n_steps=3"]
+    # Validation and test have 3 batches: 2 for one process, 1 for the other.
+    more = ["--name=run", "--checkpoint.every_n_steps=3", "--data.val_size=15", "--data.eval_batch_size=5"]
+    more += ["--evaluation.test_images=15"]
     main([*CONFIG, *tiny, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
     finish(start(tiny, tmp_path / "two", *more, strategy="model_parallel"))
     one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
