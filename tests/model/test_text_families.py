@@ -114,6 +114,21 @@ def test_states_are_those_of_transformers_with_padding_on_either_side(
         assert difference(model.mmbert.text_encoder(ids).hidden_states, last) < 1e-5
 
 
+@every_family
+@pytest.mark.parametrize("fusion", ["early", "late", "hybrid"])
+@torch.no_grad()
+def test_scores_do_not_depend_on_the_side_of_the_padding(tower: str, fusion: str) -> None:
+    model = MMBertForPreTraining(tiny_config(text_tower=tower, fusion=fusion, objectives={"itm": 1.0, "itc": 1.0}))
+    randomize(model.eval())
+    right, left = inputs(tiny_batch()), inputs(tiny_batch())
+    for row, length in enumerate(right["attention_mask"].sum(dim=1).tolist()):
+        for key in ("input_ids", "attention_mask"):
+            left[key][row] = right[key][row].roll(8 - length)
+    one, other = model(**right), model(**left)
+    assert difference(one.itm_logits, other.itm_logits) < 1e-5
+    assert difference(one.logits_per_text, other.logits_per_text) < 1e-5
+
+
 @every_checkpoint
 def test_layers_above_the_first_are_named_as_left_out(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
