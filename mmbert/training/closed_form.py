@@ -60,7 +60,7 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
         ridge=itc.ridge,
         num_workers=workers,
         skip_unreadable=data.skip_unreadable,
-        load=_image_loader(data.train_samples),
+        load=image_loader(data.train_samples),
         views_of=data.train_samples.cached_views,
     )
     val, positions = data.val_samples, []
@@ -75,7 +75,7 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
             pool=itc.pool,
             num_workers=workers,
             skip_unreadable=data.skip_unreadable,
-            load=_image_loader(val),
+            load=image_loader(val),
         )
     spread_shards(model)
     model.train(was_training)
@@ -101,7 +101,7 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
         )
 
 
-def _image_loader(samples: Pairs) -> LoadImage:
+def image_loader(samples: Pairs) -> LoadImage:
     """Choose what loads the images: the encoder cache, if there is one."""
     return samples.processor.pixel_values if samples.cache is None else samples.cache.hidden_states
 

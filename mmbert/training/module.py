@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,6 +38,7 @@ from mmbert.training.lightning_features import (
     unfreeze_optimized,
     validate_loaders,
 )
+from mmbert.training.match_calibration import calibrate_matching, wants_calibration
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
 from mmbert.training.sample_counts import Skipped
@@ -254,7 +256,7 @@ class TrainingModule(LightningFeatures):
     def on_fit_start(self) -> None:
         """Solve the closed form of ITC, unless the run is resumed; do not broadcast buffers.
 
-        Buffers never change here, and processes may validate unequal numbers of batches.
+        All processes compute the same buffers (ITM's calibration), and they may validate unequal numbers of batches.
         """
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
@@ -365,6 +367,11 @@ class TrainingModule(LightningFeatures):
     def on_validation_epoch_start(self) -> None:
         """Start a new evaluation of the validation split."""
         options, pairs = self.evaluation_options, self._data.val_samples
+        if wants_calibration(self.model) and self.trainer.state.fn == TrainerFn.FITTING:
+            assert isinstance(self.model, MMBertForPreTraining) and isinstance(self._data, PairsDataModule)
+            gather_shards(self.model)
+            with self.trainer.precision_plugin.forward_context():
+                calibrate_matching(self.model, self._data, seed=self.seed)
         validate_loaders(self.trainer.val_dataloaders, [] if pairs is None else [pairs], "val")
         self._start_evaluations([] if pairs is None else [pairs], options.val_images, options.val_scorer)
 

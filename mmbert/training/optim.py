@@ -30,11 +30,21 @@ def parameter_groups(model: HeadedModel, options: OptimOptions) -> list[dict]:
         "fusion": (model.mmbert.fusion, model.mmbert.text_projection, model.mmbert.image_projection),
         "head": (model.heads,),
     }
+    factors = {part: getattr(options, f"{part}_lr_factor") for part in parts}
+    of_itc: set[Tensor] = set()
+    if options.itc_lr_factor != 1 and "itc" in model.heads._modules:  # else as one group with the other heads
+        itc = model.heads.get_submodule("itc")
+        of_itc, parts["itc"] = set(itc.parameters()), (itc,)
+        factors["itc"] = options.itc_lr_factor * options.head_lr_factor
     groups = []
     for part, modules in parts.items():
-        trainable = [(n, p) for module in modules for n, p in module.named_parameters() if p.requires_grad]
-        factor = getattr(options, f"{part}_lr_factor")
-        matrices = hidden_matrices(modules) if options.name == "muon" and part != "head" else set()
+        trainable = [
+            (n, p)
+            for module in modules
+            for n, p in module.named_parameters()
+            if p.requires_grad and (part == "itc" or p not in of_itc)
+        ]
+        matrices = hidden_matrices(modules) if options.name == "muon" and part not in ("head", "itc") else set()
         for name, lr, decay, chosen in (
             ("muon", options.muon_lr, options.weight_decay, [p for _, p in trainable if p in matrices]),
             (
@@ -46,7 +56,7 @@ def parameter_groups(model: HeadedModel, options: OptimOptions) -> list[dict]:
             ("0", options.lr, 0.0, [p for n, p in trainable if not is_decayed(n, p)]),
         ):
             if chosen:
-                group = {"params": chosen, "lr": lr * factor, "weight_decay": decay, "name": f"{part}/{name}"}
+                group = {"params": chosen, "lr": lr * factors[part], "weight_decay": decay, "name": f"{part}/{name}"}
                 groups.append({**group, "muon": True} if name == "muon" else group)
     return groups
 

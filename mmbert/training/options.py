@@ -26,6 +26,9 @@ class OptimOptions:
     """Factor on `lr` for the fusion module and the projections into it."""
     head_lr_factor: float = 1.0
     """Factor on `lr` for the heads of objectives or task."""
+    itc_lr_factor: float = 1.0
+    """Further factor for the head of the objective itc, its projections and temperature; 0 keeps the projections of a
+    closed form."""
     muon_lr: float = 0.004
     """Peak learning rate of muon's matrices, times the same factors; `lr` is for the rest."""
     weight_decay: float = 0.01
@@ -73,7 +76,7 @@ class OptimOptions:
         for name in ("lr", "muon_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"optim.{name}={getattr(self, name)}: must be above 0.")
-        for part in ("text", "image", "fusion", "head"):
+        for part in ("text", "image", "fusion", "head", "itc"):
             name = f"{part}_lr_factor"
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"optim.{name}={getattr(self, name)}: must be 0 or more.")

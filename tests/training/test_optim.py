@@ -29,6 +29,20 @@ def test_every_trainable_parameter_is_in_one_group(fusion: str, freeze: str | in
     assert set(grouped) == {id(p) for p in built.parameters() if p.requires_grad}
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_projections_of_itc_have_a_factor_of_their_own(name: str) -> None:
+    built = model(objectives={"mlm": 1.0, "itc": 1.0})
+    plain, own = (
+        parameter_groups(built, OptimOptions(name=name, lr=1.0, head_lr_factor=0.5, itc_lr_factor=factor))
+        for factor in (1.0, 0.1)
+    )
+    assert not any(group["name"].startswith("itc") for group in plain)
+    rates = {id(p): group["lr"] for group in own for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in own) == sum(len(group["params"]) for group in plain)
+    for key, expected in (("itc", 0.05), ("mlm", 0.5)):
+        assert {rates[id(p)] for p in built.objectives[key].parameters()} == {expected}
+
+
 def test_biases_and_norms_are_not_decayed() -> None:
     built = model()
     names = {id(p): n for n, p in built.named_parameters()}

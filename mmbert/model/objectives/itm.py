@@ -34,6 +34,7 @@ class ImageTextMatching(Objective):
         negative_texts: bool = False,
         residual: bool = False,
         edited: float = 0.0,
+        calibrate: bool = False,
     ):
         """Build the head.
 
@@ -47,14 +48,17 @@ class ImageTextMatching(Objective):
                 the contrastive ranking; needs the objective itc.
             edited: Fraction of the texts whose mismatched pair is an edited caption with their own image, instead of
                 the text with another image (cf. NegCLIP, arXiv:2210.01936); see `mmbert.data.edits`.
+            calibrate: Fit scales and bias of the logit to validation pairs before each validation, for evaluation only
+                (Platt scaling): after hard negatives, say, the trained bias is not that of random pairs.
 
         Raises:
             UsageError: A value that is not allowed, or hard negatives or a residual without the objective itc.
         """
         super().__init__()
         self.check_options(
-            negatives=negatives, text=text, negative_texts=negative_texts, residual=residual, edited=edited
-        )
+            negatives=negatives, text=text, negative_texts=negative_texts, residual=residual, edited=edited,
+            calibrate=calibrate,
+        )  # fmt: skip
         if "itc" not in config.objective_options():
             if negatives == "hard":
                 raise UsageError(
@@ -66,6 +70,9 @@ class ImageTextMatching(Objective):
         self.reads = {text: POOLED, **({"edited": Reads()} if edited else {})}
         self.head = nn.Linear(joint_size(config), 2)
         self.residual_factor = nn.Parameter(torch.ones(1)) if residual else None
+        self.calibration: Tensor | None
+        self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]) if calibrate else None)
+        """Factors of the fusion's and of the contrastive logit, and a bias, which evaluation reads."""
 
     @classmethod
     def check_options(
@@ -76,6 +83,7 @@ class ImageTextMatching(Objective):
         negative_texts: Any = False,
         residual: Any = False,
         edited: Any = 0.0,
+        calibrate: Any = False,
     ) -> None:
         """Check the values of the options.
 
@@ -86,7 +94,7 @@ class ImageTextMatching(Objective):
             raise UsageError(f"objectives.itm.negatives='{negatives}'; allowed are random, hard.")
         if text not in ("clean", "masked"):
             raise UsageError(f"objectives.itm.text='{text}'; allowed are clean, masked.")
-        for name, value in (("negative_texts", negative_texts), ("residual", residual)):
+        for name, value in (("negative_texts", negative_texts), ("residual", residual), ("calibrate", calibrate)):
             if not isinstance(value, bool):
                 raise UsageError(f"objectives.itm.{name}={value!r}; allowed are true, false.")
         if isinstance(edited, bool) or not isinstance(edited, int | float) or not 0 <= edited <= 1:
@@ -107,10 +115,15 @@ class ImageTextMatching(Objective):
         """
         with no_autocast(pooled):
             logits = self.head(full_precision(pooled).to(self.head.weight.dtype))
-            if self.residual_factor is None:
+            if self.residual_factor is None and self.calibration is None:
                 return logits
-            assert similarity is not None
-            match = self.residual_factor * similarity.to(logits.dtype)
+            match = logits.new_zeros(len(logits))
+            if self.residual_factor is not None:
+                assert similarity is not None
+                match = self.residual_factor * similarity.to(logits.dtype)
+            if self.calibration is not None and not self.training:
+                of_fusion, of_contrast, bias = self.calibration.to(logits.dtype)
+                logits, match = of_fusion * logits, of_contrast * match + bias
             return logits + torch.stack([torch.zeros_like(match), match], dim=1)
 
     def score(self, pooled: Tensor, similarity: Tensor | None = None) -> Tensor:
