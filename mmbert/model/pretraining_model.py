@@ -40,13 +40,12 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
 
     def encode(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> EncodedBatch:
         """Wrap a batch so that each encoding is computed once, on first use."""
-        objectives: Any = self.objectives
-        contrast = objectives["itc"] if "itc" in objectives else None
+        objectives: dict[str, Any] = dict(self.objectives.items())
         return EncodedBatch(
             self.mmbert,
             batch,
             generator=generator,
-            contrast=contrast,
+            heads=objectives,
             reads=combine_reads(objectives.values()),
         )
 

@@ -18,6 +18,7 @@ from mmbert.model.objectives.base import EncodedBatch
 from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
+from mmbert.model.objectives.rtd import between_real, sample_tokens
 from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, NOT_COMPUTED, Reads, Tokens
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
@@ -133,7 +134,7 @@ def test_weight_zero_leaves_an_objective_out() -> None:
 @pytest.mark.parametrize(
     ("objectives", "message"),
     [
-        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc, ngrams, distill\. Did you mean 'ml"),
+        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc, ngrams, distill, rtd\. Did you mean 'ml"),
         ({"itm": {"negative": "hard"}}, r"no option 'negative'; .*Did you mean 'negatives'"),
         ({"itm": {"wieght": 2.0}}, r"no option 'wieght'.*Did you mean 'weight'"),
         ({"itm": -1.0}, r"objectives\.itm: weight -1\.0 is not a number of 0 or more"),
@@ -155,6 +156,8 @@ def test_weight_zero_leaves_an_objective_out() -> None:
         ({"itc": 1.0, "distill": {"temperature": "low"}}, r"distill\.temperature='low': must be a number above 0"),
         ({"itc": 1.0, "distill": {"teacher": 3}}, r"distill\.teacher=3: must be the folder of a saved mmbert model"),
         ({"mlm": 1.0, "distill": 1.0}, r"distill reads the head of the objective itc: add itc too"),
+        ({"itm": 1.0, "rtd": 1.0}, r"rtd reads the head of the objective mlm: add mlm too"),
+        ({"mlm": 1.0, "rtd": {"ratio": 0.5}}, r"objectives\.rtd: no option 'ratio'; allowed are weight"),
         ({"mlm": 0}, r"at least one needs a weight above 0"),
         ({}, r"at least one needs a weight above 0"),
     ],
@@ -254,6 +257,77 @@ def test_ngrams_train_the_image_encoder_only() -> None:
     output.loss.backward()
     touched = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None}
     assert touched == {"image_encoder", "image_projection", "ngrams"}
+
+
+# --- replaced tokens -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_rtd_is_the_cross_entropy_of_sampled_texts(fusion: str) -> None:
+    """Oracle: one token at a time, drawn by walking along the distribution, one row at a time through the model."""
+    model, batch = model_with(with_required("rtd"), fusion=fusion), tiny_batch()
+    batch["mlm_labels"][2, 2] = batch["input_ids"][2, 2]
+    output = model(**batch, generator=seeded(3)).objectives["rtd"]
+    uniform = torch.rand(4, 8, generator=seeded(3), dtype=torch.float64)
+    rtd: Any = model.objectives["rtd"]
+    with torch.no_grad():
+        logits = model(batch["mlm_input_ids"], batch["attention_mask"], pixel_values=batch["pixel_values"]).mlm_logits
+        expected, targets = [], []
+        for row in range(4):
+            length = int(batch["attention_mask"][row].sum())
+            ids = batch["input_ids"][row : row + 1, :length].clone()
+            for i in range(length):
+                if batch["mlm_labels"][row, i] != IGNORE_INDEX:
+                    rest = float(uniform[row, i])
+                    for token, share in enumerate(logits[row, i].softmax(dim=0).tolist()):
+                        rest -= share
+                        if rest < 0:
+                            ids[0, i] = token
+                            break
+            kept = (ids[0] == batch["input_ids"][row, :length])[1:-1]
+            image = model.mmbert.encode_image(batch["pixel_values"][row : row + 1])
+            states = model.mmbert.fuse(model.mmbert.encode_text(ids), image).text.hidden_states[0, 1:-1]
+            expected += F.softplus(torch.where(kept, -1, 1) * rtd.head(states)[:, 0]).tolist()
+            targets += kept.long().tolist()
+    assert output.targets.tolist() == targets and 0 < sum(targets) < len(targets) - 2
+    assert float(output.loss.detach()) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert output.left_out == 0
+
+
+def test_rtd_counts_a_sample_equal_to_the_original_as_original() -> None:
+    """And all tokens are original where none is masked, be there no other tokens than [CLS] and [SEP] in a row."""
+    model, batch = model_with(with_required("rtd")), tiny_batch()
+    mlm: Any = model.objectives["mlm"]
+    mlm.logits = lambda states, embeddings: F.one_hot(batch["input_ids"][:, 1], 40) * 1e4
+    assert model(**batch, generator=seeded()).objectives["rtd"].targets.min() == 1
+    batch["mlm_labels"][:] = IGNORE_INDEX
+    batch["attention_mask"][3, 2:] = 0
+    mlm.logits = lambda states, embeddings: torch.zeros(0, 40)
+    output = model(**batch, generator=seeded()).objectives["rtd"]
+    assert output.targets.tolist() == [1] * (6 + 5 + 4) and output.left_out == 1
+
+
+def test_sampled_tokens_follow_the_distribution() -> None:
+    """Inverse distribution function of 0, 0.2, 0.5, 0.3 by hand, bounds included; more rows than one block."""
+    logits = torch.tensor([0.0, 0.2, 0.5, 0.3], dtype=torch.float64).log()
+    uniform = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-53], dtype=torch.float64)
+    assert sample_tokens(logits.expand(6, 4), uniform).tolist() == [1, 1, 2, 2, 3, 3]
+    drawn = sample_tokens(logits.expand(3000, 4), torch.rand(3000, generator=seeded(), dtype=torch.float64))
+    assert all(abs(n - 3000 * p) < 140 for n, p in zip(drawn.bincount(), (0, 0.2, 0.5, 0.3), strict=True))
+
+
+def test_first_and_last_token_are_found_on_either_side_of_padding() -> None:
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    expected = [[0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert between_real(mask).int().tolist() == expected
+
+
+def test_rtd_trains_no_head_of_mlm() -> None:
+    """Nor the encoding of the masked text: no gradient flows through the samples."""
+    model = model_with(with_required("rtd"))
+    model(**tiny_batch(), generator=seeded(), only="rtd").loss.backward()
+    assert all(p.grad is None for p in model.objectives["mlm"].parameters())
+    assert not model.mmbert.word_embeddings.grad[MASK].any() and model.mmbert.word_embeddings.grad.any()
 
 
 # --- negatives -----------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ COMBINATIONS = [
 WITH_OPTIONS: dict[str, dict[str, Any]] = {
     "residual": {"itm": {"residual": True, "negative_texts": True, "negatives": "hard"}, "itc": {"pool": "mean"}},
     "distill": {"itc": 1.0, "distill": 1.0},
+    "rtd": {"mlm": 1.0, "itm": 1.0, "rtd": 2.0},
 }
 """Name -> objectives with options that gather more over the processes, or that read each other's heads."""
 COMBINATIONS += [(fusion, (name,)) for fusion in FUSIONS for name in WITH_OPTIONS]

@@ -48,8 +48,8 @@ def test_validation_of_a_run_that_is_resumed_between_epochs_has_the_same_steps(t
 
 
 def test_stages_of_learning_resume_bit_identically(tiny: list[str], tmp_path: Path) -> None:
-    """A first stage of n-grams (5 steps), Muon, masked content words, edited captions; killed in either stage."""
-    objectives = "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, itm: {weight: 1.0, edited: 0.8}}"
+    """A first stage of n-grams (5 steps), Muon, masked content words, edits, sampled tokens; killed in both."""
+    objectives = "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, itm: {weight: 1.0, edited: 0.8}, rtd: 1.0}"
     options = [
         "--name=run", "--optim.name=muon", "--optim.first_stage=ngrams", "--optim.first_stage_steps=5",
         f"--model.objectives={objectives}", "--data.mask_content=true", "--data.opposites={left: right}",

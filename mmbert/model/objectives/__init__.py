@@ -11,6 +11,7 @@ from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
 from mmbert.model.objectives.ngrams import CaptionNGrams
+from mmbert.model.objectives.rtd import ReplacedTokenDetection
 
 __all__ = [
     "OBJECTIVES",
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "itc": ImageTextContrast,
     "ngrams": CaptionNGrams,
     "distill": TeacherDistillation,
+    "rtd": ReplacedTokenDetection,
 }
 
 

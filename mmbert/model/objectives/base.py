@@ -71,7 +71,7 @@ class EncodedBatch:
         model: Encodes and fuses.
         batch: Tensors as `mmbert.data.pairs.Collate` builds them.
         generator: Draws ITM negatives; the same on every process. None: torch's global generator.
-        contrast: The objective itc; None without it.
+        heads: The objectives of the model by name, for those that read the head of another.
         reads: As `Objective.reads`, of all objectives together; see `combine_reads`. None: each text is encoded when it
             is used, and all outputs of its fusion are computed.
     """
@@ -82,10 +82,11 @@ class EncodedBatch:
         batch: Batch,
         *,
         generator: torch.Generator | None = None,
-        contrast: ContrastiveHead | None = None,
+        heads: Mapping[str, Any] | None = None,
         reads: Mapping[str, Reads] | None = None,
     ):
-        self.model, self.batch, self.generator, self.contrast = model, batch, generator, contrast
+        self.model, self.batch, self.generator, self.heads = model, batch, generator, heads or {}
+        self.contrast: ContrastiveHead | None = self.heads.get("itc")
         self._reads = {name: reads[name] for name in TEXT_KEYS if name in reads} if reads else {}
 
     @cached_property
@@ -135,6 +136,11 @@ class EncodedBatch:
     def masked_fused(self) -> Fused:
         """Texts with masked tokens fused with their images."""
         return self.model.fuse(self.masked_text, self.image, reads=self._reads.get("masked", READ_ALL))
+
+    @cached_property
+    def mlm_logits(self) -> Tensor:
+        """Logits of the objective mlm at masked positions, (K, V) without gradient; mlm sets it if it comes first."""
+        return self.heads["mlm"].masked_logits(self).detach()
 
     @cached_property
     def similarities(self) -> Tensor | None:

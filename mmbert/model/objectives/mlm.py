@@ -61,12 +61,17 @@ class MaskedLanguageModeling(Objective):
         matrix = word_embeddings if self.decoder is None else self.decoder.weight
         return full_precision(F.linear(hidden_states, matrix)) + self.bias
 
+    def masked_logits(self, encoded: EncodedBatch) -> Tensor:
+        """Compute the logits at the K masked positions of a batch, row by row: (K, V) fp32."""
+        states = encoded.masked_fused.text.hidden_states[encoded.batch["mlm_labels"] != IGNORE_INDEX]  # (K, D)
+        return self.logits(states, encoded.model.word_embeddings)
+
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the loss; reads `mlm_input_ids` and `mlm_labels` (B, T), `IGNORE_INDEX` at unmasked positions."""
         labels = encoded.batch["mlm_labels"]
         masked = labels != IGNORE_INDEX
-        states = encoded.masked_fused.text.hidden_states[masked]  # (K, D)
-        logits = self.logits(states, encoded.model.word_embeddings)
+        logits = self.masked_logits(encoded)
+        encoded.mlm_logits = logits.detach()
         targets = labels[masked]
         with no_autocast(logits):
             total = F.cross_entropy(logits, targets, reduction="sum")
