@@ -22,6 +22,8 @@ from mmbert.runtime.randomness import mix, numpy_generator, permutation
 NO_IMAGE = torch.zeros(0, dtype=torch.uint8)
 MAX_ENCODED = 200_000
 """Captions, at most, whose token ids are kept for further epochs (about 50 MB)."""
+MAX_COUNTED = 10_000
+"""Images, at most, in whose captions tokens are counted."""
 
 
 class Sample(NamedTuple):
@@ -101,6 +103,20 @@ class Pairs(Samples):
     def use_edits(self, edits: CaptionEdits, fraction: float) -> None:
         """Put edited captions into a fraction of the samples, for the objective itm."""
         self.edits, self.edited_fraction = edits, fraction
+
+    def token_counts(self, vocab_size: int) -> Tensor:
+        """Count the tokens that may be masked in the captions of at most `MAX_COUNTED` images, (V,) int64."""
+        ids = [
+            token
+            for i in permutation(self.seed, "token counts", 0, len(self))[:MAX_COUNTED]
+            for caption in self.examples[i].captions
+            for token in self._encode(caption)
+        ]
+        counts = torch.bincount(torch.tensor(ids), minlength=vocab_size)
+        allowed = self.masking.content_ids
+        unused = set(range(vocab_size)) - allowed if allowed is not None else self.masking.special_ids
+        counts[[*unused]] = 0
+        return counts
 
     def image_sample(self, size: int) -> frozenset[int]:
         """Draw a fixed random sample of at most `size` positions of different images."""

@@ -22,6 +22,7 @@ from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import build_model, has_head, saved_config
 from mmbert.model.lora import TARGETS, LoraOptions, add_adapters
 from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
+from mmbert.model.objectives.mlm import MaskedLanguageModeling
 from mmbert.model.objectives.ngrams import CaptionNGrams
 from mmbert.model.options import KEYS, ModelOptions
 from mmbert.training.options import OptimOptions
@@ -85,6 +86,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         _check_mask_token(model, processor)
         data = PairsDataModule(data_options, processor, seed=seed)
         _start_ngrams(model, data)
+        _start_mlm_at_prior(model, data)
         if optim.first_stage is not None and optim.first_stage not in model.config.objective_options():
             names = ", ".join(model.config.objective_options())
             raise UsageError(f"optim.first_stage='{optim.first_stage}' is none of the objectives {names}.")
@@ -157,6 +159,16 @@ def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:
         "objective ngrams: %d n-grams of the training captions, %.1f an image, such as %s",
         len(frequencies), sum(frequencies.values()), ", ".join([*frequencies][-5:]),
     )  # fmt: skip
+
+
+def _start_mlm_at_prior(model: HeadedModel, data: PairsDataModule) -> None:
+    """Start the bias of a new MLM head at the token frequencies of the training captions, if its option says so."""
+    assert isinstance(model, MMBertForPreTraining)
+    head = model.objectives["mlm"] if "mlm" in model.objectives else None
+    if not isinstance(head, MaskedLanguageModeling) or head.initial_bias != "prior" or head.bias.any():
+        return  # a bias that is not 0 is that of a checkpoint
+    loss = head.start_at_prior(data.train_samples.token_counts(model.config.vocab_size))
+    log.info("the head of mlm is new: its bias is the log-frequency of the captions' tokens, a loss of %.2f", loss)
 
 
 def _start_new_head_at_prior(model: HeadedModel, pretrained: str | None, data: LabelledDataModule) -> None:

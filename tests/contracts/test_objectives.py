@@ -207,6 +207,20 @@ def test_edited_caption_with_its_own_image_is_the_mismatched_pair() -> None:
     assert difference(output.logits[4:], expected) < 1e-6 and output.targets.tolist() == [1] * 4 + [0] * 4
 
 
+# --- mlm -----------------------------------------------------------------------------------------------------------
+
+
+def test_bias_starts_at_the_log_frequencies_of_tokens() -> None:
+    """Counts 3, 1, 0 with half added are 3.5, 1.5 and 0.5 of 5.5; the loss is the mean of the four tokens' -log."""
+    head = model_with({"mlm": {"weight": 1.0, "initial_bias": "prior"}}).objectives["mlm"]
+    counts = torch.zeros(len(head.bias))
+    counts[:2] = torch.tensor([3.0, 1.0])
+    total = 4 + 0.5 * len(counts)
+    loss = head.start_at_prior(counts)
+    assert difference(head.bias[:3].exp(), torch.tensor([3.5, 1.5, 0.5]) / total) < 1e-6
+    assert abs(loss + (3 * math.log(3.5 / total) + math.log(1.5 / total)) / 4) < 1e-6
+
+
 # --- ngrams --------------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,15 @@ def test_every_caption_is_used_once_in_as_many_epochs(folder: Path) -> None:
     assert set(many.caption_numbers(0).tolist()) == {0, 1, 2}  # images do not move in step
 
 
+def test_token_counts_are_those_of_all_captions_without_special_tokens(folder: Path) -> None:
+    data = pairs(folder, [("a red cat", "a cat"), ("a dog",)])
+    counts = data.token_counts(FIRST + len(WORDS))
+    expected = {"a": 3, "cat": 2, "red": 1, "dog": 1}
+    assert {WORDS[i - FIRST]: n for i, n in enumerate(counts.tolist()) if n} == expected
+    data.masking = replace(data.masking, content_ids=frozenset({FIRST + WORDS.index("cat")}))
+    assert data.token_counts(FIRST + len(WORDS)).sum() == 2  # the only ones that are ever masked
+
+
 def test_sample_has_the_caption_of_its_epoch(folder: Path) -> None:
     data = pairs(folder)
     for epoch in range(4):

@@ -108,6 +108,7 @@ def test_untied_matrix_is_resized_with_the_word_embeddings() -> None:
         ),
         ({"text_layer_norm_eps": 0.0}, "text_layer_norm_eps=0.0: must be a number above 0."),
         ({"objectives": {"mlm": {"tied": "no"}}}, "objectives.mlm.tied='no'; allowed are true, false."),
+        ({"objectives": {"mlm": {"initial_bias": 1}}}, "objectives.mlm.initial_bias=1; allowed are prior, zero."),
     ],
 )
 def test_bad_values_are_rejected(overrides: dict, message: str) -> None:

@@ -104,6 +104,24 @@ def test_dataclasses_and_mappings_are_the_same_options() -> None:
     assert flat == {"trainer.max_steps": 3} and objects == {"callbacks": [stopping]}
 
 
+def test_new_mlm_head_starts_at_the_frequencies_of_the_captions(
+    sections: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """One step of a tiny rate leaves the bias where it started: tokens of the captions high, [CLS] and [SEP] lowest."""
+    changes: dict[str, Any] = {"optim": {"lr": 1e-9}, "trainer": {"max_steps": 1}}
+    objectives = {"mlm": {"weight": 1.0, "initial_bias": "prior"}, "itm": 1.0, "itc": 1.0}
+    first = trained(sections, tmp_path, model={"objectives": objectives}, name="first", **changes)
+    bias = first.model.model.objectives["mlm"].bias
+    tokenizer = first.model.processor.tokenizer
+    assert bias[tokenizer.convert_tokens_to_ids("a")] > bias[tokenizer.convert_tokens_to_ids("tiny")]
+    assert bias.min() == bias[tokenizer.cls_token_id] and torch.allclose(bias.exp().sum(), torch.tensor(1.0))
+    kept = trained(
+        sections, tmp_path, model={"objectives": objectives, "pretrained": str(first.folder / "model")}, name="second",
+        data={"train_fraction": 0.5}, **changes,
+    )  # fmt: skip
+    assert torch.equal(kept.model.model.objectives["mlm"].bias, bias), "that of a checkpoint is kept"
+
+
 def test_errors_are_exceptions(sections: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Did you mean 'model.fusion'"):
         trained(sections, tmp_path, model={"fusoin": "late"})

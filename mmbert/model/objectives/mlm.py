@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,15 +23,17 @@ class MaskedLanguageModeling(Objective):
 
     reads: Mapping[str, Reads] = {"masked": Reads(text=True)}
 
-    def __init__(self, config: MMBertConfig, *, tied: bool = True):
+    def __init__(self, config: MMBertConfig, *, tied: bool = True, initial_bias: str = "zero"):
         """Build the head.
 
         Args:
             config: The model's configuration.
             tied: Use the word embeddings as output matrix; False: a matrix of its own.
+            initial_bias: "prior": a run starts a new head with `start_at_prior`; "zero": its bias is 0.
         """
         super().__init__()
-        self.check_options(tied=tied)
+        self.check_options(tied=tied, initial_bias=initial_bias)
+        self.initial_bias = initial_bias
         assert config.text_hidden_size is not None
         self.transform = nn.Linear(config.hidden_size, config.text_hidden_size)
         self.norm = nn.LayerNorm(config.text_hidden_size, eps=config.layer_norm_eps)
@@ -38,14 +41,33 @@ class MaskedLanguageModeling(Objective):
         self.decoder = None if tied else nn.Linear(config.text_hidden_size, config.vocab_size, bias=False)
 
     @classmethod
-    def check_options(cls, *, tied: Any = True) -> None:
-        """Check the value of the option.
+    def check_options(cls, *, tied: Any = True, initial_bias: Any = "zero") -> None:
+        """Check the values of the options.
 
         Raises:
-            UsageError: It is neither true nor false.
+            UsageError: A value that is not allowed.
         """
         if not isinstance(tied, bool):
             raise UsageError(f"objectives.mlm.tied={tied!r}; allowed are true, false.")
+        if initial_bias not in ("prior", "zero"):
+            raise UsageError(f"objectives.mlm.initial_bias={initial_bias!r}; allowed are prior, zero.")
+
+    @torch.no_grad()
+    def start_at_prior(self, counts: Tensor) -> float:
+        """Start the bias at the log-frequencies of tokens, so that the hidden states need not learn them.
+
+        An optimizer step changes a bias by about the learning rate at most, which is too little in a short run.
+
+        Args:
+            counts: (V,) how often each token of the captions may be masked; half is added, so that no bias is infinite.
+
+        Returns:
+            Mean loss of these tokens by the bias alone, in nats; the first loss is near it.
+        """
+        counts = counts.to(torch.float64)
+        logs = ((counts + 0.5) / (counts + 0.5).sum()).log()
+        self.bias.copy_(logs)
+        return float(-(counts * logs).sum() / counts.sum())
 
     def logits(self, hidden_states: Tensor, word_embeddings: Tensor) -> Tensor:
         """Compute logits over the vocabulary.
