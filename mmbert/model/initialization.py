@@ -113,10 +113,15 @@ def new_model(config: MMBertConfig) -> HeadedModel:
 
 STARTS_ANEW = ("objectives", "task", "task_options", "hidden_dropout_prob", "attention_probs_dropout_prob")
 """Keys that may differ from those of `model.pretrained`."""
-FUSION_KEYS = ("fusion", "fusion_layers")
-"""Keys that may differ too with `model.pretrained_parts=encoders`."""
+FUSION_KEYS = (
+    *("fusion", "fusion_layers", "fusion_norm", "fusion_final_norm", "intermediate_size", "pooler", "bridge_text_norm"),
+    *("early_image_norm", "early_image_types", "early_pool", "early_class_token", "early_inputs"),
+)
+"""Keys of the fusion alone: with `model.pretrained_parts=encoders` they are those requested."""
 FUSION = "mmbert.fusion."
 """Prefix of the fusion's parameters."""
+NGRAMS_HEAD = "objectives.ngrams.head.weight"
+"""Parameter of the objective ngrams, whose head has the size of `MMBertConfig.ngrams`."""
 
 
 def saved_config(folder: str) -> MMBertConfig:
@@ -157,8 +162,10 @@ def _build_from_folder(options: ModelOptions, task_keys: dict[str, Any]) -> Head
                 f"model.{key}={requested!r}, but model.pretrained='{folder}' has {getattr(saved, key)!r}; leave it out."
             )
     saved.labels, saved.num_images = task_keys.get("labels", []), task_keys.get("num_images", 1)
-    model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "num_images")}))
     state = read_weights(Path(folder))
+    if options.task is not None or "ngrams" not in saved.objective_options() or NGRAMS_HEAD not in state:
+        saved.ngrams = []
+    model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "num_images", "ngrams")}))
     with_task = has_head(folder, model.config)
     _load_saved_weights(model, state, folder, with_task=with_task, with_fusion=not new_fusion)
     return model

@@ -235,7 +235,7 @@ class ModelOptions(Architecture):
     initialized. None: see the two keys below."""
     pretrained_parts: str = "all"
     """What is taken from `pretrained`. all: everything. encoders: encoders, projections and heads; the fusion is new,
-    as `fusion` and `fusion_layers` say, so a run of one strategy can start from that of another."""
+    as its own keys say (`fusion`, `fusion_layers` ...), so a run of one strategy can start from that of another."""
     text_pretrained: str | None = None
     """Pretrained BERT, RoBERTa, DistilBERT, ModernBERT, or DeBERTa-v2 or v3: a name on the hub ("bert-base-uncased") or
     a local folder. None: from scratch."""

@@ -144,7 +144,10 @@ def _check_mask_token(model: HeadedModel, processor: MMBertProcessor) -> None:
 
 
 def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:
-    """Find the n-grams of the training captions and build the head of the objective ngrams for them."""
+    """Find the n-grams of the training captions and build the head of the objective ngrams for them.
+
+    The head of `model.pretrained` is kept where it has the same n-grams.
+    """
     assert isinstance(model, MMBertForPreTraining)
     objective = model.objectives["ngrams"] if "ngrams" in model.objectives else None
     if objective is None:
@@ -153,8 +156,9 @@ def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:
     frequencies = find_ngrams(
         data.train_samples.examples, longest=objective.longest, min_fraction=objective.min_fraction
     )
-    objective.start([*frequencies.values()], std=model.config.initializer_range)
-    model.config.ngrams = [*frequencies]
+    if model.config.ngrams != [*frequencies]:
+        objective.start([*frequencies.values()], std=model.config.initializer_range)
+        model.config.ngrams = [*frequencies]
     log.info(
         "objective ngrams: %d n-grams of the training captions, %.1f an image, such as %s",
         len(frequencies), sum(frequencies.values()), ", ".join([*frequencies][-5:]),

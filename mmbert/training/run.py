@@ -204,19 +204,21 @@ class TrainingRun:
             str(trainer.precision), trainer.strategy.root_device, trainer.precision_plugin.forward_context
         )
 
-    def _monitor(self, requested: str | None) -> str:
-        """The metric that chooses the best checkpoint; only validation has such metrics."""
+    def _monitor(self, requested: str | None) -> str | None:
+        """The metric that chooses the best checkpoint; only validation has such metrics. None: there is none."""
         model = self.parts.model
         if isinstance(model, MMBertForTask):
             names = [f"{model.config.task}_{name}" for name in model.task.monitors]
         else:
             names = metric_names(model.objectives)
         known = [f"val/{name}" for name in names]
+        if not known and requested is None:  # ngrams alone: the last weights are saved
+            return None
         monitor = requested or default_monitor(known)
         if monitor not in known:
             raise UsageError(
                 f"checkpoint.monitor='{monitor}' is no validation metric of these objectives; "
-                f"allowed are {', '.join(known)}.{did_you_mean(monitor, known)}"
+                f"allowed are {', '.join(known) or 'none'}.{did_you_mean(monitor, known)}"
             )
         return monitor
 
@@ -361,6 +363,8 @@ class TrainingRun:
             load_full_state_dict(self.module, checkpoint["state_dict"])
             score = self.checkpoints.best_score
             log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
+        elif monitor is None:
+            log.info("these objectives have no validation metric: the last weights are tested and saved")
         elif self.parts.data.val_samples is not None:
             log.warning("validation never gave %s, so the last weights are tested instead of the best", monitor)
 

@@ -227,6 +227,9 @@ def metric_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 def print_results(metrics: Mapping[str, Any], *, folder: Path) -> None:
     """Print the table of metrics: one row a metric, one column a split."""
     splits, rows = metric_rows(metrics)
+    if not rows:
+        print(f"results in {folder}")
+        return
     table = Table(title=f"results in {folder}", title_justify="left", caption_justify="left")
     if any(name.endswith("/R@1") for name in metrics):
         table.caption = "R@K: 1 caption per image"

@@ -47,16 +47,18 @@ def log_run_summary(
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes().items())
     if isinstance(model, MMBertForTask):
         evaluated = f"{model.config.task} with {len(model.task.labels)} labels, best by {monitor}"
-    else:
+    elif {"itm", "itc"} & {*model.objectives}:
         scorers = f"{_scorer(module, 'val')} in validation, {_scorer(module, 'test')} in test"
         evaluated = f"retrieval by {scorers}, 1 caption per image"
+    else:
+        evaluated = "no retrieval"
     log.info(
         "%s fusion, %.1f M parameters (%.1f M trained) | %s pairs | %s: %s, %d threads | %s | %s",
         model.config.fusion, parameters / 1e6, trainable / 1e6, sizes, trainer.precision,
         precision_reason, torch.get_num_threads(), evaluated, output,
     )  # fmt: skip
 
-    if not isinstance(model, MMBertForTask):
+    if not isinstance(model, MMBertForTask) and {"itm", "itc"} & {*model.objectives}:
         _log_ranking_cost(module, data)
     unused = {name: len(found) for name, found in data.examples.items() if not is_used(name)}
     if unused:

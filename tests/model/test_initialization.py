@@ -260,3 +260,12 @@ def test_parts_that_do_not_fit_are_named(changes: dict, message: str, tmp_path: 
     start = ModelOptions(pretrained=str(tmp_path), pretrained_parts="encoders", fusion="late", objectives=OBJECTIVES)
     with pytest.raises(UsageError, match=message):
         build_model(replace(start, **changes))
+
+
+def test_new_fusion_has_the_requested_keys_not_those_of_the_saved_one(tmp_path: Path) -> None:
+    build_model(options(fusion="early", fusion_norm="pre", intermediate_size=48)).save_pretrained(tmp_path)
+    start = ModelOptions(pretrained=str(tmp_path), pretrained_parts="encoders", fusion="early", objectives=OBJECTIVES)
+    default = build_model(start).config
+    assert (default.fusion_norm, default.intermediate_size, default.early_pool) == ("post", 4 * 32, "first")
+    other = build_model(replace(start, early_pool="last", intermediate_size=64)).config
+    assert (other.intermediate_size, other.early_pool, other.hidden_size) == (64, "last", 32)

@@ -56,6 +56,26 @@ def test_best_checkpoint_is_the_best_of_what_is_watched(
     assert [p.stem for p in (tmp_path / "shapes-plain/checkpoints").glob("best-*.ckpt")] == [f"best-step={step + 1}"]
 
 
+def test_run_of_ngrams_alone_saves_its_last_weights_and_its_head_is_kept(tiny: list[str], tmp_path: Path) -> None:
+    fit(tiny, tmp_path, "--model.fusion=late", "--model.objectives={ngrams: 1.0}", "--trainer.max_epochs=1")
+    folder = tmp_path / "shapes-plain"
+    assert not list((folder / "checkpoints").glob("best-*")), "no validation metric chooses a best one"
+    head = "objectives.ngrams.head.weight"
+    saved = load_file(folder / "model/model.safetensors")
+    last = torch.load(folder / "checkpoints/step=4.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved[head], last[f"model.{head}"])
+
+    def started(*more: str) -> torch.Tensor:
+        start = [f"--model.pretrained={folder}/model", "--model.pretrained_parts=encoders", *more]
+        arguments = ["--config", str(ROOT / "configs/pretrain/shapes_plain.yaml"), *tiny, *start]
+        run = TrainingRun(parse_run([*arguments, "--model.objectives={itm: 1.0, ngrams: 1.0}"]), dry=True)
+        return run.parts.model.state_dict()[head]
+
+    assert torch.equal(started(), saved[head])
+    fewer = started("--data.train_fraction=0.5")  # with other n-grams
+    assert fewer.shape != saved[head].shape and fewer.std() < 0.03
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_run_folder_holds_what_the_readme_promises(fusion: str, tiny: list[str], tmp_path: Path) -> None:
     fit(tiny, tmp_path, "--name=first", f"--model.fusion={fusion}", "--trainer.max_epochs=1")
