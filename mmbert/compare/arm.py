@@ -21,8 +21,9 @@ from filelock import FileLock
 from lightning.fabric.utilities import move_data_to_device
 
 from mmbert.compare.cost import milliseconds_per_pair
-from mmbert.compare.plan import PRETRAIN, TEXT_SHARE, Shares
+from mmbert.compare.plan import PRETRAIN, TEXT_SHARE, TOWERS, Shares
 from mmbert.compare.rows import QUERIES, Row, json_safe
+from mmbert.compare.towers import weights_sha256
 from mmbert.data.examples import Example
 from mmbert.data.processor import MMBertProcessor
 from mmbert.data.readers.base import ImageFolder
@@ -118,11 +119,15 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
         "curves": {k: v for name in spec["stages"] for k, v in read_curves(folder / name, name).items()},
-        "options": {name: read_options(folder / name) for name in spec["stages"]},
+        "options": {name: read_options(folder / name, from_towers=TOWERS in spec) for name in spec["stages"]},
         "scorers": {n: m["run/test_scorer"] for n, m in metrics.items() if "run/test_scorer" in m},
         "versions": {k.removeprefix("run/version/"): v for k, v in run_folder.versions().items()},
         "precision": metrics[PRETRAIN]["run/precision"],
     }
+    if spec["strategy"] == TOWERS:
+        row["cost"]["samples"] = metrics[PRETRAIN]["run/samples_seen"]
+    if TOWERS in spec:
+        row[TOWERS] = {"arm": spec[TOWERS], "sha256": weights_sha256(folder.parent / spec[TOWERS])}
     target = Path(spec["items"])
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
@@ -143,11 +148,16 @@ def read_curves(folder: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
     return found if stage == PRETRAIN else {f"{stage}/{name}": curve for name, curve in found.items()}
 
 
-def read_options(folder: Path) -> dict[str, Any]:
-    """Read every option of a stage's run, flat, without its folders."""
+def read_options(folder: Path, *, from_towers: bool = False) -> dict[str, Any]:
+    """Read every option of a stage's run, flat, without its folders.
+
+    Args:
+        folder: The run's folder.
+        from_towers: The pretraining starts from a model of the comparison too.
+    """
     options = flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     folders = ["name", "trainer.default_root_dir"]
-    if options["model.task"] is not None:
+    if options["model.task"] is not None or from_towers:
         folders.append("model.pretrained")
     return {key: value for key, value in options.items() if key not in folders}
 

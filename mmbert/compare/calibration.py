@@ -28,7 +28,8 @@ from mmbert.compare.cost import (
     synchronize,
 )
 from mmbert.compare.folder import stored_budgets
-from mmbert.compare.plan import PRETRAIN, Comparison, Stage, comparison_from
+from mmbert.compare.plan import PRETRAIN, TOWERS, Comparison, Stage, comparison_from
+from mmbert.compare.towers import check_start, tower_comparison
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.teacher_vectors import zero_vectors
 from mmbert.errors import UsageError
@@ -74,12 +75,16 @@ class StrategyCost(NamedTuple):
 def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
     """Compute strategy -> budget, steps of each stage, and the options that match its size to the budget.
 
+    The towers, if there are any, have an entry too.
+
     Args:
         comparison: The comparison.
         allow_import: Modules that strategies may be imported from.
         known: Stored result of an earlier call; its times are not measured again.
     """
     torch.set_num_threads(comparison.threads)
+    if comparison.has_towers:
+        check_towers(comparison, allow_import)
     matched = match_options(comparison, allow_import) if comparison.match == "parameters" else {}
     costs: dict[str, StrategyCost] = {}
     for strategy in comparison.names:
@@ -124,7 +129,16 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
                 **{f"{stage}/steps": budget.steps for stage, budget in own.items() if stage != PRETRAIN},
             },
         }
-    return found
+    return found | (calibrate(tower_comparison(comparison), allow_import, known) if comparison.has_towers else {})
+
+
+def check_towers(comparison: Comparison, allow_import: list[str]) -> None:
+    """Raise if a strategy can't start from the towers."""
+    alone = tower_comparison(comparison)
+    towers = build_pretraining(alone, alone.strategy_options(TOWERS), allow_import).parts
+    for name in comparison.names:
+        arm = build_pretraining(comparison, comparison.strategy_options(name), allow_import).parts
+        check_start(name, arm, towers)
 
 
 def build_pretraining(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> TrainingRun:

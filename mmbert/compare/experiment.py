@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.compare.folder import check_same_comparison
-from mmbert.compare.plan import Comparison, load_comparison
+from mmbert.compare.plan import TOWERS, Comparison, load_comparison
 from mmbert.compare.report import load_outcomes, write_report_again
 from mmbert.compare.report.outcomes import measure_title
 from mmbert.compare.report.summary import Summary, summarize
@@ -143,6 +143,7 @@ def run_comparison(
         write_report_inputs(comparison, settings._replace(command=_stored_command(folder) or command), rows)
     else:
         rows = run_arms(comparison, settings)
+    rows = {name: row for name, row in rows.items() if row.get("strategy") != TOWERS}
     result = ComparisonResult(folder, comparison, rows, write_report_again(folder))
     log.info("report in %s", result.report)
     if result.failed:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmbert.compare.plan import Comparison, list_arms
+from mmbert.compare.plan import TOWERS, Comparison, list_arms
 from mmbert.compare.rows import Row, read_rows
 from mmbert.compare.specs import EVALUATIONS, WITHOUT_EFFECT, Settings, arm_spec, budget_inputs, describe_changes
 from mmbert.errors import DataError, UsageError
@@ -15,12 +15,13 @@ from mmbert.errors import DataError, UsageError
 def valid_rows(settings: Settings) -> dict[str, Row]:
     """Rows of arms that are not run again: finished ones, and failed trainings without `retry_failed`.
 
-    Arms that were trained and failed in the evaluation are always run again.
+    Arms that were trained and failed in the evaluation are always run again. Those whose towers failed get their row
+    anew, as it depends on the towers'.
     """
     return {
         name: row
         for name, row in read_rows(settings.out).items()
-        if "failure" not in row or not (settings.retry_failed or row["failure"]["stage"] == "evaluation")
+        if "failure" not in row or not (settings.retry_failed or row["failure"]["stage"] in ("evaluation", TOWERS))
     }
 
 
@@ -134,7 +135,7 @@ def import_rows(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, R
 def previous_primary(comparison: Comparison, out: Path, rows: Mapping[str, Row]) -> dict[str, Any] | None:
     """Primary measures at the time when arms finished, and the number of these arms; None if they are unchanged."""
     plan = _read_json(out / "plan.json")
-    done = sum(row["status"] == "done" for row in rows.values())
+    done = sum(row["status"] == "done" and row.get("strategy") != TOWERS for row in rows.values())
     first = {"primary": plan.get("comparison", {}).get("primary", comparison.primary), "arms": done}
     before = plan.get("primary_before") or first
     return before if before["arms"] and before["primary"] != comparison.primary else None

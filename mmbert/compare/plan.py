@@ -17,6 +17,8 @@ from mmbert.training.config_files import flat, with_bases
 from mmbert.training.option_checks import explain_parser_error
 
 PRETRAIN = "pretrain"
+TOWERS = "towers"
+"""Strategy of the arms that train the towers; their stage is `PRETRAIN`."""
 RESERVED_OPTIONS = (
     "seed_everything", "data.train_fraction", "data.eval_seed", "trainer.max_steps", "trainer.max_epochs",
     "trainer.default_root_dir", "name", "threads", "resume", "ckpt_path", "config", "base",
@@ -33,12 +35,12 @@ TEXT_SHARE = "shares/text"
 
 @dataclass(kw_only=True)
 class Stage:
-    """Options of one training run of an arm."""
+    """Options of one training run of an arm, or of the towers."""
 
     run: str = ""
     """Configuration of `fit`: a YAML file, relative to the working directory, or the name of a preset."""
     steps: int = 0
-    """Optimizer steps of the reference strategy; the budget determines those of the others."""
+    """Optimizer steps; in an arm those of the reference strategy, as the budget determines those of the others."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of `fit` that override it, {data.batch_size: 64}."""
 
@@ -111,6 +113,9 @@ class Comparison:
     every step, as without a cache."""
     reference: str | None = None
     """Strategy whose budget the others are matched to. None: the first."""
+    towers: Stage = field(default_factory=Stage)
+    """Training of the encoders that all strategies of a seed start from, before the arms and once per seed, with the
+    keys of `pretrain`: any objectives and any fusion. No budget contains it. Without it every arm trains its own."""
     pretrain: Stage = field(default_factory=Stage)
     """Pretraining of every arm."""
     finetune: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -138,6 +143,8 @@ class Comparison:
             raise UsageError(f"strategies={self.strategies}: expected two or more strategies.")
         if len(set(self.names)) < len(self.names):
             raise UsageError(f"strategies={self.strategies}: expected each strategy once.")
+        if TOWERS in self.names:
+            raise UsageError(f"strategies: the name '{TOWERS}' is reserved for `{TOWERS}:`; give it another one.")
         seed_lists = {"seeds": self.seeds, **{f"strategies.{name}.seeds": self._seeds(name) for name in self.names}}
         for where, seeds in seed_lists.items():
             integers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
@@ -161,28 +168,27 @@ class Comparison:
             for key in values:
                 if key not in known:
                     raise UsageError(f"finetune.{name}.{key}: unknown option.{did_you_mean(key, known)}")
-        for name, stage in self.stages.items():
-            where = name if name == PRETRAIN else f"finetune.{name}"
+        for name in (PRETRAIN, TOWERS):
+            if name in self.finetune:
+                raise UsageError(f"finetune.{name}: this name is reserved for `{name}:`.")
+        for name, stage in self.runs.items():
+            where = name if name in (PRETRAIN, TOWERS) else f"finetune.{name}"
             if not stage.run:
                 raise UsageError(
                     f"{where}.run is missing: expected a configuration of fit, such as quickstart or my_run.yaml."
                 )
-            if stage.steps < 1:
-                raise UsageError(
-                    f"{where}.steps={stage.steps}: expected the optimizer steps of the reference, 1 or more."
-                )
-            _check_reserved(
-                f"{where}.options", stage.options, "model.fusion" if name == PRETRAIN else "model.pretrained"
-            )
+            if type(stage.steps) is not int or stage.steps < 1:
+                expected = f"the optimizer steps of the {TOWERS if name == TOWERS else 'reference'}, 1 or more"
+                raise UsageError(f"{where}.steps={stage.steps}: expected {expected}.")
+            _check_reserved(f"{where}.options", stage.options, *self.reserved_of(name))
         for name in self.names:
-            _check_reserved(f"strategies.{name}", self.strategy_options(name))
+            reserved = [key for key in self.reserved_of(PRETRAIN) if key != "model.fusion"]
+            _check_reserved(f"strategies.{name}", self.strategy_options(name), *reserved)
         retrieval = self.retrieval
         if retrieval.images < 0 or retrieval.captions < 1 or retrieval.k < 1:
             raise UsageError(f"{retrieval}: expected images from 0 (no retrieval), captions and k from 1.")
         if not 0 <= retrieval.itc_weight < math.inf:
             raise UsageError(f"retrieval.itc_weight={retrieval.itc_weight}: expected a number of 0 or more.")
-        if PRETRAIN in self.finetune:
-            raise UsageError(f"finetune.{PRETRAIN}: this name is reserved for the pretraining.")
         if self.foils.files and not self.foils.images:
             raise UsageError("foils.images is missing: expected the folder of the foils' images.")
         if self.foils.images and not self.foils.files:
@@ -227,6 +233,24 @@ class Comparison:
         """Name -> training stage of an arm, in order."""
         return {PRETRAIN: self.pretrain, **{name: Stage(**values) for name, values in self.finetune.items()}}
 
+    @property
+    def has_towers(self) -> bool:
+        """Whether the strategies of a seed start from common towers."""
+        return self.towers != Stage()
+
+    @property
+    def runs(self) -> dict[str, Stage]:
+        """Name -> training run: that of the towers, if there are any, then the stages of an arm."""
+        return {**({TOWERS: self.towers} if self.has_towers else {}), **self.stages}
+
+    def reserved_of(self, run: str) -> list[str]:
+        """Options of `fit` that the comparison sets in one of its `runs`, besides `RESERVED_OPTIONS`."""
+        if run == TOWERS:
+            return []
+        if run == PRETRAIN:
+            return ["model.fusion", *(["model.pretrained", "model.pretrained_parts"] if self.has_towers else [])]
+        return ["model.pretrained"]
+
     def strategy_options(self, strategy: str) -> dict[str, Any]:
         """Options of `fit` that define the strategy."""
         given = self.strategies.get(strategy, {}) if isinstance(self.strategies, dict) else {}
@@ -257,7 +281,7 @@ def _check_reserved(where: str, options: Mapping[str, Any], *more: str) -> None:
 
 
 class Arm(NamedTuple):
-    """One strategy, trained once: strategy x seed x fraction of the training pairs."""
+    """One strategy, or the towers, trained once: strategy x seed x fraction of the training pairs."""
 
     strategy: str
     seed: int
@@ -269,17 +293,26 @@ class Arm(NamedTuple):
         fraction = "" if self.fraction == 1 else f"-{100 * self.fraction:g}pct"
         return f"{self.strategy}-seed{self.seed}{fraction}".replace("/", "_")
 
+    @property
+    def towers(self) -> "Arm":
+        """The arm that trains the towers of its seed and fraction."""
+        return self._replace(strategy=TOWERS)
+
 
 def list_arms(comparison: Comparison) -> list[Arm]:
-    """List all arms, seed by seed, so that all strategies can be compared after the first seed."""
+    """List all arms, seed by seed, so that all strategies can be compared after the first seed.
+
+    The towers of a seed, if the comparison has towers, come before its strategies.
+    """
     rounds = max(len(comparison.seeds_of(name)) for name in comparison.names)
-    return [
+    arms = [
         Arm(strategy, comparison.seeds_of(strategy)[number], fraction)
         for number in range(rounds)
         for fraction in sorted(comparison.fractions, reverse=True)
         for strategy in comparison.names
         if number < len(comparison.seeds_of(strategy))
     ]
+    return [*dict.fromkeys(x for arm in arms for x in (arm.towers, arm))] if comparison.has_towers else arms
 
 
 def load_comparison(config: str | os.PathLike[str] | Mapping[str, Any], changes: Sequence[str] = ()) -> Comparison:
@@ -319,6 +352,9 @@ def load_comparison(config: str | os.PathLike[str] | Mapping[str, Any], changes:
             content["strategies"] = {name: {} for name in known}
         _update(content, nested, replaced=["strategies"] if key == "strategies" else [])
     content = _without_empty(content)
+    for key in (TOWERS, PRETRAIN):
+        if not isinstance(content.get(key, {}), Mapping):
+            raise UsageError(f"{place}: {key}: expected a mapping with run, steps and options. Got: {content[key]!r}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Comparison)
     try:
@@ -344,6 +380,9 @@ def _update(content: dict[str, Any], more: Mapping[str, Any], *, replaced: Seque
 def _without_empty(content: Mapping[str, Any]) -> dict[str, Any]:
     """Drop keys without a value, which mean the default; strategies and tasks without options are kept."""
     given = {key: value for key, value in content.items() if value is not None}
+    for key in (TOWERS, PRETRAIN):
+        if isinstance(given.get(key), dict):
+            given[key] = {name: value for name, value in given[key].items() if value is not None}
     for key in ("strategies", "finetune"):
         if isinstance(given.get(key), dict):
             given[key] = {name: {} if options is None else options for name, options in given[key].items()}
@@ -353,7 +392,7 @@ def _without_empty(content: Mapping[str, Any]) -> dict[str, Any]:
 def comparison_from(content: Mapping[str, Any]) -> Comparison:
     """Inverse of `dataclasses.asdict` for a comparison."""
     parts: dict[str, Any] = dict(content)
-    parts["pretrain"] = Stage(**parts["pretrain"])
+    parts |= {name: Stage(**parts.get(name, {})) for name in (TOWERS, PRETRAIN)}
     for name, kind in (("retrieval", Retrieval), ("foils", Foils), ("shares", Shares)):
         parts[name] = kind(**parts.get(name, {}))
     return Comparison(**parts)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmbert.compare.budget import RULES
 from mmbert.compare.folder import previous_primary
-from mmbert.compare.plan import Arm, Comparison, list_arms
+from mmbert.compare.plan import TOWERS, Arm, Comparison, list_arms
 from mmbert.compare.rows import QUERIES, Row, read_all_outcomes
 from mmbert.compare.specs import Settings
 from mmbert.data.readers.base import ImageFolder
@@ -26,11 +26,15 @@ def write_report_inputs(comparison: Comparison, settings: Settings, rows: Mappin
     reference = comparison.reference or comparison.names[0]
     before = previous_primary(comparison, settings.out, rows)
     length = ", ".join(f"{stage.steps:,} steps of {name}" for name, stage in comparison.stages.items())
+    if comparison.has_towers:
+        length += f"; after {comparison.towers.steps:,} steps of common towers, which no budget contains"
+    arms = list_arms(comparison)
     content = {
         "name": comparison.name,
         "strategies": comparison.names,
         "seeds": comparison.seeds,
-        "arms": [arm.name for arm in list_arms(comparison)],
+        "arms": [arm.name for arm in arms if arm.strategy != TOWERS],
+        **({TOWERS: [arm.name for arm in arms if arm.strategy == TOWERS]} if comparison.has_towers else {}),
         "exploratory": settings.exploratory or comparison.min_seeds < 2,
         "budget_rule": f"{RULES[comparison.match]} as {reference} with {length}",
         "reference": reference,

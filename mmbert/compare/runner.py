@@ -23,10 +23,11 @@ from mmbert.compare.folder import (
     stored_budgets,
     valid_rows,
 )
-from mmbert.compare.plan import Comparison, list_arms
+from mmbert.compare.plan import TOWERS, Comparison, list_arms
 from mmbert.compare.report_inputs import write_report_inputs
 from mmbert.compare.rows import Row, last_losses, write_rows
 from mmbert.compare.specs import Settings, budget_inputs, describe_changes, overridden_options
+from mmbert.compare.towers import restore_towers, tower_comparison, towers_in_use
 from mmbert.data.prepare import prepare_missing
 from mmbert.data.readers.base import ImageFolder
 from mmbert.data.readers.foils import read_foils
@@ -70,6 +71,8 @@ def run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
         ArmStoppedError: An arm received a signal.
     """
     comparison.check()
+    if comparison.has_towers:
+        tower_comparison(comparison)  # raises on a fine-tuning
     if comparison.min_seeds < 2 and not settings.exploratory:
         raise UsageError(
             f"seeds={comparison.seeds}: with one seed a difference between strategies can't be distinguished from one "
@@ -106,11 +109,17 @@ def _run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
             "%s: %s of %s is not used; a comparison sets it (seeds, fractions, steps, threads)",
             stage,
             given,
-            comparison.stages[stage].run,
+            comparison.runs[stage].run,
         )
     budgets = _compute_budgets(comparison, settings, rows)
     for name in comparison.names:
         log.info("%s: %s", name, budgets[name]["summary"])
+    if comparison.has_towers:
+        cost = budgets[TOWERS]["budget"]
+        log.info(
+            "towers of each seed: %s steps of %s fusion, %.3g training FLOPs, in no budget",
+            f"{cost['steps']:,}", budgets[TOWERS]["differences"]["model.fusion"], cost["training_flops"],
+        )  # fmt: skip
     specs = check_same_comparison(comparison, settings, rows)
     missing = [spec for name, spec in specs.items() if name not in rows]
     if settings.rows_from is not None and missing:
@@ -118,24 +127,32 @@ def _run_arms(comparison: Comparison, settings: Settings) -> dict[str, Row]:
         log.info("imported %d of %d missing arms from %s", len(imported), len(missing), settings.rows_from)
         rows |= imported
         write_rows(out, rows.values())
-    remaining = [specs[arm.name] for arm in arms if arm.name not in rows]
+    before = len(rows)
+    restore_towers(specs, rows, settings.rows_from)
+    if len(rows) < before:
+        write_rows(out, rows.values())
+    used = towers_in_use(specs, rows)
+    remaining = [
+        specs[arm.name] for arm in arms if arm.name not in rows and (arm.strategy != TOWERS or arm.name in used)
+    ]
     if len(remaining) < len(arms):
         log.info("%d of %d arms are finished already", len(arms) - len(remaining), len(arms))
     failed = [name for name in specs if rows.get(name, {}).get("status") == "failed"]
     if failed:
         log.warning("failed before, use --retry_failed to run again: %s", ", ".join(failed))
     order = [arm.name for arm in arms]
-    weights = {name: budgets[specs[name]["strategy"]]["weights"] for name in specs}
+    shown = [name for name in order if name in rows or specs[name] in remaining]
+    weights = {name: budgets[specs[name]["strategy"]]["weights"] for name in shown}
     for row in _finished_rows(remaining, rows, settings, weights):
         rows[row["arm"]] = row
         write_rows(out, [rows[name] for name in [*order, *(n for n in rows if n not in order)] if name in rows])
     write_report_inputs(comparison, settings, rows)
-    return {name: rows[name] for name in order}
+    return {name: rows[name] for name in order if name in rows}
 
 
 def _prepare_data(comparison: Comparison) -> None:
     """Generate missing data sets that the configurations name by `data.prepare`, before parallel arms need them."""
-    for stage in comparison.stages.values():
+    for stage in comparison.runs.values():
         arguments = to_arguments(stage.run, stage.options)
         if explicit_options(arguments).get("data.prepare") is not None:
             prepare_missing(parse_run(arguments).sections.data)
@@ -195,6 +212,8 @@ def _finished_rows(
 ) -> Iterator[Row]:
     """Run arms, at most `jobs` at once, and yield each row when its arm is finished.
 
+    An arm that starts from towers waits for them, and fails if they fail.
+
     Args:
         specs: Specifications of the arms to run.
         rows: Rows of the finished arms.
@@ -202,6 +221,7 @@ def _finished_rows(
         weights: Arm -> stage -> training FLOPs, for the progress bar.
     """
     waiting = [*specs]
+    finished = dict(rows)
     reached: dict[str, int] = {}
     running: dict[subprocess.Popen[bytes], Mapping[str, Any]] = {}
     total = sum(sum(stages.values()) for stages in weights.values())
@@ -210,9 +230,16 @@ def _finished_rows(
         with _progress_bar() as bar:
             task = bar.add_task("arms", total=total, completed=done, arms=f"{len(rows)}/{len(weights)}")
             while waiting or running:
-                while waiting and len(running) < settings.jobs:
-                    spec = waiting.pop(0)
-                    running[_start_arm(spec)] = spec
+                for spec in [spec for spec in waiting if _towers_status(spec, finished) == "failed"]:
+                    waiting.remove(spec)
+                    row = finished[spec["arm"]] = _row_without_towers(spec, finished[spec[TOWERS]])
+                    done += sum(weights[spec["arm"]].values())
+                    _log_row(row)
+                    yield row
+                for spec in [spec for spec in waiting if _towers_status(spec, finished) == "done"]:
+                    if len(running) < settings.jobs:
+                        waiting.remove(spec)
+                        running[_start_arm(spec)] = spec
                 time.sleep(0.2)
                 for process in [p for p in running if p.poll() is not None]:
                     spec = running.pop(process)
@@ -223,13 +250,13 @@ def _finished_rows(
                         log.warning("%s was killed by signal %d and is resumed", spec["arm"], -process.returncode)
                         waiting.insert(0, spec)
                         continue
-                    row = _read_row(spec, process.returncode)
+                    row = finished[spec["arm"]] = _read_row(spec, process.returncode)
                     done += sum(weights[spec["arm"]].values())
                     _log_row(row)
                     yield row
                 now = done + sum(_progress(spec, weights[spec["arm"]]) for spec in running.values())
-                finished = len(weights) - len(waiting) - len(running)
-                bar.update(task, completed=now, arms=f"{finished}/{len(weights)}")
+                count = len(weights) - len(waiting) - len(running)
+                bar.update(task, completed=now, arms=f"{count}/{len(weights)}")
     finally:
         _terminate(running)
 
@@ -288,12 +315,29 @@ def _read_row(spec: Mapping[str, Any], code: int) -> Row:
     message = _last_error((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
     if code < 0:
         message = f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    return _failed_row(spec, stage=stage, step=step, message=message, last_losses=losses, exit_code=code)
+
+
+def _failed_row(spec: Mapping[str, Any], **failure: Any) -> Row:
     return {
         **{key: spec[key] for key in ("arm", "strategy", "seed", "fraction", "exploratory", "budget", "config")},
         "status": "failed",
         "versions": {k.removeprefix("run/version/"): v for k, v in versions().items()},
-        "failure": {"stage": stage, "step": step, "message": message, "last_losses": losses, "exit_code": code},
+        "failure": failure,
     }
+
+
+def _towers_status(spec: Mapping[str, Any], finished: Mapping[str, Row]) -> str:
+    """Status of the towers that an arm starts from: done, failed or waiting; done if it needs none."""
+    if TOWERS not in spec:
+        return "done"
+    return finished[spec[TOWERS]]["status"] if spec[TOWERS] in finished else "waiting"
+
+
+def _row_without_towers(spec: Mapping[str, Any], towers: Row) -> Row:
+    """Row of an arm that was not started, because its towers failed."""
+    message = f"the towers that it starts from failed: {towers['arm']}, {towers['failure']['message']}"
+    return _failed_row(spec, stage=TOWERS, step=0, message=message, last_losses=[], exit_code=None)
 
 
 def _last_error(log_text: str) -> str:

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmbert.compare.plan import PRETRAIN, RESERVED_OPTIONS, Arm, Comparison, Shares
+from mmbert.compare.plan import PRETRAIN, RESERVED_OPTIONS, TOWERS, Arm, Comparison, Shares
+from mmbert.compare.towers import start_options, tower_comparison
 from mmbert.training.config_files import explicit_options
 from mmbert.training.run_options import to_arguments
 
@@ -37,11 +38,21 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
 
     Args:
         comparison: The comparison.
-        arm: Strategy, seed and fraction.
+        arm: Strategy or towers, seed and fraction.
         budget: Budget of the strategy, as `mmbert.compare.calibration` found it.
         settings: Output folder and allowed modules.
     """
+    if arm.strategy == TOWERS and comparison.has_towers:
+        comparison = tower_comparison(comparison)
     folder = settings.out / "arms" / arm.name
+    start: dict[str, Any] = {}
+    origin: dict[str, Any] = {}
+    if comparison.has_towers:
+        steps = {"options": {}, "stages": {PRETRAIN: comparison.towers.steps}, "budget": {}}
+        towers = arm_spec(comparison, arm.towers, steps, settings)
+        start = start_options(Path(towers["folder"]))
+        trained = {key: value for key, value in towers["config"].items() if key.startswith(f"{PRETRAIN}.")}
+        origin = {f"{TOWERS}{key.removeprefix(PRETRAIN)}": value for key, value in trained.items()}
     stages = {}
     for name, stage in comparison.stages.items():
         options: dict[str, Any] = {
@@ -50,7 +61,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
             "data.eval_seed": 0,
         }
         if name == PRETRAIN:
-            options |= {**comparison.strategy_options(arm.strategy), **budget["options"]}
+            options |= {**comparison.strategy_options(arm.strategy), **budget["options"], **start}
         else:
             options |= {"model.pretrained": str(folder / PRETRAIN / "model")}
         length = {"trainer.max_steps": budget["stages"][name], "trainer.max_epochs": -1}
@@ -60,7 +71,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         f"{name}.{key}": value
         for name, stage in stages.items()
         for key, value in explicit_options(to_arguments(stage["config"], stage["options"])).items()
-        if key not in ("model.pretrained", *WITHOUT_EFFECT)
+        if key not in WITHOUT_EFFECT and (key != "model.pretrained" or arm.strategy == TOWERS)
     }
     evaluations = {
         key: {n: v for n, v in value.items() if (n, v) not in LATER_DEFAULTS.get(key, {}).items()}
@@ -71,6 +82,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
     return {
         "arm": arm.name,
         **arm._asdict(),
+        **({TOWERS: arm.towers.name} if comparison.has_towers else {}),
         "folder": str(folder),
         "items": str(settings.out / "items" / f"{arm.name}.npz"),
         "stages": stages,
@@ -79,7 +91,7 @@ def arm_spec(comparison: Comparison, arm: Arm, budget: Mapping[str, Any], settin
         "threads": comparison.threads,
         "exploratory": settings.exploratory,
         "allow_import": settings.allow_import,
-        "config": {**config, **evaluations},
+        "config": {**origin, **config, **evaluations},
     }
 
 
@@ -91,7 +103,7 @@ def budget_inputs(comparison: Comparison) -> dict[str, Any]:
         rule["cached_encoder"] = True
     stages = {
         f"{name}.{key}": value
-        for name, stage in comparison.stages.items()
+        for name, stage in comparison.runs.items()
         for key, value in {"steps": stage.steps, **explicit_options(to_arguments(stage.run, stage.options))}.items()
         if key not in WITHOUT_EFFECT
     }
@@ -99,13 +111,13 @@ def budget_inputs(comparison: Comparison) -> dict[str, Any]:
 
 
 def overridden_options(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Stage -> options of its configuration file that the comparison replaces by its own.
+    """Run -> options of its configuration file that the comparison replaces by its own.
 
     `name` is left out: an arm has its own folders.
     """
     found = {}
-    for name, stage in comparison.stages.items():
-        reserved = [*RESERVED_OPTIONS, *(["model.pretrained"] if name != PRETRAIN else [])]
+    for name, stage in comparison.runs.items():
+        reserved = [*RESERVED_OPTIONS, *(key for key in comparison.reserved_of(name) if key != "model.fusion")]
         given = explicit_options(to_arguments(stage.run, {}))
         found[name] = {key: given[key] for key in reserved if key in given and key != "name" and given[key] is not None}
     return {name: options for name, options in found.items() if options}

@@ -66,3 +66,18 @@ def test_cached_encoder_is_charged_once_for_each_training_image(tiny: list[str])
     assert cached["late"]["stages"]["pretrain"] > plain["late"]["stages"]["pretrain"]  # its fusion is the cheapest
     with pytest.raises(UsageError, match=r"cached_encoder=true, but data\.cache=null with data\.crop=1\.0"):
         calibrate(replace(comparison(tiny, "flops", **frozen, **{"data.cache": None}), cached_encoder=True), [], {})
+
+
+def test_towers_have_a_budget_of_their_own_and_encoders_that_fit(tiny: list[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("mmbert.compare.calibration.COUNTED_BATCHES", 2)
+    plan = comparison(tiny, "flops")
+    towers = replace(plan.pretrain, steps=7, options={**plan.pretrain.options, "model.objectives": {"ngrams": 1.0}})
+    found, plain = (calibrate(chosen, [], {}) for chosen in (replace(plan, towers=towers), plan))
+    budget = found.pop("towers")
+    assert found == plain, "no arm pays for the towers"
+    cost = budget["budget"]
+    assert cost["steps"] == 7 and cost["training_flops"] == 7 * cost["flops_per_step"]
+    assert 0 < cost["flops_per_step"] < plain["early"]["budget"]["flops_per_step"] / 2, "of ngrams alone"
+    plan.strategies["early"]["model.text_layers"] = 2  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(UsageError, match=r"'early' can't start from them, as its model\.text_layers is 2 and theirs 1"):
+        calibrate(replace(plan, towers=towers), [], {})

@@ -1,6 +1,7 @@
 """Tiny comparisons run as commands: rows, resume after kills, failures, errors, and the same from Python."""
 
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tiers import FULL
 
 import mmbert
 from mmbert.errors import UsageError
@@ -381,3 +383,82 @@ def test_comparison_from_python_in_a_thread(finished: tuple[str, Path], monkeypa
     }
     assert found.summary.headline in (out / "report.md").read_text(encoding="utf-8")
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+
+
+@pytest.fixture(scope="module")
+def from_towers(tmp_path_factory: pytest.TempPathFactory, tiny: list[str], shapes: Path) -> tuple[str, Path]:
+    """File and folder of a comparison with towers, one seed, that was never killed."""
+    folder = tmp_path_factory.mktemp("towers")
+    options = {key: yaml.safe_load(value) for key, value in (o.removeprefix("--").split("=", 1) for o in tiny)}
+    options |= {"model.fusion": "late", "model.objectives": {"ngrams": 1.0}}
+    options |= {"checkpoint.every_n_steps": 1, "trainer.precision": "32-true"}
+    towers = {"run": "pretrain/shapes_plain", "steps": 20, "options": options}
+    file = tiny_comparison(folder, tiny, shapes, towers=towers, seeds=[0])
+    run_command(file, folder / "out", "--exploratory")
+    return file, folder / "out"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not FULL, reason="a minute of processes: the full tier only")
+def test_arms_start_from_their_towers_also_after_kills(from_towers: tuple[str, Path], tmp_path: Path) -> None:
+    (file, expected), out = from_towers, tmp_path / "out"
+    found = rows(expected)
+    assert [row["arm"] for row in found] == ["towers-seed0", "early-seed0", "late-seed0"]
+    assert {row["status"] for row in found} == {"done"} and b"Cost of the towers" in (
+        expected / "report.html"
+    ).read_bytes()
+    weights = hashlib.sha256((expected / "arms/towers-seed0/pretrain/model/model.safetensors").read_bytes())
+    for row in found[1:]:
+        assert row["towers"] == {"arm": "towers-seed0", "sha256": {"model.safetensors": weights.hexdigest()}}
+        log = (expected / f"arms/{row['arm']}/log.txt").read_text()
+        assert "newly initialized: fusion (" in log and "arms/towers-seed0/pretrain/model" in log
+        assert str(expected) not in json.dumps(row["options"])
+    for arm in ("towers-seed0", "late-seed0"):
+        trace = out / "arms" / arm / "pretrain/trace.csv"
+        process = start_command(file, out, "--exploratory")
+        while process.poll() is None and (not trace.is_file() or len(trace.read_text().splitlines()) < 3):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    run_command(file, out, "--exploratory")
+    assert_equal_rows(out, expected)
+    for row in found:
+        assert (out / f"items/{row['arm']}.npz").read_bytes() == (expected / f"items/{row['arm']}.npz").read_bytes()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not FULL, reason="a minute of processes: the full tier only")
+def test_another_strategy_starts_from_the_same_towers(from_towers: tuple[str, Path], tmp_path: Path) -> None:
+    """From imported ones, and from towers that are trained again because somebody has removed their model."""
+    (file, expected), out = from_towers, tmp_path / "out"
+    report = (expected / "report.html").read_bytes()
+    found = mmbert.compare(file, out=expected, exploratory=True, report_only=True)
+    assert [*found.rows] == ["early-seed0", "late-seed0"] and found.report.read_bytes() == report
+    flags = ["--exploratory", "--set", "strategies=[early, late, hybrid]"]
+    errors = run_command(file, out, *flags, "--rows_from", str(expected))
+    assert "imported 3 of 4 missing arms" in errors and "towers-seed0: done" not in errors
+    before = rows(out)
+    assert before[3]["arm"] == "hybrid-seed0" and before[3]["towers"] == before[2]["towers"]
+    (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(out, without=())[:3]))
+    shutil.rmtree(out / "arms")
+    errors = run_command(file, out, *flags)
+    assert "towers-seed0 is trained again" in errors and "late-seed0: done" not in errors
+    assert rows(out) == before
+
+
+@pytest.mark.skipif(not FULL, reason="half a minute of processes: the full tier only")
+def test_towers_that_diverge_fail_the_arms_of_their_seed(tiny: list[str], shapes: Path, tmp_path: Path) -> None:
+    options = {key: yaml.safe_load(value) for key, value in (o.removeprefix("--").split("=", 1) for o in tiny)}
+    towers = {"run": "pretrain/shapes_plain", "steps": 8, "options": {**options, "optim.lr": 1e30}}
+    file = tiny_comparison(tmp_path, tiny, shapes, towers=towers, seeds=[0])
+    errors = run_command(file, tmp_path / "out", "--exploratory", code=1)
+    found = rows(tmp_path / "out")
+    for flags in ([], ["--retry_failed"]):
+        assert [row["failure"]["stage"] for row in found] == ["pretrain", "towers", "towers"]
+        reason = f"the towers that it starts from failed: towers-seed0, {found[0]['failure']['message']}"
+        assert (
+            found[1]["failure"]["message"] == reason and f"early-seed0 failed in towers at step 0: {reason}" in errors
+        )
+        errors = run_command(file, tmp_path / "out", "--exploratory", *flags, code=1)
+        assert rows(tmp_path / "out") == found
+    assert not (tmp_path / "out/arms/early-seed0").exists()

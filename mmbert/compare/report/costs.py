@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from mmbert.compare.report.outcomes import Outcomes, number
+from mmbert.compare.report.outcomes import Outcomes, Row, number
 from mmbert.compare.report.summary import join_names
 from mmbert.compare.report.tables import EMPTY, Table, format_percent
 
@@ -35,6 +35,26 @@ def cost_table(outcomes: Outcomes) -> Table:
     head = ["strategy", *(_cost_head(outcomes, key) for key in found)]
     rows = [[strategy, *(_cost_cell(outcomes, strategy, key) for key in found)] for strategy in outcomes.strategies]
     return Table("Cost", head, rows, note=_cost_note(outcomes, found))
+
+
+def towers_table(outcomes: Outcomes) -> Table:
+    """Table of the cost of each run of the towers, which no arm's cost contains."""
+    columns = {
+        "steps": ("budget", "steps", lambda x: f"{x:,.0f}"),
+        "samples": ("cost", "samples", lambda x: f"{x:,.0f}"),
+        **{key: COSTS[key] for key in ("training_flops", "train_seconds", "wall_seconds", "peak_memory_bytes")},
+    }
+
+    def cell(row: Row, key: str) -> str:
+        section, _, write = columns[key]
+        value = number((row.get(section) or {}).get(key))
+        return write(value) if math.isfinite(value) else EMPTY
+
+    done = [row for row in outcomes.towers if row.get("status") == "done"]
+    rows = [[str(row["arm"]), *(cell(row, key) for key in columns)] for row in done]
+    head = ["towers", *(title for _, title, _ in columns.values())]
+    note = "All strategies of a seed start from its towers. No budget and no other cost of this report contains theirs."
+    return Table("Cost of the towers", head, rows, of_strategies=False, note=note)
 
 
 def _cost_cell(outcomes: Outcomes, strategy: str, key: str) -> str:

@@ -50,12 +50,14 @@ class Outcomes:
     Args:
         rows: One per arm; of two rows of one arm the later one is used.
         items: Arm -> measure -> outcomes (items,), and "<measure>:image" -> image numbers (items,).
-        comparison: Content of comparison.json: name, strategies, seeds, arms, exploratory, budget_rule, primary,
-            dataset, command. With `arms`, rows of other arms are ignored.
+        comparison: Content of comparison.json: name, strategies, seeds, arms, towers, exploratory, budget_rule,
+            primary, dataset, command. With `arms`, rows of other arms are ignored.
     """
 
     def __init__(self, rows: Sequence[Row], items: ItemOutcomes, comparison: Mapping[str, Any]) -> None:
-        arms = comparison.get("arms")
+        arms, towers = comparison.get("arms"), comparison.get("towers", ())
+        self.towers = list({str(row["arm"]): row for row in rows if row["arm"] in towers}.values())
+        """Rows of the towers that the arms start from, which are no arms of a strategy."""
         rows = list({str(row["arm"]): row for row in rows if arms is None or row["arm"] in arms}.values())
         named = [*comparison.get("strategies", ()), *(row["strategy"] for row in rows)]
         self.strategies: list[str] = list(dict.fromkeys(map(str, named)))

@@ -184,6 +184,9 @@ def warnings(outcomes: Outcomes, primary: Sequence[TestResult], secondary: Seque
         found.append(f"Failed arms, excluded from all results: {arms}.")
     if len(outcomes.machines()) > 1:
         found.append(f"Times are from different machines and not comparable: {join_names(outcomes.machines())}.")
+    mixed = _mixed_towers(outcomes)
+    if mixed:
+        found.append(f"Arms of {join_names(mixed)} have started from different weights.")
     missed = missed_budgets(outcomes)
     if missed:
         gaps = join_names([f"{arm} by {100 * gap:+.1f} %" for arm, gap in missed.items()])
@@ -196,6 +199,15 @@ def warnings(outcomes: Outcomes, primary: Sequence[TestResult], secondary: Seque
         found.append(f"Training times were matched, but as measured (median over seeds) they differ from that of the "
                      f"reference by more than {100 * MAX_BUDGET_GAP:g} %: {gaps}.")  # fmt: skip
     return found
+
+
+def _mixed_towers(outcomes: Outcomes) -> list[str]:
+    """Towers of which finished arms had different weights, as some were imported or the towers were trained again."""
+    found: dict[str, list[Any]] = {}
+    for row in outcomes.done:
+        towers = row.get("towers") or {}
+        found.setdefault(str(towers.get("arm")), []).append(towers.get("sha256"))
+    return [name for name, weights in found.items() if any(own != weights[0] for own in weights)]
 
 
 def _seeds_without_items(outcomes: Outcomes, measures: Iterable[str]) -> list[str]:

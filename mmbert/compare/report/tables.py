@@ -187,15 +187,16 @@ def test_results(results: Sequence[TestResult], name: str, *, exploratory: bool)
 
 def failures(outcomes: Outcomes) -> list[Table]:
     """Failed arms: stage, step, error and last losses."""
-    if not outcomes.failed:
-        return []
+    failed = [*(row for row in outcomes.towers if row.get("status") != "done"), *outcomes.failed]
     rows = []
-    for row in outcomes.failed:
+    for row in failed:
         failure: Mapping[str, Any] = row.get("failure") or {}
         losses = ", ".join(format_loss(value) for value in failure.get("last_losses") or ()) or EMPTY
         step = failure.get("step")
         position = [str(failure.get("stage") or EMPTY), EMPTY if step is None else str(step)]
         rows.append([str(row["arm"]), *position, str(failure.get("message", "?")), losses])
+    if not rows:
+        return []
     return [
         Table(
             "Failed arms",
