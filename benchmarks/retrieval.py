@@ -103,8 +103,8 @@ def compare(
 
 def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k: int) -> int:
     """Count the fusion passes of two_stage for these vectors without computing them."""
-    done = retrieval._fuse_selected
-    retrieval._fuse_selected = lambda model, encoded, selected, name: ScoreMatrix(
+    done = retrieval.fuse_selected
+    retrieval.fuse_selected = lambda model, encoded, selected, name: ScoreMatrix(
         torch.zeros(selected.shape), int(selected.sum())
     )
     try:
@@ -112,7 +112,7 @@ def shortlist_passes(image_vectors: torch.Tensor, text_vectors: torch.Tensor, k:
         encoded = EncodedCandidates(None, [], image_vectors, text_vectors, texts, len(image_vectors), len(texts))
         return retrieval.two_stage(None, encoded, k, 0.0).fusion_passes  # pyright: ignore[reportArgumentType]
     finally:
-        retrieval._fuse_selected = done
+        retrieval.fuse_selected = done
 
 
 def random_passes(num_images: int, k: int) -> int:

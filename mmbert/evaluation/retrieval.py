@@ -82,7 +82,7 @@ def exhaustive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, 
     """Score every image with every text by the matching head: N x U fusion passes (ViLT, arXiv:2102.03334)."""
     assert encoded.images is not None
     every = torch.ones(len(encoded.images), len(encoded.texts), dtype=torch.bool)
-    scores = _fuse_selected(model, encoded, every, name="itm")
+    scores = fuse_selected(model, encoded, every, name="itm")
     return ScoreMatrix(scores.view(every.shape), len(scores))
 
 
@@ -95,10 +95,8 @@ def two_stage(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, i
     added to the matching score (BLIP, arXiv:2201.12086, adds both): a large weight keeps the order of the shortlist.
     """
     near = contrastive(model, encoded, k, itc_weight).scores
-    chosen = torch.zeros_like(near, dtype=torch.bool)
-    chosen.scatter_(1, near.topk(min(k, near.shape[1]), dim=1).indices, True)
-    chosen.scatter_(0, near.topk(min(k, near.shape[0]), dim=0).indices, True)
-    fused = _fuse_selected(model, encoded, chosen, name=f"two_stage, k={k}").double()
+    chosen = shortlist(near, k)
+    fused = fuse_selected(model, encoded, chosen, name=f"two_stage, k={k}").double()
     if itc_weight:
         contrast: Any = model.objectives["itc"]
         fused += itc_weight * float(contrast.scale) * near[chosen].double()
@@ -251,7 +249,14 @@ def rank_candidates(
     return Ranking(metrics, {name: ItemOutcomes(*found) for name, found in outcomes.items()})
 
 
-def _fuse_selected(model: MMBertForPreTraining, encoded: EncodedCandidates, selected: Tensor, *, name: str) -> Tensor:
+def shortlist(scores: Tensor, k: int) -> Tensor:
+    """Select the k best texts of each image and the k best images of each text, (N, U) bool from (N, U) scores."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen.scatter_(1, scores.topk(min(k, scores.shape[1]), dim=1).indices, True)
+    return chosen.scatter_(0, scores.topk(min(k, scores.shape[0]), dim=0).indices, True)
+
+
+def fuse_selected(model: MMBertForPreTraining, encoded: EncodedCandidates, selected: Tensor, *, name: str) -> Tensor:
     """Compute the matching scores of the `selected` pairs, (N, U) bool with K True: (K,), image by image."""
     assert encoded.images is not None
     rows = max(1, PAIRS_PER_CHUNK // max(1, selected.shape[1]))

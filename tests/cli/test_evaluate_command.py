@@ -118,6 +118,29 @@ def test_auto_prints_itc_before_two_stage_starts(
     assert [report["scorer"] for report in json.loads(out.read_text())] == ["itc"]
 
 
+def test_weight_of_itc_is_chosen_on_the_validation_split(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ranks like the number that the log names; the split to rank is refused as validation."""
+    content = json.loads((folder / "karpathy.json").read_text())["images"]
+    for row in content[:3]:
+        row["split"] = "val"
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"images": content}))
+    options = ["--scorer", "two_stage", "--k", "2", "--out", str(tmp_path / "report.json")]
+    with caplog.at_level("INFO", logger="mmbert"):
+        main(arguments(folder, *options, "--itc_weight", "auto", file=str(file)))
+    (chosen,) = metrics(tmp_path / "report.json")
+    said = next(r.getMessage() for r in caplog.records if "itc_weight=auto" in r.getMessage())
+    assert "3 images of split val" in said
+    main(arguments(folder, *options, "--itc_weight", str(chosen["itc_weight"]), file=str(file)))
+    assert metrics(tmp_path / "report.json") == [chosen] and chosen["num_images"] == 4
+    message = fails(arguments(folder, "--itc_weight", "auto", "--val_split", "test"), 2, capsys)
+    assert "itc_weight='auto' chooses the weight on validation: give val_annotations" in message
+    message = fails(arguments(folder, "--itc_weight", "car"), 2, capsys)
+    assert "--itc_weight" in message and "car" in message
+
+
 def test_python_functions_take_folder_loaded_model_or_model_with_processor(folder: Path, tmp_path: Path) -> None:
     main(arguments(folder, "--scorer", "itc", "itm", "--folds", "1", "2", "--out", str(tmp_path / "a.json")))
     expected = metrics(tmp_path / "a.json")

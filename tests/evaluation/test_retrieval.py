@@ -365,7 +365,7 @@ def test_pairs_off_the_shortlist_keep_the_order_of_their_cosines(monkeypatch: py
     near = 0.9 * torch.eye(3) + 0.5 * (1 - torch.eye(3))
     near[0, 1] = near[0, 1].nextafter(torch.tensor(1.0))
     monkeypatch.setattr(retrieval, "contrastive", lambda *_: retrieval.ScoreMatrix(near, 0))
-    monkeypatch.setattr(retrieval, "_fuse_selected", lambda *_, **__: torch.full((3,), -90.0))  # the diagonal
+    monkeypatch.setattr(retrieval, "fuse_selected", lambda *_, **__: torch.full((3,), -90.0))  # the diagonal
     scores: Any = SCORERS["two_stage"](tiny_model(), cast(Any, None), 1, 0.0).scores
     assert scores.diagonal().tolist() == [-90.0] * 3
     assert scores[0, 2] < scores[0, 1] < -90

@@ -45,9 +45,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="Their split or splits (default train).")  # fmt: skip
     retrieval.add_argument("--k", type=int, default=32, help="Shortlist of two_stage, in texts per image and images "
                            "per text (default 32).")  # fmt: skip
-    retrieval.add_argument("--itc_weight", type=float, default=0.0, metavar="W",
+    retrieval.add_argument("--itc_weight", type=_weight, default=0.0, metavar="W",
                            help="Factor of the contrastive logit that two_stage adds to the matching score (default "
-                           "0); choose it on validation.")  # fmt: skip
+                           "0); auto: chosen on the validation split.")  # fmt: skip
+    retrieval.add_argument("--val_annotations", metavar="FILE",
+                           help="Validation images for --itc_weight auto (default: the annotation file).")  # fmt: skip
+    retrieval.add_argument("--val_split", nargs="+", default=["val"], metavar="NAME",
+                           help="Their split or splits (default val).")  # fmt: skip
     retrieval.add_argument("--folds", type=int, nargs="+", default=[1], help="One or more numbers of consecutive parts "
                            "of the images that are ranked separately; prints their mean. 5 is the 1k protocol of "
                            "COCO's 5,000.")  # fmt: skip
@@ -165,6 +169,11 @@ def _add_source(task: argparse.ArgumentParser, *, images_required: bool) -> None
                       "folder holds the model, else 32-true.")  # fmt: skip
     task.add_argument("--out", metavar="REPORT.json", help="Write all numbers to this file.")
     add_json(task)
+
+
+def _weight(value: str) -> float | str:
+    """Read a number, or auto."""
+    return value if value == "auto" else float(value)
 
 
 def _retrieval(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:

@@ -1,5 +1,6 @@
 """Rank the images and captions of a split with a saved model: `mmbert evaluate retrieval`."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from mmbert.data.processor import MMBertProcessor
 from mmbert.errors import UsageError
 from mmbert.evaluation.closed_form import closed_form_candidates
 from mmbert.evaluation.encoding import encode
+from mmbert.evaluation.itc_weight import choose_itc_weight
 from mmbert.evaluation.retrieval import (
     REQUIRED_OBJECTIVES,
     Candidates,
@@ -30,9 +32,15 @@ from mmbert.inference.evaluate.source import (
     ready_model,
     split_name,
 )
+from mmbert.runtime.distributed import rank
+from mmbert.runtime.randomness import permutation
+
+log = logging.getLogger("mmbert")
 
 BASELINES = ("closed_form",)
 """Allowed values of `baseline` in `evaluate_retrieval`."""
+MAX_VAL_IMAGES = 500
+"""Validation images, at most, on which itc_weight is chosen."""
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 
@@ -103,7 +111,9 @@ def evaluate_retrieval(
     baseline: str | None = None,
     train_annotations: str | Path | None = None,
     train_split: str | Sequence[str] = "train",
-    itc_weight: float = 0.0,
+    itc_weight: float | str = 0.0,
+    val_annotations: str | Path | None = None,
+    val_split: str | Sequence[str] = "val",
     cache: str | Path | None = None,
     precision: str | None = None,
     half_tokens: bool = False,
@@ -141,7 +151,10 @@ def evaluate_retrieval(
             (`mmbert.model.objectives.closed_form`): what the trained heads and the fusion have to beat.
         train_annotations: File with the training pairs of the baseline, in the same format. None: `data`.
         train_split: Its split or splits, of a file that holds several.
-        itc_weight: Factor of the contrastive logit that two_stage adds to the matching score; choose it on validation.
+        itc_weight: Factor of the contrastive logit that two_stage adds to the matching score; "auto": chosen on the
+            validation split, see `mmbert.evaluation.itc_weight.choose_itc_weight`.
+        val_annotations: File with the validation images and captions for "auto", in the same format. None: `data`.
+        val_split: Their split or splits, of a file that holds several.
         cache: Folder of the encoder cache (`data.cache` of a run), from which images are read; missing ones are added.
         precision: 32-true, bf16-mixed or 16-mixed. None: that of the run whose folder holds the model, else 32-true.
         half_tokens: Keep the encoders' outputs for fusion in fp16, in half the memory.
@@ -181,11 +194,27 @@ def evaluate_retrieval(
                 raise UsageError("train_annotations is missing: give the file with the baseline's training pairs.")
             for part in [train_split] if isinstance(train_split, str) else train_split:
                 training += read_split(source, images, format, part, keys)
+        validation: list[Example] = []
+        val_splits = [val_split] if isinstance(val_split, str) else [*val_split]
+        if itc_weight == "auto" and "two_stage" in scorers:
+            file = val_annotations if isinstance(data, Candidates) else val_annotations or data
+            if file is None or (file == data and split in val_splits):
+                raise UsageError(
+                    "itc_weight='auto' chooses the weight on validation: give val_annotations, the file with the "
+                    "validation images, or val_split, another split than the one to rank."
+                )
+            for part in val_splits:
+                validation += read_split(file, images, format, part, keys)
+        elif isinstance(itc_weight, str):
+            if itc_weight != "auto":
+                raise UsageError(f"itc_weight='{itc_weight}': a number of 0 or more, or auto.")
+            itc_weight = 0.0
         fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)
         for number in fold_counts:
-            check_ranking_options(len(candidates.images), k=k, folds=number, itc_weight=itc_weight)
+            checked = 0.0 if isinstance(itc_weight, str) else itc_weight
+            check_ranking_options(len(candidates.images), k=k, folds=number, itc_weight=checked)
         started = time.perf_counter()
-        every_image = [*candidates.images, *(example.image for example in training)]
+        every_image = [*candidates.images, *(example.image for example in [*training, *validation])]
         with cached_images(
             ready.mmbert, own_processor, cache, every_image, computation, batch_size=batch_size, num_workers=num_workers
         ) as opened:
@@ -208,6 +237,17 @@ def evaluate_retrieval(
                     ready, own_processor, training, candidates, encoded, num_workers, load_image
                 )
                 ranked = {baseline: ("itc", solved), **ranked}
+            if isinstance(itc_weight, str):
+                chosen = permutation(0, "choice of itc_weight", 0, len(validation))[:MAX_VAL_IMAGES]
+                val_candidates = Candidates.from_examples([validation[i] for i in sorted(chosen.tolist())])
+                encoded_val = encode(
+                    ready, own_processor, val_candidates.images, val_candidates.texts, batch_size=batch_size,
+                    num_workers=num_workers, half_tokens=half_tokens, load=load_image,
+                )  # fmt: skip
+                found = choose_itc_weight(ready, encoded_val, val_candidates, k=k, equal_texts=equal_texts)
+                itc_weight = found.itc_weight
+                if rank() == 0:
+                    log.info("%s", found.describe(", ".join(val_splits)))
         common = {
             "split": split,
             "equal_texts": equal_texts,
