@@ -83,8 +83,10 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
         known: Stored result of an earlier call; its times are not measured again.
     """
     torch.set_num_threads(comparison.threads)
+    towers = None
     if comparison.has_towers:
-        check_towers(comparison, allow_import)
+        alone = tower_comparison(comparison)
+        towers = build_pretraining(alone, alone.strategy_options(TOWERS), allow_import).parts
     matched = match_options(comparison, allow_import) if comparison.match == "parameters" else {}
     costs: dict[str, StrategyCost] = {}
     for strategy in comparison.names:
@@ -94,7 +96,10 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
             steps = {stage: StepCost(*cost) for stage, cost in before["costs"].items()}
             costs[strategy] = StrategyCost(Shape(*before["shape"]), steps)
         else:
-            costs[strategy] = measure_strategy(comparison, {**differences, **matched.get(strategy, {})}, allow_import)
+            run = build_pretraining(comparison, {**differences, **matched.get(strategy, {})}, allow_import)
+            if towers is not None:
+                check_start(strategy, run.parts, towers)
+            costs[strategy] = measure_strategy(comparison, run, allow_import)
     allocated = {
         stage: allocate_budgets(
             comparison.match,
@@ -132,15 +137,6 @@ def calibrate(comparison: Comparison, allow_import: list[str], known: Mapping[st
     return found | (calibrate(tower_comparison(comparison), allow_import, known) if comparison.has_towers else {})
 
 
-def check_towers(comparison: Comparison, allow_import: list[str]) -> None:
-    """Raise if a strategy can't start from the towers."""
-    alone = tower_comparison(comparison)
-    towers = build_pretraining(alone, alone.strategy_options(TOWERS), allow_import).parts
-    for name in comparison.names:
-        arm = build_pretraining(comparison, comparison.strategy_options(name), allow_import).parts
-        check_start(name, arm, towers)
-
-
 def build_pretraining(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> TrainingRun:
     """Build the pretraining run of a strategy, without starting it."""
     return build_stage(comparison.pretrain, {**options, "seed_everything": comparison.seeds[0]}, allow_import)
@@ -175,9 +171,8 @@ def _depth_and_width(config: MMBertConfig) -> tuple[int, int]:
     return config.fusion_layers, config.intermediate_size or 4 * config.hidden_size
 
 
-def measure_strategy(comparison: Comparison, options: Mapping[str, Any], allow_import: list[str]) -> StrategyCost:
-    """Measure the cost of a step of each stage of one strategy."""
-    run = build_pretraining(comparison, options, allow_import)
+def measure_strategy(comparison: Comparison, run: TrainingRun, allow_import: list[str]) -> StrategyCost:
+    """Measure the cost of a step of each stage of one strategy, whose pretraining is `run`."""
     _check_retrieval(comparison, run)
     _check_fractions(comparison, run)
     found = {PRETRAIN: measure_step(run, comparison)}
