@@ -62,7 +62,7 @@ def choose_itc_weight(
     listed = shortlist(near, k)
     fused = near.new_zeros(near.shape, dtype=torch.float64)
     fused[listed] = fuse_selected(model, encoded, listed, name=f"validation, two_stage, k={k}").double()
-    contrast = near.double() * float(model.objectives["itc"].scale)  # pyright: ignore
+    contrast = near.double() * float(model.objectives["itc"].scale.detach())  # pyright: ignore
     columns, owner = encoded.text_index, torch.tensor(candidates.image_of_text)
     keys = [text_key(text) for text in candidates.texts] if equal_texts else range(len(candidates.texts))
     relevant = equal_text_relevance(list(keys), owner.tolist(), len(near))  # (N, M)

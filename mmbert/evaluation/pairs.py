@@ -236,7 +236,9 @@ class PairEvaluation:
             [[t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded] for i in encoded]
         )
         if self.scorer == "itc":
-            scores = torch.stack([e.image for e in encoded]) @ torch.stack([e.text for e in encoded]).T
+            of_images, of_texts = torch.stack([e.image for e in encoded]), torch.stack([e.text for e in encoded])
+            with no_autocast(of_images):  # cosines in bf16 would tie
+                scores = of_images @ of_texts.T
         else:
             numbers = torch.arange(len(encoded))
             images, texts = torch.stack([e.image for e in encoded]), [e.text for e in encoded]

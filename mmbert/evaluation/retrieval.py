@@ -20,6 +20,7 @@ from mmbert.evaluation.encoding import EncodedCandidates, pair_scores
 from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives.base import no_autocast
 from mmbert.runtime.memory import peak_memory, reset_peak_memory
 
 PAIRS_PER_CHUNK = 2_000_000
@@ -75,7 +76,8 @@ Scorer = Callable[[MMBertForPreTraining, EncodedCandidates, int, float], ScoreMa
 def contrastive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, itc_weight: float) -> ScoreMatrix:
     """Score by the cosine of the contrastive vectors: one matrix product, no fusion (CLIP, arXiv:2103.00020)."""
     assert encoded.image_vectors is not None and encoded.text_vectors is not None
-    return ScoreMatrix(encoded.image_vectors @ encoded.text_vectors.T, 0)
+    with no_autocast(encoded.image_vectors):  # cosines in bf16 are multiples of 0.004, so many would tie
+        return ScoreMatrix(encoded.image_vectors @ encoded.text_vectors.T, 0)
 
 
 def exhaustive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, itc_weight: float) -> ScoreMatrix:
@@ -99,7 +101,7 @@ def two_stage(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, i
     fused = fuse_selected(model, encoded, chosen, name=f"two_stage, k={k}").double()
     if itc_weight:
         contrast: Any = model.objectives["itc"]
-        fused += itc_weight * float(contrast.scale) * near[chosen].double()
+        fused += itc_weight * float(contrast.scale.detach()) * near[chosen].double()
     scores = near.double()  # fp64 keeps the order of cosines after the subtraction
     del near  # of 5,000 images and 25,000 texts half a GB
     scores += fused.min() - 3  # a cosine is 1 at most

@@ -17,6 +17,7 @@ from mmbert.evaluation.closed_form import (
 from mmbert.evaluation.encoding import LoadImage
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives.base import no_autocast
 from mmbert.model.objectives.closed_form import LinearMaps
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.runtime.distributed import rank
@@ -86,7 +87,7 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
             copy_full(parameter, value)
     change = ""
     if val is not None and features is not None:
-        before, after = (_recall_at_1(x, features, val, positions) for x in (own, maps))
+        before, after = (recall_at_1(x, features, val, positions) for x in (own, maps))
         ways = ("image to text", before[0], after[0]), ("text to image", before[1], after[1])
         change = f"; R@1 of {len(positions)} validation images: " + ", ".join(
             f"{way} {old:.3f} before, {new:.3f} after" for way, old, new in ways
@@ -106,7 +107,7 @@ def image_loader(samples: Pairs) -> LoadImage:
     return samples.processor.pixel_values if samples.cache is None else samples.cache.hidden_states
 
 
-def _recall_at_1(maps: LinearMaps, features: PooledFeatures, val: Pairs, positions: list[int]) -> tuple[float, float]:
+def recall_at_1(maps: LinearMaps, features: PooledFeatures, val: Pairs, positions: list[int]) -> tuple[float, float]:
     """R@1 of both directions among the readable validation images, image to text first."""
     kept = features.is_readable.nonzero()[:, 0]
     images = unit_vectors(features.images[kept], maps.image_weight, maps.image_bias)
@@ -114,5 +115,7 @@ def _recall_at_1(maps: LinearMaps, features: PooledFeatures, val: Pairs, positio
     rows = [positions[i] for i in kept.tolist()]
     texts_of, image_of = val.text_keys, val.image_keys
     relevant = torch.tensor([[texts_of[t][0] in texts_of[i] or image_of[t] == image_of[i] for t in rows] for i in rows])
-    found = recall_at_k(images @ texts.T, torch.arange(len(rows)), relevant=relevant)
+    with no_autocast(images):
+        scores = images @ texts.T
+    found = recall_at_k(scores, torch.arange(len(rows)), relevant=relevant)
     return found["image_to_text/R@1"], found["text_to_image/R@1"]

@@ -284,3 +284,13 @@ def test_metrics_of_random_outcomes_equal_their_definition_over_any_processes(
             assert value == (expected[name] if is_exact(name) else pytest.approx(expected[name], rel=1e-12)), (
                 name, split,
             )  # fmt: skip
+
+
+def test_near_cosines_do_not_tie_under_autocast() -> None:
+    """Vectors at angles of 0.02: in bf16 all cosines are 1, in fp32 each pair is nearest to itself."""
+    angles = [0.02 * i for i in range(4)]
+    vectors = [torch.tensor([math.cos(a), math.sin(a)]) for a in angles]
+    pairs = [EncodedPair(i, v, v, i, frozenset({i}), i) for i, v in enumerate(vectors)]
+    evaluation = PairEvaluation(MMBertForPreTraining(tiny_config(objectives={"itc": 1.0})), frozenset())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert evaluation._retrieval(pairs)["text_to_image/R@1"] == 1

@@ -314,6 +314,17 @@ def test_without_tokens_only_vectors_are_kept(candidates: Candidates) -> None:
 
 
 @torch.no_grad()
+def test_cosines_are_fp32_under_autocast(candidates: Candidates) -> None:
+    """In bf16 near cosines would tie, and ties rank last."""
+    model = tiny_model()
+    encoded = encoded_with(model, candidates)
+    expected = SCORERS["itc"](model, encoded, 1, 0.0).scores
+    with torch.autocast("cpu", torch.bfloat16):
+        found = SCORERS["itc"](model, encoded, 1, 0.0).scores
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@torch.no_grad()
 def test_two_stage_adds_the_contrastive_logit_of_shortlisted_pairs(candidates: Candidates) -> None:
     """By hand from the scores of both heads; a large weight keeps the order of the shortlist."""
     model = tiny_model()

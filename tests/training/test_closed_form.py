@@ -3,6 +3,8 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,12 @@ from mmbert.data.examples import Example
 from mmbert.data.options import DataOptions
 from mmbert.data.samples import View
 from mmbert.errors import UsageError
-from mmbert.evaluation.closed_form import MAX_PAIRS, choose_pairs, solve_closed_form
+from mmbert.evaluation.closed_form import MAX_PAIRS, PooledFeatures, choose_pairs, solve_closed_form
 from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForPreTraining
+from mmbert.model.objectives.closed_form import LinearMaps
 from mmbert.model.options import ModelOptions
-from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
+from mmbert.training.closed_form import recall_at_1, start_from_closed_form, wants_closed_form
 from mmbert.training.sharding import copy_full, full_tensor
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -73,6 +76,17 @@ def test_closed_form_ranks_validation_images(data: PairsDataModule, caplog: pyte
     line = next(r.getMessage() for r in caplog.records if "closed_form" in r.getMessage())
     assert "4 directions from 24 training pairs in" in line
     assert "1.000 after, text to image" in line and line.endswith("1.000 after")
+
+
+def test_near_cosines_do_not_tie_under_autocast() -> None:
+    """Vectors at angles of 0.02: in bf16 all cosines are 1, in fp32 each pair is nearest to itself."""
+    angles = torch.arange(4) * 0.02
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
+    maps = LinearMaps(*(torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)) * 2)
+    features = PooledFeatures(vectors, vectors, torch.ones(4, dtype=torch.bool))
+    val: Any = SimpleNamespace(text_keys=[(i,) for i in range(4)], image_keys=[*range(4)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert recall_at_1(maps, features, val, [*range(4)]) == (1, 1)
 
 
 def test_same_weights_in_two_processes_and_in_every_run(data: PairsDataModule, tmp_path: Path) -> None:
