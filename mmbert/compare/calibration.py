@@ -228,7 +228,10 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
 
     images = {request for request in data.train_samples.cache_requests()} if cached else ()
     once_flops = float(flops_per_cached_image(model) * len(images)) if cached else 0.0
-    flops = flops_per_step(model, batches(COUNTED_BATCHES)) * accumulated
+    momentum = run.module.momentum
+    if momentum is not None:
+        momentum.start()
+    flops = flops_per_step(model, batches(COUNTED_BATCHES), momentum=momentum) * accumulated
     optim, first_flops = run.options.sections.optim, 0.0
     if optim.first_stage is not None:
         assert isinstance(model, MMBertForPreTraining)
@@ -239,6 +242,8 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
     device = run.trainer.strategy.root_device
     model.to(device)  # pyright: ignore[reportArgumentType]
     optimizer, _ = build_optimizer(model, run.options.sections.optim, TIMED_STEPS + 2)
+    if momentum is not None:
+        momentum.start()  # anew, on the device
     seconds = []
     precision = str(run.trainer.precision)
     kind = torch.bfloat16 if precision.startswith("bf16") else torch.float16
@@ -247,10 +252,13 @@ def measure_step(run: TrainingRun, comparison: Comparison) -> StepCost:
             batch = move_data_to_device(batch, device)
             synchronize(device)
             started = time.perf_counter()
-            loss = model(**batch, generator=torch.Generator().manual_seed(0)).loss
+            soft = {} if momentum is None else {"soft_targets": momentum.soft_targets(batch, step=0)}
+            loss = model(**batch, generator=torch.Generator().manual_seed(0), **soft).loss
             assert loss is not None
             loss.backward()
             optimizer.step()
+            if momentum is not None:
+                momentum.update()
             optimizer.zero_grad()
             synchronize(device)
             seconds.append(time.perf_counter() - started)

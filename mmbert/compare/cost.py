@@ -25,6 +25,7 @@ from mmbert.model.modeling import HeadedModel, MMBertForTask
 from mmbert.model.options import KEYS
 from mmbert.model.tokens import Reads
 from mmbert.runtime.randomness import torch_generator
+from mmbert.training.momentum import MomentumDistillation
 
 Batch = dict[str, Tensor]
 
@@ -92,7 +93,9 @@ FORMULAS = {
 """FLOP formulas of fused attention that replace or extend torch's, used by `count_flops` only."""
 
 
-def flops_per_step(model: HeadedModel, batches: Iterable[Batch], **stage: str) -> float:
+def flops_per_step(
+    model: HeadedModel, batches: Iterable[Batch], *, momentum: MomentumDistillation | None = None, **stage: str
+) -> float:
     """FLOPs of a training step, mean over `batches`, which differ in text lengths and masked tokens.
 
     A step is one batch; with gradient accumulation an optimizer step is several of them. Frozen parts have no backward
@@ -101,13 +104,15 @@ def flops_per_step(model: HeadedModel, batches: Iterable[Batch], **stage: str) -
     Args:
         model: Model in training mode, with the frozen parameters of the training.
         batches: One or more batches with normalized images; see `first_batches`.
+        momentum: Momentum model, whose forward pass is counted too.
         stage: `only`, the objective of a first stage.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step(batch: Batch) -> None:
         # `forward` itself, so that a compiled model gets the count of its eager code.
-        loss = model.forward(**batch, generator=torch_generator(0, "flops"), **stage).loss  # pyright: ignore
+        soft = {} if momentum is None else {"soft_targets": momentum.soft_targets(batch, step=0)}
+        loss = model.forward(**batch, generator=torch_generator(0, "flops"), **stage, **soft).loss  # pyright: ignore
         assert loss is not None
         torch.autograd.grad(loss, trained, allow_unused=True)
 

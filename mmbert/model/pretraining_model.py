@@ -10,7 +10,7 @@ from mmbert.errors import UsageError
 from mmbert.model.backbone import MMBertModel, check_fusion_layers
 from mmbert.model.base_model import MMBertPreTrainedModel, check_keywords
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.objectives import EncodedBatch, build_objectives, combine_reads
+from mmbert.model.objectives import EncodedBatch, SoftTargets, build_objectives, combine_reads
 from mmbert.model.objectives.base import Batch
 from mmbert.model.outputs import PreTrainingOutput
 from mmbert.model.tokens import IGNORE_INDEX, Reads, Tokens
@@ -38,7 +38,13 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         """Fastest objective that can rank images and captions: itc, else itm."""
         return "itc" if "itc" in self.objectives else "itm"
 
-    def encode(self, batch: dict[str, Tensor], *, generator: torch.Generator | None = None) -> EncodedBatch:
+    def encode(
+        self,
+        batch: dict[str, Tensor],
+        *,
+        generator: torch.Generator | None = None,
+        soft_targets: SoftTargets | None = None,
+    ) -> EncodedBatch:
         """Wrap a batch so that each encoding is computed once, on first use."""
         objectives: dict[str, Any] = dict(self.objectives.items())
         return EncodedBatch(
@@ -47,6 +53,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             generator=generator,
             heads=objectives,
             reads=combine_reads(objectives.values()),
+            soft_targets=soft_targets,
         )
 
     def match_scores(self, text: Tokens, image: Tokens) -> Tensor:
@@ -96,6 +103,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         image_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         only: str | None = None,
+        soft_targets: SoftTargets | None = None,
         **training_batch: Any,
     ) -> PreTrainingOutput | tuple[Any, ...]:
         """Compute the logits of every head; or, given a training batch as keywords, the losses of the objectives.
@@ -117,6 +125,8 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             generator: For a training batch: draws ITM negatives. None: torch's global generator in training, and always
                 the same negatives in evaluation mode.
             only: For a training batch: objective to compute alone; None: all.
+            soft_targets: For a training batch: predictions of a momentum model, mixed with the labels. None: the labels
+                alone.
             training_batch: Further keys of a batch as `mmbert.data.pairs.Collate` builds it.
 
         Raises:
@@ -129,7 +139,9 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         check_keywords(input_ids, training_batch, self.training_keys)
         if training_batch:
             given = {name: value for name, value in batch.items() if value is not None}
-            return self.compute_losses({**training_batch, **given}, generator=generator, only=only)
+            return self.compute_losses(
+                {**training_batch, **given}, generator=generator, only=only, soft_targets=soft_targets
+            )
         with self._record(output_attentions, output_hidden_states) as recorded:
             logits = self.head_logits(*self.mmbert.encode_pairs(**batch))
         loss = self._labelled_loss(logits, labels, match_labels, bool(return_loss))
@@ -139,12 +151,17 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
     """Keys of which a training batch has at least one."""
 
     def compute_losses(
-        self, batch: Batch, *, generator: torch.Generator | None = None, only: str | None = None
+        self,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        only: str | None = None,
+        soft_targets: SoftTargets | None = None,
     ) -> PreTrainingOutput:
         """Compute the loss of every objective on one training batch; see `forward`."""
         if generator is None and not self.training:
             generator = torch_generator(0, "negatives", 0)
-        encoded = self.encode(batch, generator=generator)
+        encoded = self.encode(batch, generator=generator, soft_targets=soft_targets)
         outputs = {name: f(encoded) for name, f in self.objectives.items() if only in (None, name)}
         loss = torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
         return PreTrainingOutput(loss=loss, objectives=outputs)

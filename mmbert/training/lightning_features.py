@@ -71,6 +71,11 @@ def validate_callbacks(trainer: L.Trainer, optim: OptimOptions) -> None:
                 f"{name} with {trainer.world_size} processes: DDP does not average gradients of parameters that were "
                 "frozen at the start; train in two runs, with optim.freeze_text and optim.freeze_image in the first."
             )
+        if isinstance(callback, BaseFinetuning) and optim.momentum_distillation is not None:
+            raise UsageError(
+                f"{name}: the momentum model of optim.momentum_distillation shares frozen parameters, which must stay "
+                "frozen; leave the callback or momentum_distillation out."
+            )
         if not isinstance(callback, LearningRateFinder | BatchSizeFinder):
             continue
         if not callback._early_exit:  # set by the Tuner: the fit ends with the search

@@ -39,6 +39,7 @@ from mmbert.training.lightning_features import (
     validate_loaders,
 )
 from mmbert.training.match_calibration import calibrate_matching, wants_calibration
+from mmbert.training.momentum import MomentumDistillation
 from mmbert.training.optim import build_optimizer
 from mmbert.training.options import OptimOptions
 from mmbert.training.sample_counts import Skipped
@@ -79,6 +80,7 @@ class TrainingModule(LightningFeatures):
         evaluation = EvaluationOptions(**evaluation) if isinstance(evaluation, Mapping) else evaluation
         self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
         self._data, self._identity = data, identity or {}
+        self.momentum = MomentumDistillation.of(model, optim)
         if "ngrams" in model.config.objective_options() and isinstance(data.train_samples, Pairs):
             data.train_samples.use_ngrams(model.config.ngrams)
         edited = model.config.objective_options().get("itm", {}).get("edited", 0.0)
@@ -106,7 +108,7 @@ class TrainingModule(LightningFeatures):
         """Shard the model over the processes with FSDP2, where the strategy is model_parallel.
 
         Raises:
-            UsageError: The optimizer is muon, which needs whole matrices.
+            UsageError: The optimizer is muon, which needs whole matrices, or there is a momentum model.
         """
         if attached_trainer(self) is None:
             return
@@ -114,6 +116,11 @@ class TrainingModule(LightningFeatures):
             raise UsageError(
                 "optim.name=muon needs whole matrices, but trainer.strategy=model_parallel shards them: choose "
                 "optim.name=adamw or trainer.strategy=ddp."
+            )
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.momentum is not None:
+            raise UsageError(
+                "optim.momentum_distillation copies the model, but trainer.strategy=model_parallel shards it: choose "
+                "trainer.strategy=ddp or leave momentum_distillation out."
             )
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
@@ -138,6 +145,8 @@ class TrainingModule(LightningFeatures):
             "labels": self.model.config.labels,
             "identity": {**self._identity, "processes": world_size()},
         }
+        if self.momentum is not None:
+            checkpoint["mmbert"]["momentum"] = self.momentum.state_dict()
         # What a callback unfreezes later would not be that of the checkpoint any more.
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) and not has_finetuning(self.trainer):
             self._frozen = drop_frozen(checkpoint, self, self._frozen)
@@ -169,6 +178,13 @@ class TrainingModule(LightningFeatures):
                 raise UsageError(
                     f"this is not the run that the checkpoint was saved in: {differences}. Start a new one."
                 )
+            if self.momentum is not None:
+                if "momentum" not in own:
+                    raise UsageError(
+                        "optim.momentum_distillation: the checkpoint has no momentum model, as its run had none; start "
+                        "a new run, or leave the option out."
+                    )
+                self.momentum.load_state_dict(own["momentum"])
             # Lightning hands a loader its state within an epoch only: after its last batch the order would start anew.
             # A search of Lightning's Tuner saves before there are loaders, and those of the user have no such state.
             if trainer.datamodule is self._data:  # pyright: ignore[reportAttributeAccessIssue]
@@ -177,9 +193,11 @@ class TrainingModule(LightningFeatures):
         self.skipped.why, self.training_seconds = own["skipped"], own["training_seconds"]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take an optimizer step, then keep constrained parameters (ITC's temperature) within their bounds."""
+        """Take an optimizer step, clamp constrained parameters (ITC's temperature), update the momentum model."""
         super().optimizer_step(*args, **kwargs)
         self.model.after_step()
+        if self.momentum is not None:
+            self.momentum.update()
 
     def configure_gradient_clipping(
         self,
@@ -254,7 +272,7 @@ class TrainingModule(LightningFeatures):
         return max(1, min(known, default=1000 * per_epoch))
 
     def on_fit_start(self) -> None:
-        """Solve the closed form of ITC, unless the run is resumed; do not broadcast buffers.
+        """Solve the closed form of ITC, unless the run is resumed; start the momentum model; do not broadcast buffers.
 
         All processes compute the same buffers (ITM's calibration), and they may validate unequal numbers of batches.
         """
@@ -269,6 +287,8 @@ class TrainingModule(LightningFeatures):
             images = self.evaluation_options.val_images
             with self.trainer.precision_plugin.forward_context():
                 start_from_closed_form(self.model, self._data, val_images=images, seed=self.seed)
+        if self.momentum is not None:
+            self.momentum.start()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seed dropout by the step, so that it does not depend on what happened before."""
@@ -279,7 +299,7 @@ class TrainingModule(LightningFeatures):
         batch = self._normalized(batch)
         self._count_skipped("train", self._data.train_samples, batch)
         generator = torch_generator(self.seed, "negatives", self._batch_number())
-        output: PreTrainingOutput | TaskOutput = self.model(**batch, generator=generator, **self._stage())
+        output: PreTrainingOutput | TaskOutput = self.model(**batch, generator=generator, **self._stage(batch))
         if output.loss is None:
             raise UsageError(f"the model computes no loss of a batch with {', '.join(batch)}: labels are missing.")
         objectives = output.objectives or {}  # none for a batch of the user's own with `labels`
@@ -292,11 +312,13 @@ class TrainingModule(LightningFeatures):
         self._log_step(output.loss, objectives)
         return output.loss
 
-    def _stage(self) -> dict[str, str]:
-        """Arguments of the model in the first stage, which trains one objective alone."""
+    def _stage(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the model: the first stage trains one objective alone, by its labels."""
         options = self.optim_options
-        in_first = self.trainer.global_step < options.first_stage_steps
-        return {"only": options.first_stage} if in_first and options.first_stage else {}
+        step = self.trainer.global_step - options.first_stage_steps
+        if step < 0 and options.first_stage:
+            return {"only": options.first_stage}
+        return {} if self.momentum is None else {"soft_targets": self.momentum.soft_targets(batch, step=step)}
 
     def _count_skipped(self, split: str, pairs: Samples, batch: dict[str, Any]) -> None:
         if self._data.options.on_bad_sample != "skip":

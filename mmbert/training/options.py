@@ -1,12 +1,55 @@
 """Options of the sections `optim` and `checkpoint`."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mmbert.errors import UsageError, did_you_mean
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(kw_only=True)
+class MomentumOptions:
+    """Options of `optim.momentum_distillation` (ALBEF, arXiv:2107.07651, Sec. 3.3)."""
+
+    decay: float = 0.995
+    """Weight of the momentum model in its update after an optimizer step; the trained model has the rest."""
+    alpha: float = 0.4
+    """Weight of the soft targets in the losses of itc and mlm; the labels have the rest."""
+    ramp_steps: int = 0
+    """Optimizer steps, after a first stage, in which alpha rises linearly from 0. 0: it has its value at once."""
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> "MomentumOptions":
+        """Build from a mapping.
+
+        Raises:
+            UsageError: No mapping, an unknown key, or a value that is not allowed.
+        """
+        place, keys = "optim.momentum_distillation", [field.name for field in fields(cls)]
+        if not isinstance(options, Mapping):
+            raise UsageError(f"{place}={options!r}: a mapping, such as {{decay: 0.995, alpha: 0.4}}.")
+        for name in options:
+            if name not in keys:
+                raise UsageError(f"{place}.{name}: allowed are {', '.join(keys)}.{did_you_mean(name, keys)}")
+        found = cls(**options)
+        if not _is_number(found.decay) or not 0 <= found.decay < 1:
+            raise UsageError(
+                f"{place}.decay={found.decay!r}: from 0 to below 1, such as 0.995; with 1 the momentum model would "
+                "never change."
+            )
+        if not _is_number(found.alpha) or not 0 <= found.alpha <= 1:
+            raise UsageError(f"{place}.alpha={found.alpha!r}: a fraction from 0 to 1.")
+        if not isinstance(found.ramp_steps, int) or isinstance(found.ramp_steps, bool) or found.ramp_steps < 0:
+            raise UsageError(f"{place}.ramp_steps={found.ramp_steps!r}: a whole number of 0 or more.")
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(kw_only=True)
@@ -46,6 +89,10 @@ class OptimOptions:
     image encoder from scratch. None: no such stage."""
     first_stage_steps: int = 0
     """Optimizer steps of the first stage, part of the run's steps. Each stage has its own learning-rate schedule."""
+    momentum_distillation: dict[str, Any] | None = None
+    """Soft targets for itc and mlm from a moving average of the model's weights: `{"decay": 0.995, "alpha": 0.4,
+    "ramp_steps": 0}`, the default of each. decay is that of the average, alpha the weight of the soft targets, which
+    rises linearly over the first ramp_steps optimizer steps. None: the labels alone."""
     freeze_text: int | str = "none"
     """Frozen part of the text encoder: none, all, or n for the embeddings and the first n layers."""
     freeze_image: int | str = "none"
@@ -70,6 +117,8 @@ class OptimOptions:
                 f"optim.first_stage={self.first_stage} with first_stage_steps={self.first_stage_steps}: name an "
                 "objective and 1 or more steps, or neither."
             )
+        if self.momentum_distillation is not None:
+            MomentumOptions.parse(self.momentum_distillation)
         if self.schedule not in SCHEDULES:
             near = did_you_mean(self.schedule, SCHEDULES)
             raise UsageError(f"optim.schedule='{self.schedule}'; allowed are {', '.join(SCHEDULES)}.{near}")

@@ -14,7 +14,7 @@ from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives import OBJECTIVES, itc, negatives
-from mmbert.model.objectives.base import EncodedBatch
+from mmbert.model.objectives.base import EncodedBatch, SoftTargets
 from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import same_pair, sample_negatives
@@ -489,8 +489,8 @@ def test_negatives_depend_on_the_generator_only() -> None:
 class Vectors(EncodedBatch):
     """An encoded batch whose towers say what the test wants: one token each."""
 
-    def __init__(self, text: Tensor, image: Tensor, batch: dict[str, Tensor]):
-        self.batch = batch
+    def __init__(self, text: Tensor, image: Tensor, batch: dict[str, Tensor], soft_targets: SoftTargets | None = None):
+        self.batch, self.soft_targets = batch, soft_targets
         ones = torch.ones(len(text), 1, dtype=torch.bool)
         self.__dict__.update(text=Tokens(text[:, None], ones), image=Tokens(image[:, None], ones))
 
@@ -544,6 +544,25 @@ def test_itc_target_is_symmetric_where_the_relation_is_not() -> None:
     half = torch.full((2, 2), 0.5, dtype=torch.float64)
     expected = (F.cross_entropy(logits, half) + F.cross_entropy(logits.T, half)) / 2
     assert math.isclose(output.loss.item(), expected.item(), rel_tol=1e-9)
+
+
+def test_itc_mixes_the_similarities_of_a_momentum_model_with_the_labels() -> None:
+    """At scale 2: logits of the trained model (2, 1) and (1, 2), of the momentum model (2, 0) and (0, 2) by texts."""
+    batch = {
+        "image_key": torch.tensor([1, 2]),
+        "text_key": torch.tensor([5, 6]),
+        "image_text_keys": torch.tensor([[5], [6]]),
+    }
+    # The other direction differs: image 1 of the momentum model is at 180 degrees, so its logits are (-2, 0).
+    soft = SoftTargets(torch.tensor(0.25), {"itc": (unit(0, 90) / 3, unit(0, 180) / 3)})
+    output = plain_itc(2.0)(Vectors(unit(0, 60), unit(0, 60), batch, soft))
+    e = math.exp
+    right, wrong = -math.log(e(2) / (e(2) + e(1))), -math.log(e(1) / (e(2) + e(1)))
+    # Probability of the true pair by the momentum model: text 0 has logits (2, -2), text 1 (0, 0); image 0 (2, 0),
+    # image 1 (-2, 0).
+    probabilities = (e(2) / (e(2) + e(-2)), 0.5, e(2) / (e(2) + 1), 1 / (e(-2) + 1))
+    expected = 0.75 * right + 0.25 * sum(p * right + (1 - p) * wrong for p in probabilities) / 4
+    assert math.isclose(output.loss.item(), expected, rel_tol=1e-7)  # the scale is fp32
 
 
 def test_itc_without_duplicates_is_symmetric_cross_entropy() -> None:
@@ -630,6 +649,22 @@ def test_distill_without_vectors_of_the_teacher_is_an_error() -> None:
 
 
 # --- MLM -----------------------------------------------------------------------------------------------------------
+
+
+def test_mlm_mixes_the_distribution_of_a_momentum_model_with_the_labels() -> None:
+    """The momentum model is sure of word 7 at one position, and has no idea at the others."""
+    model, batch = model_with({"mlm": 1.0}), tiny_batch()
+    (logits,) = model.objectives["mlm"].predictions(model.encode(batch))
+    teacher = torch.zeros_like(logits)
+    teacher[0, 7] = 1e4
+    soft = SoftTargets(torch.tensor(0.25), {"mlm": (teacher,)})
+    found = model(**batch, soft_targets=soft).loss
+    negative_log = logits.double().exp().sum(dim=1, keepdim=True).log() - logits.double()  # (K, V)
+    labels = batch["mlm_labels"][batch["mlm_labels"] != IGNORE_INDEX]
+    of_labels = sum(negative_log[i, label] for i, label in enumerate(labels))
+    of_teacher = negative_log[0, 7] + negative_log[1:].mean(dim=1).sum()
+    expected = (0.75 * of_labels + 0.25 * of_teacher) / len(labels)
+    assert math.isclose(found.item(), expected.item(), rel_tol=1e-6)
 
 
 def test_mlm_computes_logits_at_masked_positions_only() -> None:

@@ -47,24 +47,6 @@ def test_validation_of_a_run_that_is_resumed_between_epochs_has_the_same_steps(t
     assert curves == expected and [step for step, _ in curves["val/itm_loss"]] == [3, 6]
 
 
-def test_stages_of_learning_resume_bit_identically(tiny: list[str], tmp_path: Path) -> None:
-    """A first stage of n-grams (5 steps), Muon, masked content words, edits, sampled tokens; killed in both."""
-    objectives = "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, itm: {weight: 1.0, edited: 0.8}, rtd: 1.0}"
-    options = [
-        "--name=run", "--optim.name=muon", "--optim.first_stage=ngrams", "--optim.first_stage_steps=5",
-        f"--model.objectives={objectives}", "--data.mask_content=true", "--data.opposites={left: right}",
-    ]  # fmt: skip
-    fit(tiny, tmp_path / "whole", *options)
-    for batch in (3, 4):  # from the start, and from the third batch
-        killed(lambda: fit(tiny, tmp_path / "killed", *options, "--resume=auto"), after_batch=batch)
-    fit(tiny, tmp_path / "killed", *options, "--resume=auto")
-    assert trace(tmp_path / "killed") == trace(tmp_path / "whole")
-    for name, value in weights(tmp_path / "whole").items():
-        assert torch.equal(value, weights(tmp_path / "killed")[name]), name
-    saved = json.loads((tmp_path / "whole/run/model/config.json").read_text())
-    assert weights(tmp_path / "whole")["model.objectives.ngrams.head.weight"].shape[0] == len(saved["ngrams"]) > 5
-
-
 def test_run_killed_between_epochs_is_bit_identical(whole: Path, tiny: list[str], tmp_path: Path) -> None:
     """The newest checkpoint is that of the epoch's end, where Lightning takes no part of an epoch to be left."""
     killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2, hook="on_train_epoch_start")

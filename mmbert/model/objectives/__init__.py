@@ -5,7 +5,7 @@ import math
 
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, combine_reads
+from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, SoftTargets, combine_reads
 from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
@@ -18,6 +18,7 @@ __all__ = [
     "EncodedBatch",
     "Objective",
     "ObjectiveOutput",
+    "SoftTargets",
     "build_objectives",
     "combine_reads",
     "validate_objective_options",

@@ -64,6 +64,17 @@ class ObjectiveOutput(NamedTuple):
     left_out: Tensor  # () int64, rows of the batch without a prediction
 
 
+class SoftTargets(NamedTuple):
+    """Soft targets of a batch: predictions of a momentum model, mixed with the labels (ALBEF, arXiv:2107.07651)."""
+
+    alpha: Tensor  # () fp32, weight of the soft targets; the labels have 1 - alpha
+    predictions: Mapping[str, tuple[Tensor, ...]]  # objective -> what its `predictions` returned
+
+    def mix(self, hard: Tensor, soft: Tensor) -> Tensor:
+        """Mix the loss under the labels with that under the soft targets."""
+        return (1 - self.alpha) * hard + self.alpha * soft
+
+
 class EncodedBatch:
     """Lazily encoded batch: each encoding is computed on first use and shared by all objectives.
 
@@ -74,6 +85,7 @@ class EncodedBatch:
         heads: The objectives of the model by name, for those that read the head of another.
         reads: As `Objective.reads`, of all objectives together; see `combine_reads`. None: each text is encoded when it
             is used, and all outputs of its fusion are computed.
+        soft_targets: Of a momentum model. None: the labels alone.
     """
 
     def __init__(
@@ -84,9 +96,11 @@ class EncodedBatch:
         generator: torch.Generator | None = None,
         heads: Mapping[str, Any] | None = None,
         reads: Mapping[str, Reads] | None = None,
+        soft_targets: SoftTargets | None = None,
     ):
         self.model, self.batch, self.generator, self.heads = model, batch, generator, heads or {}
         self.contrast: ContrastiveHead | None = self.heads.get("itc")
+        self.soft_targets = soft_targets
         self._reads = {name: reads[name] for name in TEXT_KEYS if name in reads} if reads else {}
 
     @cached_property
@@ -161,6 +175,9 @@ class Objective(nn.Module):
     requires: tuple[str, ...] = ()
     """Objectives that must be enabled beside it, because it reads their heads."""
 
+    has_soft_targets: bool = False
+    """Whether it has `predictions`, and mixes those of `EncodedBatch.soft_targets` with its labels."""
+
     @classmethod
     def check_options(cls, **options: Any) -> None:
         """Check the values of the constructor's options.
@@ -171,6 +188,10 @@ class Objective(nn.Module):
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the loss of one batch."""
+        raise NotImplementedError
+
+    def predictions(self, encoded: EncodedBatch) -> tuple[Tensor, ...]:
+        """Predict a batch without its labels, as a momentum model does for the trained one; see `has_soft_targets`."""
         raise NotImplementedError
 
     def after_step(self) -> None:

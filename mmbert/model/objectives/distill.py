@@ -20,8 +20,8 @@ class TeacherDistillation(Objective):
 
     The loss is the Kullback-Leibler divergence of ITC's softmax over the batch from the teacher's, the mean of both
     directions, as for the soft targets of ALBEF (arXiv:2107.07651, Sec. 3.3) but with a fixed teacher instead of a
-    momentum model. The teacher is no part of the model: `mmbert.fit` computes its vectors of the training images,
-    without augmentation, and captions once; a batch brings those of its rows.
+    momentum model, which `optim.momentum_distillation` has. The teacher is no part of the model: `mmbert.fit` computes
+    its vectors of the training images, without augmentation, and captions once; a batch brings those of its rows.
     """
 
     reads: Mapping[str, Reads] = {"clean": Reads()}

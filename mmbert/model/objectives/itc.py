@@ -25,11 +25,12 @@ POOLERS = {"none": (), "text": ("text",), "image": ("image",), "both": ("text", 
 class ImageTextContrast(Objective):
     """Image-text contrastive (ITC) loss between the encoders (CLIP arXiv:2103.00020; ALBEF arXiv:2107.07651).
 
-    Without ALBEF's momentum encoders and queue. Deviation: rows with the same image or an equal caption are
-    positives too, with the target spread evenly.
+    Without ALBEF's queue: all vectors are of the global batch. Deviation: rows with the same image or an equal caption
+    are positives too, with the target spread evenly.
     """
 
     reads: Mapping[str, Reads] = {"clean": Reads()}
+    has_soft_targets = True
 
     def __init__(
         self,
@@ -189,10 +190,27 @@ class ImageTextContrast(Objective):
         positive = gathered[rank() * size : (rank() + 1) * size].to(text_logits.dtype)
         share = positive / positive.sum(dim=1, keepdim=True)
         with no_autocast(text_logits):
-            total = -(share * (text_logits.log_softmax(dim=1) + image_logits.log_softmax(dim=1))).sum() / 2
+            of_texts, of_images = text_logits.log_softmax(dim=1), image_logits.log_softmax(dim=1)
+            total = -(share * (of_texts + of_images)).sum() / 2
+            if encoded.soft_targets is not None:
+                for_texts, for_images = self._similarity_targets(*encoded.soft_targets.predictions["itc"])
+                soft = -(for_texts * of_texts + for_images * of_images).sum() / 2
+                total = encoded.soft_targets.mix(total, soft)
         targets = torch.arange(size, device=local.device) + rank() * size
         count = torch.tensor(size, device=local.device)
         return ObjectiveOutput(global_mean(total, count), text_logits.detach(), targets, torch.zeros_like(count))
+
+    def predictions(self, encoded: EncodedBatch) -> tuple[Tensor, ...]:
+        """Return the vectors of texts and images, (B, embedding_size) each."""
+        return self.embed_text(encoded.text), self.embed_image(encoded.image)
+
+    @torch.no_grad()
+    def _similarity_targets(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return softmax similarities of a momentum model's vectors (B, E), of texts and of images with all others.
+
+        The temperature is that of the trained model (arXiv:2107.07651, Eq. 1 and 6).
+        """
+        return self.logits(text, all_gather(image)).softmax(dim=1), self.logits(image, all_gather(text)).softmax(dim=1)
 
 
 def pool_tokens(tokens: Tokens, pool: str) -> Tensor:

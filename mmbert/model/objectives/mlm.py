@@ -22,6 +22,7 @@ class MaskedLanguageModeling(Objective):
     """
 
     reads: Mapping[str, Reads] = {"masked": Reads(text=True)}
+    has_soft_targets = True
 
     def __init__(self, config: MMBertConfig, *, tied: bool = True, initial_bias: str = "zero"):
         """Build the head.
@@ -97,5 +98,13 @@ class MaskedLanguageModeling(Objective):
         targets = labels[masked]
         with no_autocast(logits):
             total = F.cross_entropy(logits, targets, reduction="sum")
+            if encoded.soft_targets is not None:
+                (of_teacher,) = encoded.soft_targets.predictions["mlm"]
+                soft = F.cross_entropy(logits, of_teacher.softmax(dim=1), reduction="sum")
+                total = encoded.soft_targets.mix(total, soft)
         left_out = (~masked.any(dim=1)).sum()  # rows without a masked token
         return ObjectiveOutput(global_mean(total, masked.sum()), logits.detach(), targets, left_out)
+
+    def predictions(self, encoded: EncodedBatch) -> tuple[Tensor, ...]:
+        """Return the logits over the vocabulary at masked positions, (K, V) fp32."""
+        return (self.masked_logits(encoded),)
