@@ -1,4 +1,4 @@
-"""Start of ITC's projections from their closed form, before the first optimizer step."""
+"""Closed form of ITC's projections: their start before the first optimizer step, and the refit before validations."""
 
 import logging
 import time
@@ -47,23 +47,9 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
     started = time.perf_counter()
     itc, was_training, workers = model.objectives["itc"], model.training, data.options.num_workers
     assert isinstance(itc, ImageTextContrast)
-    examples = data.examples["train"]
-    pairs = choose_pairs(examples, itc.init_samples, seed=seed)
     model.eval()
     gather_shards(model)
-    maps = solve_closed_form(
-        model,
-        data.processor,
-        examples,
-        pairs,
-        pool=itc.pool,
-        directions=itc.text_projection.out_features,
-        ridge=itc.ridge,
-        num_workers=workers,
-        skip_unreadable=data.skip_unreadable,
-        load=image_loader(data.train_samples),
-        views_of=data.train_samples.cached_views,
-    )
+    maps, count = _solve(model, data, seed)
     val, positions = data.val_samples, []
     features = None
     if val is not None and val_images > 1:
@@ -85,6 +71,8 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
     with torch.no_grad():
         for parameter, value in zip((x for p in sides for x in (p.weight, p.bias)), maps, strict=True):
             copy_full(parameter, value)
+    if itc.refit:
+        itc.set_refit(maps)
     change = ""
     if val is not None and features is not None:
         before, after = (recall_at_1(x, features, val, positions) for x in (own, maps))
@@ -96,10 +84,58 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
         log.info(
             "objectives.itc.init=closed_form: %d directions from %s training pairs in %.1f s%s",
             itc.text_projection.out_features,
-            f"{len(pairs):,}",
+            f"{count:,}",
             time.perf_counter() - started,
             change,
         )
+
+
+def wants_refit(model: torch.nn.Module) -> bool:
+    """Whether the closed form of the model's ITC is solved again before each validation."""
+    itc = model.objectives["itc"] if isinstance(model, MMBertForPreTraining) and "itc" in model.objectives else None
+    return isinstance(itc, ImageTextContrast) and itc.refit
+
+
+@torch.no_grad()
+def refit_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *, seed: int) -> None:
+    """Solve the closed form on the encoders as they are now, for evaluation; training keeps its projections.
+
+    Args:
+        model: In evaluation mode, on its device, with its weights gathered.
+        data: Its training pairs are used, as by `start_from_closed_form`.
+        seed: Seed of the sample of pairs.
+    """
+    started, itc = time.perf_counter(), model.objectives["itc"]
+    assert isinstance(itc, ImageTextContrast)
+    maps, count = _solve(model, data, seed)
+    itc.set_refit(maps)
+    if rank() == 0:
+        log.info(
+            "objectives.itc.refit: closed form of %s training pairs solved again in %.1f s",
+            f"{count:,}",
+            time.perf_counter() - started,
+        )
+
+
+def _solve(model: MMBertForPreTraining, data: PairsDataModule, seed: int) -> tuple[LinearMaps, int]:
+    """Solve the closed form of the training pairs; return it with their number."""
+    itc, examples = model.objectives["itc"], data.examples["train"]
+    assert isinstance(itc, ImageTextContrast)
+    pairs = choose_pairs(examples, itc.init_samples, seed=seed)
+    maps = solve_closed_form(
+        model,
+        data.processor,
+        examples,
+        pairs,
+        pool=itc.pool,
+        directions=itc.text_projection.out_features,
+        ridge=itc.ridge,
+        num_workers=data.options.num_workers,
+        skip_unreadable=data.skip_unreadable,
+        load=image_loader(data.train_samples),
+        views_of=data.train_samples.cached_views,
+    )
+    return maps, len(pairs)
 
 
 def image_loader(samples: Pairs) -> LoadImage:

@@ -28,7 +28,12 @@ from mmbert.model.objectives import ObjectiveOutput
 from mmbert.model.outputs import PreTrainingOutput, TaskOutput
 from mmbert.runtime.distributed import all_reduce_sum, merge_across_ranks, world_size
 from mmbert.runtime.randomness import torch_generator, torch_seed
-from mmbert.training.closed_form import start_from_closed_form, wants_closed_form
+from mmbert.training.closed_form import (
+    refit_closed_form,
+    start_from_closed_form,
+    wants_closed_form,
+    wants_refit,
+)
 from mmbert.training.frozen import drop_frozen, restore_frozen, validate_cached
 from mmbert.training.lightning_features import (
     LightningFeatures,
@@ -389,11 +394,15 @@ class TrainingModule(LightningFeatures):
     def on_validation_epoch_start(self) -> None:
         """Start a new evaluation of the validation split."""
         options, pairs = self.evaluation_options, self._data.val_samples
-        if wants_calibration(self.model) and self.trainer.state.fn == TrainerFn.FITTING:
+        is_refitted, is_calibrated = wants_refit(self.model), wants_calibration(self.model)
+        if (is_refitted or is_calibrated) and self.trainer.state.fn == TrainerFn.FITTING:
             assert isinstance(self.model, MMBertForPreTraining) and isinstance(self._data, PairsDataModule)
             gather_shards(self.model)
             with self.trainer.precision_plugin.forward_context():
-                calibrate_matching(self.model, self._data, seed=self.seed)
+                if is_refitted:
+                    refit_closed_form(self.model, self._data, seed=self.seed)
+                if is_calibrated:
+                    calibrate_matching(self.model, self._data, seed=self.seed)
         validate_loaders(self.trainer.val_dataloaders, [] if pairs is None else [pairs], "val")
         self._start_evaluations([] if pairs is None else [pairs], options.val_images, options.val_scorer)
 

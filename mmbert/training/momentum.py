@@ -10,6 +10,7 @@ from mmbert.errors import UsageError
 from mmbert.model.modeling import HeadedModel, MMBertForPreTraining
 from mmbert.model.objectives import OBJECTIVES, Objective, SoftTargets
 from mmbert.model.objectives.base import Batch
+from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.training.options import MomentumOptions, OptimOptions
 
 
@@ -59,6 +60,8 @@ class MomentumDistillation:
         for name, objective in [*self.model.objectives.items()]:
             if not objective.has_soft_targets:
                 del self.model.objectives[name]
+            elif isinstance(objective, ImageTextContrast):
+                objective.refit = False  # a training step reads the projections of training
         self.model.eval().requires_grad_(False)
         trained = dict(self.trained.named_parameters())
         self._averages = {n: p for n, p in self.model.named_parameters() if trained[n].requires_grad}

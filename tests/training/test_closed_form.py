@@ -25,7 +25,8 @@ from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.closed_form import LinearMaps
 from mmbert.model.options import ModelOptions
-from mmbert.training.closed_form import recall_at_1, start_from_closed_form, wants_closed_form
+from mmbert.model.tokens import Tokens
+from mmbert.training.closed_form import recall_at_1, refit_closed_form, start_from_closed_form, wants_closed_form
 from mmbert.training.sharding import copy_full, full_tensor
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -102,6 +103,34 @@ def test_same_weights_in_two_processes_and_in_every_run(data: PairsDataModule, t
     (of_one,) = in_processes(1, work, tmp_path / "one")
     for found in in_processes(2, work, tmp_path / "two"):
         assert all(torch.equal(of_one[name], found[name]) for name in of_one)
+
+
+def test_evaluation_reads_the_refit_and_training_does_not(data: PairsDataModule) -> None:
+    model = model_with({**ITC, "refit": True})
+    start_from_closed_form(model, data, val_images=0, seed=0)
+    itc, states = model.objectives["itc"], torch.randn(2, 5, model.config.hidden_size)
+    tokens = Tokens(states, torch.ones(2, 5, dtype=torch.bool))
+    trained = itc.train().embed_text(tokens)  # pyright: ignore
+    torch.testing.assert_close(itc.eval().embed_text(tokens), trained)  # pyright: ignore - the start is both
+    with torch.no_grad():
+        for parameter in model.mmbert.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.eval()
+    refit_closed_form(model, data, seed=0)
+    assert torch.equal(itc.train().embed_text(tokens), trained)  # pyright: ignore
+    found = itc.eval().embed_text(tokens)  # pyright: ignore
+    again = model_with({**ITC, "refit": True})
+    again.load_state_dict(model.state_dict())
+    start_from_closed_form(again, data, val_images=0, seed=0)  # solved from the same encoders
+    torch.testing.assert_close(again.objectives["itc"].train().embed_text(tokens), found)  # pyright: ignore
+    assert not torch.allclose(found, trained, atol=1e-2)
+
+
+def test_refit_needs_the_closed_form() -> None:
+    with pytest.raises(UsageError, match="refit solves the closed form again, but init='random': add init: closed_fo"):
+        model_with({"refit": True})
+    with pytest.raises(UsageError, match=r"objectives\.itc\.refit='yes'; allowed are true, false"):
+        model_with({**ITC, "refit": "yes"})
 
 
 def test_only_new_projections_are_replaced(tmp_path: Path) -> None:

@@ -114,6 +114,19 @@ def test_a_model_that_is_its_own_teacher_has_no_gradient_at_alpha_1() -> None:
     assert max(float(gradient.abs().max()) for gradient in with_labels) > 1e-2
 
 
+def test_momentum_model_reads_the_projections_of_training() -> None:
+    """It is in evaluation mode, in which ITC would read the closed form of the last validation."""
+    objectives = {"itc": {"init": "closed_form", "embedding_size": 4, "refit": True}, "mlm": 1.0}
+    model = trained_model(objectives=objectives)
+    momentum = started(model)
+    found = momentum.soft_targets(tiny_batch(), step=0).predictions["itc"]
+    assert model.objectives["itc"].refit, "the trained model is as it was"
+    model.objectives["itc"].refit = False  # pyright: ignore
+    with torch.no_grad():
+        expected = model.eval().objectives["itc"].predictions(model.encode(tiny_batch()))  # pyright: ignore
+    torch.testing.assert_close(found, expected)
+
+
 def test_alpha_rises_over_the_ramp() -> None:
     momentum = started(trained_model(), alpha=0.4, ramp_steps=4)
     found = [float(momentum.soft_targets(tiny_batch(), step=step).alpha) for step in (0, 1, 2, 4, 100)]

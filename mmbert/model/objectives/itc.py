@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
+from mmbert.model.objectives.closed_form import LinearMaps
 from mmbert.model.objectives.negatives import same_pair
 from mmbert.model.tokens import Reads, Tokens
 from mmbert.runtime.distributed import all_gather, global_mean, rank
@@ -43,6 +44,7 @@ class ImageTextContrast(Objective):
         init: str = "random",
         init_samples: int | None = None,
         ridge: float = 0.3,
+        refit: bool = False,
     ):
         """Build the two projections.
 
@@ -60,6 +62,8 @@ class ImageTextContrast(Objective):
                 20,000.
             ridge: Added to the diagonals of the closed form's covariances, as a multiple of their mean: a larger one
                 fits the training pairs less closely.
+            refit: Solve the closed form again before each validation, from the encoders as they are then, for
+                evaluation only; training keeps its projections.
 
         Raises:
             UsageError: An option that is not allowed, or an encoder without layers.
@@ -67,7 +71,7 @@ class ImageTextContrast(Objective):
         super().__init__()
         self.check_options(
             embedding_size=embedding_size, temperature=temperature, pool=pool, pooler=pooler, init=init,
-            init_samples=init_samples, ridge=ridge,
+            init_samples=init_samples, ridge=ridge, refit=refit,
         )  # fmt: skip
         if (config.text_layers == 0 and not config.shared_text_layers) or config.image_layers == 0:
             raise UsageError(
@@ -82,6 +86,10 @@ class ImageTextContrast(Objective):
         width = config.hidden_size * (2 if pool == "first_and_mean" else 1)
         self.text_projection = nn.Linear(width, embedding_size)
         self.image_projection = nn.Linear(width, embedding_size)
+        self.refit = refit
+        for side in ("text", "image"):
+            self.register_buffer(f"refit_{side}_weight", torch.zeros(embedding_size, width) if refit else None)
+            self.register_buffer(f"refit_{side}_bias", torch.zeros(embedding_size) if refit else None)
         self.log_scale = nn.Parameter(Tensor([-math.log(temperature)]))
         self.poolers = nn.ModuleDict({name: nn.Linear(width, width) for name in POOLERS[pooler]})
 
@@ -96,6 +104,7 @@ class ImageTextContrast(Objective):
         init: Any = "random",
         init_samples: Any = None,
         ridge: Any = 0.3,
+        refit: Any = False,
     ) -> None:
         """Check the values of the options.
 
@@ -122,6 +131,13 @@ class ImageTextContrast(Objective):
             )
         if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 < ridge < math.inf:
             raise UsageError(f"objectives.itc.ridge={ridge!r}: must be a number above 0.")
+        if not isinstance(refit, bool):
+            raise UsageError(f"objectives.itc.refit={refit!r}; allowed are true, false.")
+        if refit and init != "closed_form":
+            raise UsageError(
+                f"objectives.itc.refit solves the closed form again, but init={init!r}: add init: closed_form, or "
+                "leave refit out."
+            )
         if init_samples is not None and not _is_count(init_samples):
             raise UsageError(
                 f"objectives.itc.init_samples={init_samples!r}: must be a whole number of 1 or more, or null."
@@ -155,7 +171,17 @@ class ImageTextContrast(Objective):
             features = features.to(projection.weight.dtype)
             if name in self.poolers:
                 features = torch.tanh(self.poolers[name](features))
+            if self.refit and not self.training:
+                weight, bias = (getattr(self, f"refit_{name}_{part}").to(features) for part in ("weight", "bias"))
+                return F.normalize(F.linear(features, weight, bias), dim=-1)
             return F.normalize(projection(features), dim=-1)
+
+    @torch.no_grad()
+    def set_refit(self, maps: LinearMaps) -> None:
+        """Set the projections that evaluation reads, with `refit`."""
+        for name, value in maps._asdict().items():
+            buffer = getattr(self, f"refit_{name}")
+            buffer.copy_(value)
 
     @torch.no_grad()
     def pair_logits(self, text: Tokens, image: Tokens) -> Tensor:
