@@ -399,7 +399,7 @@ class TrainingModule(LightningFeatures):
             assert isinstance(self.model, MMBertForPreTraining) and isinstance(self._data, PairsDataModule)
             gather_shards(self.model)
             with self.trainer.precision_plugin.forward_context():
-                if is_refitted:
+                if is_refitted and not self.trainer.fast_dev_run:  # pyright: ignore
                     refit_closed_form(self.model, self._data, seed=self.seed)
                 if is_calibrated:
                     calibrate_matching(self.model, self._data, seed=self.seed)
