@@ -44,6 +44,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         *,
         generator: torch.Generator | None = None,
         soft_targets: SoftTargets | None = None,
+        progress: Tensor | None = None,
     ) -> EncodedBatch:
         """Wrap a batch so that each encoding is computed once, on first use."""
         objectives: dict[str, Any] = dict(self.objectives.items())
@@ -54,6 +55,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             heads=objectives,
             reads=combine_reads(objectives.values()),
             soft_targets=soft_targets,
+            progress=progress,
         )
 
     def match_scores(self, text: Tokens, image: Tokens) -> Tensor:
@@ -104,6 +106,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         generator: torch.Generator | None = None,
         only: str | None = None,
         soft_targets: SoftTargets | None = None,
+        progress: Tensor | None = None,
         **training_batch: Any,
     ) -> PreTrainingOutput | tuple[Any, ...]:
         """Compute the logits of every head; or, given a training batch as keywords, the losses of the objectives.
@@ -127,6 +130,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             only: For a training batch: objective to compute alone; None: all.
             soft_targets: For a training batch: predictions of a momentum model, mixed with the labels. None: the labels
                 alone.
+            progress: For a training batch: see `EncodedBatch`.
             training_batch: Further keys of a batch as `mmbert.data.pairs.Collate` builds it.
 
         Raises:
@@ -140,7 +144,11 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         if training_batch:
             given = {name: value for name, value in batch.items() if value is not None}
             return self.compute_losses(
-                {**training_batch, **given}, generator=generator, only=only, soft_targets=soft_targets
+                {**training_batch, **given},
+                generator=generator,
+                only=only,
+                soft_targets=soft_targets,
+                progress=progress,
             )
         with self._record(output_attentions, output_hidden_states) as recorded:
             logits = self.head_logits(*self.mmbert.encode_pairs(**batch))
@@ -157,11 +165,12 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         generator: torch.Generator | None = None,
         only: str | None = None,
         soft_targets: SoftTargets | None = None,
+        progress: Tensor | None = None,
     ) -> PreTrainingOutput:
         """Compute the loss of every objective on one training batch; see `forward`."""
         if generator is None and not self.training:
             generator = torch_generator(0, "negatives", 0)
-        encoded = self.encode(batch, generator=generator, soft_targets=soft_targets)
+        encoded = self.encode(batch, generator=generator, soft_targets=soft_targets, progress=progress)
         outputs = {name: f(encoded) for name, f in self.objectives.items() if only in (None, name)}
         loss = torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
         return PreTrainingOutput(loss=loss, objectives=outputs)

@@ -85,6 +85,7 @@ class TrainingModule(LightningFeatures):
         evaluation = EvaluationOptions(**evaluation) if isinstance(evaluation, Mapping) else evaluation
         self.model, self.optim_options, self.evaluation_options, self.seed = model, optim, evaluation, seed
         self._data, self._identity = data, identity or {}
+        self._total_steps = 1  # known when training starts
         self.momentum = MomentumDistillation.of(model, optim)
         if "ngrams" in model.config.objective_options() and isinstance(data.train_samples, Pairs):
             data.train_samples.use_ngrams(model.config.ngrams)
@@ -133,10 +134,11 @@ class TrainingModule(LightningFeatures):
     def configure_optimizers(self) -> Any:
         """Optimizer with parameter groups, and the learning-rate schedule."""
         precision = str(self.trainer.precision)
+        self._total_steps = self.total_steps()
         optimizer, schedule = build_optimizer(
             self.model,
             self.optim_options,
-            self.total_steps(),
+            self._total_steps,
             fused=not precision.startswith("16"),  # as the fp16 gradient scaler unscales gradients
             muon_dtype=torch.bfloat16 if precision.startswith("bf16") else torch.float32,
         )
@@ -323,7 +325,15 @@ class TrainingModule(LightningFeatures):
         step = self.trainer.global_step - options.first_stage_steps
         if step < 0 and options.first_stage:
             return {"only": options.first_stage}
-        return {} if self.momentum is None else {"soft_targets": self.momentum.soft_targets(batch, step=step)}
+        if not isinstance(self.model, MMBertForPreTraining):
+            return {}
+        steps = self._total_steps - options.first_stage_steps
+        stage: dict[str, Any] = {
+            "progress": torch.tensor(step / max(1, steps), dtype=torch.float32, device=self.device)
+        }
+        if self.momentum is not None:
+            stage["soft_targets"] = self.momentum.soft_targets(batch, step=step)
+        return stage
 
     def _count_skipped(self, split: str, pairs: Samples, batch: dict[str, Any]) -> None:
         if self._data.options.on_bad_sample != "skip":

@@ -17,7 +17,7 @@ from mmbert.model.objectives import OBJECTIVES, itc, negatives
 from mmbert.model.objectives.base import EncodedBatch, SoftTargets
 from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
-from mmbert.model.objectives.negatives import same_pair, sample_negatives
+from mmbert.model.objectives.negatives import HardNegatives, same_pair, sample_negatives
 from mmbert.model.objectives.rtd import between_real, sample_tokens
 from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, NOT_COMPUTED, Reads, Tokens
 
@@ -141,7 +141,11 @@ def test_weight_zero_leaves_an_objective_out() -> None:
         ({"itm": True}, r"objectives\.itm: weight True is not a number"),
         ({"itm": "much"}, r"objectives\.itm: weight 'much' is not a number"),
         ({"itm": float("nan")}, r"objectives\.itm: weight nan"),
-        ({"itm": {"negatives": "harder"}}, r"negatives='harder'; allowed are random, hard"),
+        ({"itm": {"negatives": "harder"}}, r"negatives='harder'; allowed are random, hard and a mapping"),
+        ({"itm": {"negatives": {"hard": 1.5}}}, r"objectives\.itm\.negatives\.hard=1\.5: a fraction from 0 to 1"),
+        ({"itm": {"negatives": {"warmup": True}}}, r"itm\.negatives\.warmup=True: a fraction from 0 to 1"),
+        ({"itm": {"negatives": {"warm": 0.5}}}, r"no key 'warm'; allowed are hard, warmup\. Did you mean 'warmup'"),
+        ({"itm": {"negatives": {"hard": 0.5}}}, r"negatives=\{'hard': 0\.5\} draws .*: add the objective itc"),
         ({"itm": {"text": "dirty"}}, r"text='dirty'; allowed are clean, masked"),
         (
             {"itm": {"negatives": "hard"}},
@@ -457,11 +461,58 @@ def test_hard_negatives_use_the_contrastive_similarity() -> None:
     assert torch.equal(seen[-1][clear], drawn[clear])
 
 
-def test_negatives_do_not_depend_on_how_rows_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fraction_of_hard_negatives_rises_linearly() -> None:
+    """To 0.5 within the first fifth of training: 0, 0.125 after 5 %, 0.25 after 10 %, then 0.5."""
+    ramp = HardNegatives.parse({"hard": 0.5, "warmup": 0.2})
+    found = [float(ramp.fraction(torch.tensor(p))) for p in (0.0, 0.05, 0.1, 0.2, 0.9)]
+    assert found == pytest.approx([0, 0.125, 0.25, 0.5, 0.5])
+    assert ramp.fraction(None) == 0.5 and HardNegatives.parse({}).fraction(torch.tensor(0.0)) == 1.0
+
+
+@pytest.mark.parametrize("hard", [0.0, 0.3, 1.0])
+def test_fraction_of_the_rows_draws_hard_negatives(hard: float) -> None:
+    """Row i is most similar to column i + 1, which a uniform draw takes in a third of the cases."""
+    similarities, likeliest = 1e3 * torch.eye(4).roll(1, dims=1), torch.tensor([1, 2, 3, 0])
+    allowed, count = ~torch.eye(4, dtype=torch.bool), 0
+    for seed in range(500):
+        wrong, _ = sample_negatives(allowed, generator=seeded(seed), similarities=similarities, hard=hard)
+        count += int((wrong == likeliest).sum())
+    assert abs(count / 2000 - (hard + (1 - hard) / 3)) < 5 * math.sqrt(0.25 / 2000)
+
+
+def test_hard_negatives_of_all_rows_are_those_of_the_plain_option() -> None:
+    """And of no row, at the start of the warm-up, those of random ones."""
+    outputs = {}
+    for name, negatives_, progress in (
+        ("hard", "hard", None),
+        ("random", "random", None),
+        ("all", {"hard": 1.0, "warmup": 0.0}, 0.0),
+        ("at the end", {"hard": 1.0, "warmup": 0.5}, None),
+        ("at the start", {"hard": 1.0, "warmup": 0.5}, 0.0),
+    ):
+        model = model_with({"itm": {"negatives": negatives_}, "itc": {"embedding_size": 16}})
+        model.objectives["itc"].log_scale.data.fill_(math.log(100.0))
+        at = None if progress is None else torch.tensor(progress)
+        outputs[name] = model(**tiny_batch(8), generator=seeded(), progress=at).objectives["itm"].logits
+    assert torch.equal(outputs["all"], outputs["hard"]) and torch.equal(outputs["at the end"], outputs["hard"])
+    assert torch.equal(outputs["at the start"], outputs["random"])
+    assert not torch.equal(outputs["hard"], outputs["random"])
+
+
+def test_hard_rows_never_draw_an_equal_caption() -> None:
+    for seed in range(50):
+        positive = same_pair(duplicate_batch(seed))
+        wrong, valid = sample_negatives(~positive, generator=seeded(seed), similarities=100.0 * positive, hard=0.5)
+        assert not positive[torch.arange(8), wrong][valid].any()
+
+
+@pytest.mark.parametrize("hard", [None, 0.5])
+def test_negatives_do_not_depend_on_how_rows_are_spread(hard: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = duplicate_batch(1, images=6, texts=9)
     similarities = torch.randn(8, 8, generator=seeded(5))
     allowed = ~same_pair(batch)
-    wrong, valid = sample_negatives(allowed, generator=seeded(7), similarities=similarities)
+    options: dict[str, Any] = {} if hard is None else {"hard": hard}
+    wrong, valid = sample_negatives(allowed, generator=seeded(7), similarities=similarities, **options)
     monkeypatch.setattr(negatives, "all_gather", lambda x: batch_of[id(x)])
     monkeypatch.setattr(negatives, "all_gather_ragged", lambda x, pad: batch_of[id(x)])
     for number, rows in enumerate((slice(0, 4), slice(4, 8))):
@@ -470,7 +521,7 @@ def test_negatives_do_not_depend_on_how_rows_are_spread(monkeypatch: pytest.Monk
         batch_of = {id(share[name]): batch[name] for name in batch}
         own = ~same_pair(share)
         assert torch.equal(own, allowed[rows])
-        got = sample_negatives(own, generator=seeded(7), similarities=similarities[rows])
+        got = sample_negatives(own, generator=seeded(7), similarities=similarities[rows], **options)
         assert torch.equal(got[0], wrong[rows]) and torch.equal(got[1], valid[rows])
 
 

@@ -31,6 +31,7 @@ COMBINATIONS = [
 
 WITH_OPTIONS: dict[str, dict[str, Any]] = {
     "residual": {"itm": {"residual": True, "negative_texts": True, "negatives": "hard"}, "itc": {"pool": "mean"}},
+    "hard_rows": {"itm": {"negatives": {"hard": 0.9, "warmup": 0.5}, "negative_texts": True}, "itc": 1.0},
     "distill": {"itc": 1.0, "distill": 1.0},
     "rtd": {"mlm": 1.0, "itm": 1.0, "rtd": 2.0},
 }
@@ -46,7 +47,8 @@ class Loss(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, Tensor], step: int) -> Tensor:
-        loss = self.model(**batch, generator=torch.Generator().manual_seed(step)).loss
+        progress = torch.tensor(step / STEPS)
+        loss = self.model(**batch, generator=torch.Generator().manual_seed(step), progress=progress).loss
         assert loss is not None
         return loss
 

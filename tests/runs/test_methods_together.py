@@ -20,7 +20,8 @@ from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.momentum import MomentumDistillation
 
 OBJECTIVES = (
-    "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, itm: {weight: 1.0, edited: 0.5, negatives: hard}, "
+    "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, "
+    "itm: {weight: 1.0, edited: 0.5, negatives: {hard: 0.9, warmup: 0.5}}, "
     "itc: {weight: 1.0, init: closed_form, embedding_size: 16}, rtd: 1.0}"
 )
 TOGETHER = [

@@ -133,18 +133,23 @@ def test_alpha_rises_over_the_ramp() -> None:
     assert found == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
 
 
-def test_soft_targets_come_after_the_first_stage() -> None:
-    """The ramp counts from its end."""
+def test_soft_targets_and_progress_come_after_the_first_stage() -> None:
+    """The ramp and the progress, of 10 optimizer steps, count from its end."""
     model = trained_model(objectives={"mlm": 1.0, "ngrams": 1.0})
     module: Any = SimpleNamespace(
         optim_options=OptimOptions(first_stage="ngrams", first_stage_steps=3),
         momentum=started(model, alpha=0.5, ramp_steps=2),
         trainer=SimpleNamespace(global_step=2),
+        model=model,
+        device=torch.device("cpu"),
+        _total_steps=13,
     )
     assert TrainingModule._stage(module, tiny_batch()) == {"only": "ngrams"}
-    for step, alpha in ((3, 0.0), (4, 0.25), (9, 0.5)):
+    for step, alpha, progress in ((3, 0.0, 0.0), (4, 0.25, 0.1), (9, 0.5, 0.6)):
         module.trainer.global_step = step
-        assert float(TrainingModule._stage(module, tiny_batch())["soft_targets"].alpha) == alpha
+        found = TrainingModule._stage(module, tiny_batch())
+        assert float(found["soft_targets"].alpha) == alpha
+        assert float(found["progress"]) == pytest.approx(progress) and found["progress"].dtype == torch.float32
 
 
 def test_averages_of_a_checkpoint_replace_the_copy() -> None:

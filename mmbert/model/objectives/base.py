@@ -86,6 +86,8 @@ class EncodedBatch:
         reads: As `Objective.reads`, of all objectives together; see `combine_reads`. None: each text is encoded when it
             is used, and all outputs of its fusion are computed.
         soft_targets: Of a momentum model. None: the labels alone.
+        progress: () fp32, fraction of the optimizer steps after a first stage that have been taken. None: outside of
+            training, the end.
     """
 
     def __init__(
@@ -97,10 +99,11 @@ class EncodedBatch:
         heads: Mapping[str, Any] | None = None,
         reads: Mapping[str, Reads] | None = None,
         soft_targets: SoftTargets | None = None,
+        progress: Tensor | None = None,
     ):
         self.model, self.batch, self.generator, self.heads = model, batch, generator, heads or {}
         self.contrast: ContrastiveHead | None = self.heads.get("itc")
-        self.soft_targets = soft_targets
+        self.soft_targets, self.progress = soft_targets, progress
         self._reads = {name: reads[name] for name in TEXT_KEYS if name in reads} if reads else {}
 
     @cached_property

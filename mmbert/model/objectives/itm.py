@@ -1,5 +1,6 @@
 """Image-text matching."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.fusion import joint_size
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
-from mmbert.model.objectives.negatives import same_pair, sample_negatives
+from mmbert.model.objectives.negatives import HardNegatives, same_pair, sample_negatives
 from mmbert.model.tokens import Reads, Tokens
 from mmbert.runtime.distributed import all_gather, all_reduce_max, global_mean, rank, world_size
 
@@ -29,7 +30,7 @@ class ImageTextMatching(Objective):
         self,
         config: MMBertConfig,
         *,
-        negatives: str = "random",
+        negatives: str | Mapping[str, float] = "random",
         text: str = "clean",
         negative_texts: bool = False,
         residual: bool = False,
@@ -40,7 +41,8 @@ class ImageTextMatching(Objective):
 
         Args:
             config: The model's configuration.
-            negatives: "random", or "hard": drawn by contrastive similarity, which needs the objective itc.
+            negatives: "random"; or "hard": drawn by contrastive similarity, which needs the objective itc; or a mapping
+                such as `{"hard": 0.5, "warmup": 0.2}` for a fraction of the rows, see `HardNegatives`.
             text: "clean", or "masked": reads the masked text that MLM has already fused, so that a step fuses twice
                 instead of three times.
             negative_texts: Pair each image with a negative text too; matched and mismatched pairs weigh the same.
@@ -60,13 +62,15 @@ class ImageTextMatching(Objective):
             calibrate=calibrate,
         )  # fmt: skip
         if "itc" not in config.objective_options():
-            if negatives == "hard":
+            if negatives != "random":
                 raise UsageError(
-                    "objectives.itm.negatives='hard' draws negatives by contrastive similarity: add the objective itc."
+                    f"objectives.itm.negatives={negatives!r} draws negatives by contrastive similarity: add the "
+                    "objective itc."
                 )
             if residual:
                 raise UsageError("objectives.itm.residual reads the contrastive similarity: add the objective itc.")
-        self.negatives, self.text, self.negative_texts, self.edited = negatives, text, negative_texts, edited
+        self.is_hard, self.text, self.negative_texts, self.edited = negatives != "random", text, negative_texts, edited
+        self.hard_rows = HardNegatives.parse(negatives) if isinstance(negatives, Mapping) else None
         self.reads = {text: POOLED, **({"edited": Reads()} if edited else {})}
         self.head = nn.Linear(joint_size(config), 2)
         self.residual_factor = nn.Parameter(torch.ones(1)) if residual else None
@@ -90,8 +94,13 @@ class ImageTextMatching(Objective):
         Raises:
             UsageError: A value that is not allowed.
         """
-        if negatives not in ("random", "hard"):
-            raise UsageError(f"objectives.itm.negatives='{negatives}'; allowed are random, hard.")
+        if isinstance(negatives, Mapping):
+            HardNegatives.parse(negatives)
+        elif negatives not in ("random", "hard"):
+            raise UsageError(
+                f"objectives.itm.negatives='{negatives}'; allowed are random, hard and a mapping such as "
+                "{hard: 0.5, warmup: 0.2}."
+            )
         if text not in ("clean", "masked"):
             raise UsageError(f"objectives.itm.text='{text}'; allowed are clean, masked.")
         for name, value in (("negative_texts", negative_texts), ("residual", residual), ("calibrate", calibrate)):
@@ -134,10 +143,11 @@ class ImageTextMatching(Objective):
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the loss of matched and mismatched pairs; reads the keys of the batch that `same_pair` reads."""
         is_pair = same_pair(encoded.batch)  # (B, B * world size), texts x images
-        hard, reads_similarity = self.negatives == "hard", self.residual_factor is not None
-        similarities = encoded.similarities if hard or reads_similarity else None
+        reads_similarity = self.residual_factor is not None
+        similarities = encoded.similarities if self.is_hard or reads_similarity else None
+        hard = None if self.hard_rows is None else self.hard_rows.fraction(encoded.progress)
         wrong_image, valid = sample_negatives(
-            ~is_pair, generator=encoded.generator, similarities=similarities if hard else None
+            ~is_pair, generator=encoded.generator, similarities=similarities if self.is_hard else None, hard=hard
         )
         masked = self.text == "masked"
         text, matched = (encoded.masked_text, encoded.masked_fused) if masked else (encoded.text, encoded.fused)
@@ -157,7 +167,7 @@ class ImageTextMatching(Objective):
             of_images = gather_columns(is_pair)  # (B, B * world size), images x texts
             by_image = None if similarities is None else gather_columns(similarities)
             wrong_text, has_text = sample_negatives(
-                ~of_images, generator=encoded.generator, similarities=by_image if hard else None
+                ~of_images, generator=encoded.generator, similarities=by_image if self.is_hard else None, hard=hard
             )
             other_texts = gather_tokens(text).rows(wrong_text)
             pooled.append(encoded.model.fuse(other_texts, encoded.image, reads=POOLED).pooled)
