@@ -21,6 +21,7 @@ from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.samples import stack_images
 from mmbert.errors import UsageError
 from mmbert.model.modeling import MMBertForPreTraining, MMBertModel
+from mmbert.model.objectives.late_interaction import pair_similarities, similarities
 from mmbert.model.tokens import Tokens
 from mmbert.runtime.distributed import all_reduce_max, gather_in_order, run_sharded, shard_jobs
 from mmbert.runtime.memory import free_memory
@@ -51,15 +52,27 @@ class EncodedCandidates:
     texts: list[Tensor]
     """(T, W) packed tokens of each of the U distinct texts, without padding; empty without `keep_tokens`."""
     image_vectors: Tensor | None
-    """(N, E) unit vectors of the objective itc; None without it."""
+    """(N, E) unit vectors of the objective itc, or (N, P, E) of its tokens; None without it."""
     text_vectors: Tensor | None
-    """(U, E), the same of the distinct texts."""
+    """(U, E) or (U, T, E), the same of the distinct texts."""
     text_index: Tensor
     """(M,) int64, number of the distinct text of each text."""
     image_passes: int
     """Number of images that were encoded."""
     text_passes: int
     """Number of texts that were encoded."""
+
+    def similarities(self) -> Tensor:
+        """Compare the vectors of all images with those of all distinct texts: (N, U)."""
+        assert self.image_vectors is not None and self.text_vectors is not None
+        return similarities(self.image_vectors, self.text_vectors)
+
+    def pair_similarities(self, pairs: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Compare the vectors of (K, 2) pairs of image and distinct text: (K,); see `pair_similarities`."""
+        images, texts = self.image_vectors, self.text_vectors
+        assert images is not None and texts is not None
+        parts = pairs.split(PAIRS_PER_BATCH)  # vectors of tokens take memory
+        return torch.cat([pair_similarities(images[x[:, 0]], texts[x[:, 1]], dtype=dtype) for x in parts])
 
     def select(self, images: slice, texts: Tensor) -> "EncodedCandidates":
         """Select images, and texts by their numbers (K,), without copying the tokens of images."""
@@ -168,7 +181,7 @@ def encode(
         of_image.get("tokens"),
         of_text.get("tokens", []),
         of_image.get("vectors"),
-        torch.stack(of_text["vectors"]) if contrast is not None else None,
+        pad_sequence(of_text["vectors"], batch_first=True) if contrast is not None else None,
         text_index,
         image_passes=len(images),
         text_passes=len(ids),

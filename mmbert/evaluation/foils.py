@@ -168,5 +168,4 @@ def _scores(model: MMBertForPreTraining, encoded: EncodedCandidates, pairs: Tens
         assert encoded.images is not None
         log_fusion_cost("foils by itm", model, encoded.images, encoded.texts, pairs, len(pairs))
         return pair_scores(model, encoded.images, encoded.texts, pairs)
-    assert encoded.image_vectors is not None and encoded.text_vectors is not None
-    return (encoded.image_vectors[pairs[:, 0]] * encoded.text_vectors[pairs[:, 1]]).sum(dim=1)
+    return encoded.pair_similarities(pairs)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmbert.evaluation.cost import log_fusion_cost
 from mmbert.evaluation.coverage import Coverage, log_partial_coverage
@@ -22,6 +23,7 @@ from mmbert.metrics.ranking import auroc
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.base import no_autocast
+from mmbert.model.objectives.late_interaction import similarities
 from mmbert.model.tokens import IGNORE_INDEX, Reads, Tokens
 from mmbert.runtime.distributed import all_gather_list
 
@@ -61,8 +63,8 @@ class EncodedPair(NamedTuple):
     """Encoded image and text of one pair to rank, on the CPU: vectors for itc, tokens for itm."""
 
     index: int
-    text: Tensor  # (E,) or (T, W), see `pack`
-    image: Tensor  # (E,) or (P, W)
+    text: Tensor  # (E,), of tokens (T, E); or (T, W), see `pack`
+    image: Tensor  # (E,), of tokens (P, E); or (P, W)
     text_key: int
     image_text_keys: frozenset[int]
     image_key: int
@@ -236,9 +238,8 @@ class PairEvaluation:
             [[t.text_key in i.image_text_keys or t.image_key == i.image_key for t in encoded] for i in encoded]
         )
         if self.scorer == "itc":
-            of_images, of_texts = torch.stack([e.image for e in encoded]), torch.stack([e.text for e in encoded])
-            with no_autocast(of_images):  # cosines in bf16 would tie
-                scores = of_images @ of_texts.T
+            texts = pad_sequence([e.text for e in encoded], batch_first=True)  # of tokens, padded with zeros
+            scores = similarities(torch.stack([e.image for e in encoded]), texts)
         else:
             numbers = torch.arange(len(encoded))
             images, texts = torch.stack([e.image for e in encoded]), [e.text for e in encoded]

@@ -20,7 +20,6 @@ from mmbert.evaluation.encoding import EncodedCandidates, pair_scores
 from mmbert.metrics.outcomes import ItemOutcomes
 from mmbert.metrics.retrieval import equal_text_relevance, ranks, recall_at_k
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.model.objectives.base import no_autocast
 from mmbert.runtime.memory import peak_memory, reset_peak_memory
 
 PAIRS_PER_CHUNK = 2_000_000
@@ -75,9 +74,7 @@ Scorer = Callable[[MMBertForPreTraining, EncodedCandidates, int, float], ScoreMa
 
 def contrastive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, itc_weight: float) -> ScoreMatrix:
     """Score by the cosine of the contrastive vectors: one matrix product, no fusion (CLIP, arXiv:2103.00020)."""
-    assert encoded.image_vectors is not None and encoded.text_vectors is not None
-    with no_autocast(encoded.image_vectors):  # cosines in bf16 are multiples of 0.004, so many would tie
-        return ScoreMatrix(encoded.image_vectors @ encoded.text_vectors.T, 0)
+    return ScoreMatrix(encoded.similarities(), 0)
 
 
 def exhaustive(model: MMBertForPreTraining, encoded: EncodedCandidates, k: int, itc_weight: float) -> ScoreMatrix:

@@ -189,6 +189,8 @@ def _export(
     model, processor = load_folder(source)
     if isinstance(model, MMBertForTask) and model.task.num_images == 0:
         raise UsageError(f"'{source}' reads no image (num_images=0); only models of text and image are exported.")
+    if "itc" in getattr(model, "objectives", {}):
+        model.objectives["itc"].check_one_vector("an export")  # pyright: ignore
     with _new_folder(folder) as partial:
         written = []
         for name, part in model_parts(model).items():

@@ -182,6 +182,7 @@ def _report_write_errors(index: Path) -> Iterator[None]:
 
 def _plan(model: LoadedModel, digest: str, folder: Path, index: Path) -> tuple[_Plan, FolderScan]:
     contrast = objectives_of(model.model, model.name, "indexing", "itc")["itc"]
+    contrast.check_one_vector("an image index")
     root = os.path.abspath(folder)
     source = os.path.abspath(model.name) if Path(model.name).is_dir() else model.name
     facts = IndexFacts(source, digest, contrast.image_projection.out_features, root)

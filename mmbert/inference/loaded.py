@@ -207,8 +207,7 @@ class LoadedModel:
             pairs = torch.cartesian_prod(*map(torch.arange, shape))
             scores = pair_scores(self.model, encoded.images, encoded.texts, pairs).double().sigmoid().reshape(shape)
         else:
-            assert encoded.image_vectors is not None and encoded.text_vectors is not None
-            scores = encoded.image_vectors @ encoded.text_vectors.T
+            scores = encoded.similarities()
         kind = "probability" if fuses else "cosine"
         found = [Matches(row.tolist(), kind) for row in scores[:, encoded.text_index]]
         return found[0] if is_single else found
@@ -223,10 +222,11 @@ class LoadedModel:
         """Compute contrastive vectors of images, texts or both; a single one counts as a list of one.
 
         Raises:
-            UsageError: The model was not pretrained with itc, or nothing was given.
+            UsageError: The model was not pretrained with itc, or has vectors of tokens; or nothing was given.
             BadImageError: An image can't be read.
         """
         contrast = objectives_of(self.model, self.name, "embedding", "itc")["itc"]
+        contrast.check_one_vector("embedding")
         if images is None and texts is None:
             raise UsageError("nothing to embed; give images, texts or both.")
         of_images = of_texts = None

@@ -189,9 +189,9 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
             similarity = heads["itc"].pair_logits(text, image) if has_residual else None
             output["itm_logits"] = heads["itm"].logits(fused.pooled, similarity)
         if "itc" in heads and has_both:
-            itc = heads["itc"]
-            output["logits_per_text"] = itc.logits(itc.embed_text(text), itc.embed_image(image))
-            output["logits_per_image"] = output["logits_per_text"].T
+            itc, of_text, of_image = heads["itc"], heads["itc"].embed_text(text), heads["itc"].embed_image(image)
+            output["logits_per_text"] = per_text = itc.logits(of_text, of_image)
+            output["logits_per_image"] = per_text.T if itc.interaction == "pooled" else itc.logits(of_image, of_text)
         return output
 
     def _labelled_loss(
@@ -211,7 +211,8 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
                 raise UsageError(f"a loss of {name} needs the objective {name}, input_ids and pixel_values.")
             rows, targets = logits[key], labels if name == "mlm" else match_labels
             if name == "itc":
-                rows, targets = torch.cat([rows, rows.T]), torch.arange(rows.shape[0], device=rows.device).repeat(2)
+                targets = torch.arange(rows.shape[0], device=rows.device).repeat(2)
+                rows = torch.cat([rows, logits["logits_per_image"]])
             assert targets is not None
             loss = F.cross_entropy(rows.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX)
             losses.append(self.weights[name] * loss)

@@ -52,6 +52,11 @@ def find_teacher(options: Architecture) -> Path | None:
             f"objectives.distill.teacher='{teacher}' has no head of the objective itc; name a model that has one, such "
             "as a CLIP that mmbert import converted."
         )
+    if saved.objective_options()["itc"].get("interaction") == "tokens":
+        raise UsageError(
+            f"objectives.distill.teacher='{teacher}' compares the vectors of all tokens (objectives.itc.interaction="
+            "tokens), but a teacher needs one vector of each image and text; name another model."
+        )
     return folder
 
 

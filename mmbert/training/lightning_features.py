@@ -206,7 +206,7 @@ class LightningFeatures(L.LightningModule):
         Returns:
             `index` (B,), the samples' positions in their split; `logits` (B, labels) of a task; or of the objective itm
             `match_scores` (B,), log-odds that text and image match, and of itc `text_embeddings` and `image_embeddings`
-            (B, E).
+            (B, E), with interaction=tokens (B, T, E) and (B, P, E).
 
         Raises:
             UsageError: A pretraining model without the objectives itm and itc.

@@ -66,8 +66,7 @@ def calibrate_matching(model: MMBertForPreTraining, data: PairsDataModule, *, se
     itm.calibration.copy_(itm.calibration.new_tensor([1.0, 0.0, 0.0]))  # the fusion's part alone
     features = [pair_scores(model, encoded.images, encoded.texts, chosen).double()]
     if itm.residual_factor is not None:
-        assert encoded.image_vectors is not None and encoded.text_vectors is not None
-        cosines = (encoded.image_vectors[chosen[:, 0]] * encoded.text_vectors[chosen[:, 1]]).double().sum(dim=1)
+        cosines = encoded.pair_similarities(chosen, dtype=torch.float64)
         features.append(cosines * float(model.objectives["itc"].scale * itm.residual_factor))  # pyright: ignore
     *factors, bias = fit_logistic(torch.stack(features, dim=1), is_match).tolist()
     if len(factors) == 2 and factors[0] < 0:  # a fusion that knows nothing must not turn the ranking around

@@ -30,8 +30,9 @@ from mmbert.model.objectives.closed_form import canonical_maps
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model, 7 images, and their captions as Karpathy's JSON and as JSON lines."""
     folder = tmp_path_factory.mktemp("evaluate")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_processor().save_pretrained(folder / "model")
+    for name, itc in (("model", {}), ("tokens", {"interaction": "tokens"})):
+        tiny_model(objectives={"itm": 1.0, "itc": {"embedding_size": 8, **itc}}).save_pretrained(folder / name)
+        tiny_processor().save_pretrained(folder / name)
     (folder / "images").mkdir()
     examples = tiny_examples(folder / "images", CAPTIONS)
     images: list[dict[str, Any]] = [
@@ -48,8 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(folder: Path, *more: str, file: str = "karpathy.json", format: str = "karpathy") -> list[str]:
-    start = ["evaluate", "retrieval", str(folder / "model"), "--annotations", str(folder / file)]
+def arguments(
+    folder: Path, *more: str, file: str = "karpathy.json", format: str = "karpathy", model: str = "model"
+) -> list[str]:
+    start = ["evaluate", "retrieval", str(folder / model), "--annotations", str(folder / file)]
     return [*start, "--format", format, "--images", str(folder / "images"), *more]
 
 
@@ -118,8 +121,9 @@ def test_auto_prints_itc_before_two_stage_starts(
     assert [report["scorer"] for report in json.loads(out.read_text())] == ["itc"]
 
 
+@pytest.mark.parametrize("model", ["model", "tokens"])
 def test_weight_of_itc_is_chosen_on_the_validation_split(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    model: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ranks like the number that the log names; the split to rank is refused as validation."""
     content = json.loads((folder / "karpathy.json").read_text())["images"]
@@ -129,11 +133,11 @@ def test_weight_of_itc_is_chosen_on_the_validation_split(
     file.write_text(json.dumps({"images": content}))
     options = ["--scorer", "two_stage", "--k", "2", "--out", str(tmp_path / "report.json")]
     with caplog.at_level("INFO", logger="mmbert"):
-        main(arguments(folder, *options, "--itc_weight", "auto", file=str(file)))
+        main(arguments(folder, *options, "--itc_weight", "auto", file=str(file), model=model))
     (chosen,) = metrics(tmp_path / "report.json")
     said = next(r.getMessage() for r in caplog.records if "itc_weight=auto" in r.getMessage())
     assert "3 images of split val" in said
-    main(arguments(folder, *options, "--itc_weight", str(chosen["itc_weight"]), file=str(file)))
+    main(arguments(folder, *options, "--itc_weight", str(chosen["itc_weight"]), file=str(file), model=model))
     assert metrics(tmp_path / "report.json") == [chosen] and chosen["num_images"] == 4
     message = fails(arguments(folder, "--itc_weight", "auto", "--val_split", "test"), 2, capsys)
     assert "itc_weight='auto' chooses the weight on validation: give val_annotations" in message
@@ -338,6 +342,15 @@ def test_closed_form_is_ranked_first_and_equals_its_own_computation(
     expected = recall_at_k(scores, torch.tensor(owner))
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert found["rsum"] > itc["rsum"], "the projections of the untrained model know nothing"
+
+
+def test_closed_form_ranks_beside_late_interaction_as_beside_one_vector(folder: Path) -> None:
+    """The baseline reads the encoders only, which are the same in both models."""
+    options: Any = {"scorer": "itc", "baseline": "closed_form", "train_split": "test"}
+    data = folder / "karpathy.json", folder / "images"
+    found, expected = (mmbert.evaluate_retrieval(folder / name, *data, **options) for name in ("tokens", "model"))
+    assert found["closed_form"]["rsum"] == expected["closed_form"]["rsum"]
+    assert found["itc"]["rsum"] != expected["itc"]["rsum"] and found["itc"]["fusion_passes"] == 0
 
 
 def test_baseline_names_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ WITH_OPTIONS: dict[str, dict[str, Any]] = {
     "hard_rows": {"itm": {"negatives": {"hard": 0.9, "warmup": 0.5}, "negative_texts": True}, "itc": 1.0},
     "distill": {"itc": 1.0, "distill": 1.0},
     "rtd": {"mlm": 1.0, "itm": 1.0, "rtd": 2.0},
+    "tokens": {"itm": {"residual": True, "negatives": "hard"}, "itc": {"interaction": "tokens"}},
 }
 """Name -> objectives with options that gather more over the processes, or that read each other's heads."""
 COMBINATIONS += [(fusion, (name,)) for fusion in FUSIONS for name in WITH_OPTIONS]
@@ -84,7 +85,16 @@ def losses(fusion: str, names: tuple[str, ...], batch: dict[str, Tensor], proces
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
     """A batch of `ROWS` rows in double precision."""
-    return {k: v.double() if v.is_floating_point() else v for k, v in tiny_batch(ROWS).items()}
+    return {k: v.double() if v.is_floating_point() else v for k, v in tiny_batch(ROWS, length=9).items()}
+
+
+def part_of(batch: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Half of the rows, padded to their own longest text."""
+    own = {k: v[rank * ROWS // 2 : (rank + 1) * ROWS // 2] for k, v in batch.items()}
+    longest = int(own["attention_mask"].sum(dim=1).max())
+    texts = ("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels")
+    assert longest == {0: 9, 1: 6}[rank], "texts of different length are gathered"
+    return {k: v[:, :longest] if k in texts else v for k, v in own.items()}
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +102,7 @@ def of_two(batch: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -
     """Combination -> losses of two processes with half of the batch each, all in one pair of processes."""
 
     def work(rank: int) -> dict[str, list[float]]:
-        own = {k: v[rank * ROWS // 2 : (rank + 1) * ROWS // 2] for k, v in batch.items()}
-        found = {}
+        own, found = part_of(batch, rank), {}
         for fusion, names in COMBINATIONS:
             try:
                 found[f"{fusion} {names}"] = losses(fusion, names, own, 2)

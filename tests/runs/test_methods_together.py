@@ -76,6 +76,20 @@ def test_saved_model_has_its_ngrams_and_no_momentum_model(whole: Path) -> None:
 
 
 @full_tier
+def test_late_interaction_with_the_cache_resumes_bit_identically(tiny: list[str], tmp_path: Path) -> None:
+    """ITC of tokens with momentum distillation, hard negatives and images of the encoder cache."""
+    tokens = OBJECTIVES.replace("init: closed_form", "interaction: tokens")
+    options = [
+        *TOGETHER, f"--model.objectives={tokens}", "--data.crop=1", "--data.flip=false", "--optim.freeze_image=all",
+        f"--data.cache={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    fit(tiny, tmp_path / "whole", *options)
+    killed(lambda: fit(tiny, tmp_path / "killed", *options), after_batch=6)
+    fit(tiny, tmp_path / "killed", *options, "--resume=auto")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@full_tier
 @pytest.mark.parametrize("batch", [1, 3, 4, 5, 8, 11])
 def test_run_killed_after_a_batch_resumes_bit_identically(
     batch: int, whole: Path, tiny: list[str], tmp_path: Path

@@ -11,6 +11,7 @@ from mmbert.data.processor import MMBertProcessor
 from mmbert.errors import UsageError, did_you_mean, quote
 from mmbert.inference.capabilities import objectives_of, task_of
 from mmbert.model.modeling import MMBertForTask, MMBertPreTrainedModel
+from mmbert.model.objectives.late_interaction import pair_similarities
 from mmbert.model.tasks.label_losses import SoftmaxLoss
 from mmbert.model.tokens import Fused, Reads, Tokens
 
@@ -80,7 +81,7 @@ def _pair_target(model: Any, heads: dict[str, Any], objective: str, ids: list[in
     head = heads[objective]
 
     def cosine(text: Tokens, image: Tokens) -> Tensor:
-        return (head.embed_text(text) * head.embed_image(image)).sum(dim=-1)
+        return pair_similarities(head.embed_text(text), head.embed_image(image))
 
     if objective == "itm":
         return Target("itm", "probability", ids, model.match_scores, torch.sigmoid)

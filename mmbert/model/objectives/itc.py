@@ -12,6 +12,12 @@ from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
 from mmbert.model.objectives.closed_form import LinearMaps
+from mmbert.model.objectives.late_interaction import (
+    gather_vectors,
+    late_interaction,
+    pair_similarities,
+    similarities,
+)
 from mmbert.model.objectives.negatives import same_pair
 from mmbert.model.tokens import Reads, Tokens
 from mmbert.runtime.distributed import all_gather, global_mean, rank
@@ -19,6 +25,7 @@ from mmbert.runtime.distributed import all_gather, global_mean, rank
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.5
 
 POOLS = ("first", "mean", "first_and_mean")
+INTERACTIONS = ("pooled", "tokens")
 POOLERS = {"none": (), "text": ("text",), "image": ("image",), "both": ("text", "image")}
 """Value of the option `pooler` -> modalities with a pooler."""
 
@@ -28,6 +35,10 @@ class ImageTextContrast(Objective):
 
     Without ALBEF's queue: all vectors are of the global batch. Deviation: rows with the same image or an equal caption
     are positives too, with the target spread evenly.
+
+    With `interaction: tokens` there is a vector for each token instead, (B, L, E) with zeros at padding, and the logit
+    of a query is the mean over its tokens of the largest product with a token of the other modality (FILIP,
+    arXiv:2111.07783, Sec. 3). Where a pair has one score, it is the mean of both directions.
     """
 
     reads: Mapping[str, Reads] = {"clean": Reads()}
@@ -45,6 +56,7 @@ class ImageTextContrast(Objective):
         init_samples: int | None = None,
         ridge: float = 0.3,
         refit: bool = False,
+        interaction: str = "pooled",
     ):
         """Build the two projections.
 
@@ -64,6 +76,8 @@ class ImageTextContrast(Objective):
                 fits the training pairs less closely.
             refit: Solve the closed form again before each validation, from the encoders as they are then, for
                 evaluation only; training keeps its projections.
+            interaction: "pooled", one vector of each text and image; or "tokens", a vector of each token, compared by
+                late interaction. It takes more time and memory, and there is no image index and no export.
 
         Raises:
             UsageError: An option that is not allowed, or an encoder without layers.
@@ -71,7 +85,7 @@ class ImageTextContrast(Objective):
         super().__init__()
         self.check_options(
             embedding_size=embedding_size, temperature=temperature, pool=pool, pooler=pooler, init=init,
-            init_samples=init_samples, ridge=ridge, refit=refit,
+            init_samples=init_samples, ridge=ridge, refit=refit, interaction=interaction,
         )  # fmt: skip
         if (config.text_layers == 0 and not config.shared_text_layers) or config.image_layers == 0:
             raise UsageError(
@@ -81,6 +95,7 @@ class ImageTextContrast(Objective):
                 "(--model.objectives '{mlm: 1, itm: 1}')."
             )
         self.pool, self.init, self.init_samples, self.ridge = pool, init, init_samples, ridge
+        self.interaction = interaction
         self.is_trained = False
         """Whether the projections are those of a saved model, which no closed form replaces."""
         width = config.hidden_size * (2 if pool == "first_and_mean" else 1)
@@ -105,6 +120,7 @@ class ImageTextContrast(Objective):
         init_samples: Any = None,
         ridge: Any = 0.3,
         refit: Any = False,
+        interaction: Any = "pooled",
     ) -> None:
         """Check the values of the options.
 
@@ -129,6 +145,14 @@ class ImageTextContrast(Objective):
                 f"objectives.itc.init='closed_form' solves projections of the pooled states, but pooler={pooler!r} "
                 "puts another layer before them; leave one of the two out."
             )
+        if interaction not in INTERACTIONS:
+            raise UsageError(f"objectives.itc.interaction={interaction!r}; allowed are {', '.join(INTERACTIONS)}.")
+        for name, value, default in (("pool", pool, "first"), ("pooler", pooler, "none"), ("init", init, "random")):
+            if interaction == "tokens" and value != default:
+                raise UsageError(
+                    f"objectives.itc.interaction='tokens' compares all tokens, without pooling and closed form, but "
+                    f"{name}={value!r}; leave one of the two out."
+                )
         if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 < ridge < math.inf:
             raise UsageError(f"objectives.itc.ridge={ridge!r}: must be a number above 0.")
         if not isinstance(refit, bool):
@@ -158,15 +182,16 @@ class ImageTextContrast(Objective):
         self.log_scale.clamp_(-math.log(MAX_TEMPERATURE), -math.log(MIN_TEMPERATURE))
 
     def embed_text(self, text: Tokens) -> Tensor:
-        """Project (B, T, D) encoded texts to (B, embedding_size) unit vectors, fp32."""
+        """Project (B, T, D) encoded texts to (B, embedding_size) unit vectors, fp32; of tokens (B, T, E)."""
         return self._embed("text", self.text_projection, text)
 
     def embed_image(self, image: Tokens) -> Tensor:
-        """Project (B, P, D) encoded images to (B, embedding_size) unit vectors, fp32."""
+        """Project (B, P, D) encoded images to (B, embedding_size) unit vectors, fp32; of tokens (B, P, E)."""
         return self._embed("image", self.image_projection, image)
 
     def _embed(self, name: str, projection: nn.Linear, tokens: Tokens) -> Tensor:
-        features = pool_tokens(tokens, self.pool)
+        by_token = self.interaction == "tokens"
+        features = full_precision(tokens.hidden_states) if by_token else pool_tokens(tokens, self.pool)
         with no_autocast(features):
             features = features.to(projection.weight.dtype)
             if name in self.poolers:
@@ -174,7 +199,23 @@ class ImageTextContrast(Objective):
             if self.refit and not self.training:
                 weight, bias = (getattr(self, f"refit_{name}_{part}").to(features) for part in ("weight", "bias"))
                 return F.normalize(F.linear(features, weight, bias), dim=-1)
-            return F.normalize(projection(features), dim=-1)
+            vectors = F.normalize(projection(features), dim=-1)
+            return vectors.masked_fill(~tokens.mask.unsqueeze(-1), 0.0) if by_token else vectors
+
+    def check_one_vector(self, purpose: str) -> None:
+        """Check that a text or an image has one vector.
+
+        Args:
+            purpose: What needs it, for the message.
+
+        Raises:
+            UsageError: It has one for each token.
+        """
+        if self.interaction == "tokens":
+            raise UsageError(
+                f"{purpose} needs one vector of each image and text, but objectives.itc.interaction='tokens' of this "
+                "model compares the vectors of all tokens; use evaluate or match, or train with interaction='pooled'."
+            )
 
     @torch.no_grad()
     def set_refit(self, maps: LinearMaps) -> None:
@@ -188,22 +229,24 @@ class ImageTextContrast(Objective):
         """Return the contrastive logit of each text (B, T, D) with the image (B, P, D) of its row, (B,) fp32."""
         text_vectors, image_vectors = self.embed_text(text), self.embed_image(image)
         with no_autocast(text_vectors):
-            return self.scale * (text_vectors * image_vectors).sum(dim=-1)
+            return self.scale * pair_similarities(text_vectors, image_vectors)
 
     def similarity(self, encoded: EncodedBatch) -> Tensor:
         """Return logits of local texts and all images, (B, B * world size)."""
         text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
-        return self.logits(text, all_gather(image))
+        with no_autocast(text):
+            return similarities(self.scale * text, gather_vectors(image))
 
     def both_logits(self, encoded: EncodedBatch) -> tuple[Tensor, Tensor]:
         """Return logits of local texts and all images, and of local images and all texts, (B, B * world size) each."""
         text, image = self.embed_text(encoded.text), self.embed_image(encoded.image)
-        return self.logits(text, all_gather(image)), self.logits(image, all_gather(text))
+        return self.logits(text, gather_vectors(image)), self.logits(image, gather_vectors(text))
 
     def logits(self, local: Tensor, gathered: Tensor) -> Tensor:
-        """Return the contrastive logits of (B, E) vectors of one modality and (N, E) of the other, (B, N) fp32."""
+        """Return the contrastive logits of vectors of one modality, the queries, and of the other, (B, N) fp32."""
         with no_autocast(local):
-            return self.scale * local @ gathered.T
+            local = self.scale * local
+            return local @ gathered.T if local.ndim == 2 else late_interaction(local, gathered)
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the symmetric cross-entropy; reads the keys of the batch that `same_pair` reads."""
@@ -227,7 +270,7 @@ class ImageTextContrast(Objective):
         return ObjectiveOutput(global_mean(total, count), text_logits.detach(), targets, torch.zeros_like(count))
 
     def predictions(self, encoded: EncodedBatch) -> tuple[Tensor, ...]:
-        """Return the vectors of texts and images, (B, embedding_size) each."""
+        """Return the vectors of texts and images, (B, embedding_size) each, or of their tokens."""
         return self.embed_text(encoded.text), self.embed_image(encoded.image)
 
     @torch.no_grad()
@@ -236,7 +279,8 @@ class ImageTextContrast(Objective):
 
         The temperature is that of the trained model (arXiv:2107.07651, Eq. 1 and 6).
         """
-        return self.logits(text, all_gather(image)).softmax(dim=1), self.logits(image, all_gather(text)).softmax(dim=1)
+        of_texts, of_images = self.logits(text, gather_vectors(image)), self.logits(image, gather_vectors(text))
+        return of_texts.softmax(dim=1), of_images.softmax(dim=1)
 
 
 def pool_tokens(tokens: Tokens, pool: str) -> Tensor:
