@@ -17,7 +17,7 @@ from mmbert.evaluation.encoding import EncodedCandidates, LoadImage, encode_load
 from mmbert.evaluation.retrieval import Candidates
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.closed_form import LinearMaps, canonical_maps
-from mmbert.model.objectives.itc import pool_tokens
+from mmbert.model.objectives.itc import Pooling
 from mmbert.runtime.distributed import gather_in_order, run_sharded, shard_jobs
 from mmbert.runtime.randomness import permutation
 from mmbert.runtime.signals import StopSignals
@@ -26,7 +26,7 @@ MAX_PAIRS = 20_000
 """Training pairs that are used unless another number is given."""
 BASELINE_RIDGE = 0.3
 """Ridge of the baseline, see `canonical_maps`."""
-BASELINE_DIRECTIONS, BASELINE_POOL = 128, "first_and_mean"
+BASELINE_DIRECTIONS, BASELINE_POOLING = 128, Pooling("first_and_mean", "first_and_mean")
 """Width of the common space and features of the baseline."""
 
 
@@ -85,7 +85,7 @@ def solve_closed_form(
     examples: Sequence[Example],
     pairs: Sequence[tuple[int, int]],
     *,
-    pool: str,
+    pooling: Pooling,
     directions: int,
     ridge: float,
     num_workers: int = 0,
@@ -100,7 +100,7 @@ def solve_closed_form(
         processor: The model's.
         examples: Of the training split.
         pairs: As from `choose_pairs`.
-        pool: Features to pool, see `ImageTextContrast`.
+        pooling: Features to pool.
         directions: Width of the common space.
         ridge: See `canonical_maps`.
         num_workers: Processes that decode images.
@@ -131,7 +131,7 @@ def solve_closed_form(
         processor,
         [examples[i].image for i, _ in image_numbers],
         [*text_numbers],
-        pool=pool,
+        pooling=pooling,
         num_workers=num_workers,
         skip_unreadable=skip_unreadable,
         load=load,
@@ -171,13 +171,13 @@ def closed_form_candidates(
     pairs = choose_pairs(examples, None, seed=0)
     directions = min(BASELINE_DIRECTIONS, 2 * model.config.hidden_size, len(pairs))
     maps = solve_closed_form(
-        model, processor, examples, pairs, pool=BASELINE_POOL, directions=directions, ridge=BASELINE_RIDGE,
+        model, processor, examples, pairs, pooling=BASELINE_POOLING, directions=directions, ridge=BASELINE_RIDGE,
         num_workers=num_workers, load=load,
     )  # fmt: skip
     distinct = {number: text for number, text in zip(encoded.text_index.tolist(), candidates.texts, strict=True)}
     texts = [distinct[number] for number in sorted(distinct)]
     found = pooled_features(
-        model, processor, candidates.images, texts, pool=BASELINE_POOL, num_workers=num_workers, load=load
+        model, processor, candidates.images, texts, pooling=BASELINE_POOLING, num_workers=num_workers, load=load
     )
     return replace(
         encoded,
@@ -193,7 +193,7 @@ def pooled_features(
     images: Sequence[ImageSource],
     texts: Sequence[str],
     *,
-    pool: str,
+    pooling: Pooling,
     batch_size: int = 64,
     num_workers: int = 0,
     skip_unreadable: bool = False,
@@ -207,7 +207,7 @@ def pooled_features(
         processor: The model's.
         images: N images.
         texts: M texts.
-        pool: Features to pool, see `ImageTextContrast`.
+        pooling: Features to pool.
         batch_size: Images or texts per encoder call.
         num_workers: Processes that decode images.
         skip_unreadable: Leave unreadable images out.
@@ -235,7 +235,7 @@ def pooled_features(
                 raise error
         if not readable:
             return [None] * len(batch)
-        found = iter(pool_tokens(encode_loaded(model.mmbert, processor, readable), pool).cpu())
+        found = iter(pooling.features("image", encode_loaded(model.mmbert, processor, readable)).cpu())
         return [next(found) if isinstance(x, Tensor) else None for x in batch]
 
     of_images = [row for rows in gather_in_order(map(encode_images, loader), len(image_batches)) for row in rows]
@@ -247,7 +247,7 @@ def pooled_features(
 
     def encode_texts(rows: list[int]) -> Tensor:
         input_ids, mask = (x.to(device) for x in pad([ids[i] for i in rows], processor.pad_token_id))
-        return pool_tokens(model.mmbert.encode_text(input_ids, mask), pool).cpu()
+        return pooling.features("text", model.mmbert.encode_text(input_ids, mask)).cpu()
 
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = torch.cat([*run_sharded(encode_texts, _batches(by_length, batch_size))])

@@ -853,6 +853,12 @@ def test_negative_texts_never_have_the_caption_of_the_image() -> None:
         ({"itm": {"residual": 1}}, "objectives.itm.residual=1; allowed are true, false"),
         ({"itm": {"negative_texts": "yes"}}, "objectives.itm.negative_texts='yes'; allowed are true, false"),
         ({"itc": {"pool": "last"}}, "objectives.itc.pool='last'; allowed are first, mean, first_and_mean"),
+        (
+            {"itc": {"pool": {"text": "mean"}}},
+            r"pool=\{'text': 'mean'\}; allowed are first, mean, first_and_mean, or one",
+        ),
+        ({"itc": {"pool": {"text": "mean", "image": "max"}}}, "'image': 'max'.*; allowed are first, mean"),
+        ({"itc": {"normalize": "yes"}}, "objectives.itc.normalize='yes'; allowed are true, false"),
         ({"itc": {"pooler": "tanh"}}, "objectives.itc.pooler='tanh'; allowed are none, text, image, both"),
         ({"itc": {"pooler": "text", "init": "closed_form"}}, "pooler='text' puts another layer before them"),
         ({"itc": {"init": "cca"}}, "objectives.itc.init='cca'; allowed are random, closed_form"),
@@ -875,3 +881,22 @@ def test_mean_pooling_leaves_padding_out() -> None:
     row = text.hidden_states[1][text.mask[1]]
     torch.testing.assert_close(features[1], torch.cat([row[0], row.mean(dim=0)]))
     assert torch.equal(itc.pool_tokens(text, "mean"), features[:, row.shape[1] :])
+
+
+def test_texts_and_images_are_pooled_each_in_its_way() -> None:
+    options = {"pool": {"text": "mean", "image": "first_and_mean"}, "normalize": True, "embedding_size": 16}
+    model = model_with({"itc": {**options, "pooler": "both"}})
+    encoded = model.encode(tiny_batch(4))
+    head = model.objectives["itc"]
+    width = encoded.image.hidden_states.shape[-1]
+    assert (head.text_projection.in_features, head.image_projection.in_features) == (width, 2 * width)
+    assert head.poolers["image"].weight.shape == (2 * width, 2 * width)
+    states = encoded.image.hidden_states
+    pooled = torch.cat([states[:, 0], states.mean(dim=1)], dim=-1)
+    expected = torch.tanh(head.poolers["image"](pooled / pooled.norm(dim=-1, keepdim=True)))
+    expected = head.image_projection(expected)
+    torch.testing.assert_close(head.embed_image(encoded.image), expected / expected.norm(dim=-1, keepdim=True))
+    mask = encoded.text.mask[..., None]
+    mean = (encoded.text.hidden_states * mask).sum(dim=1) / mask.sum(dim=1)
+    expected = head.text_projection(torch.tanh(head.poolers["text"](mean / mean.norm(dim=-1, keepdim=True))))
+    torch.testing.assert_close(head.embed_text(encoded.text), expected / expected.norm(dim=-1, keepdim=True))

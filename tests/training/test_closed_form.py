@@ -24,6 +24,7 @@ from mmbert.evaluation.closed_form import MAX_PAIRS, PooledFeatures, choose_pair
 from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.closed_form import LinearMaps
+from mmbert.model.objectives.itc import Pooling
 from mmbert.model.options import ModelOptions
 from mmbert.model.tokens import Tokens
 from mmbert.training.closed_form import recall_at_1, refit_closed_form, start_from_closed_form, wants_closed_form
@@ -64,8 +65,11 @@ def start(model: MMBertForPreTraining, data: PairsDataModule) -> dict[str, torch
     return {name: x.detach().clone() for name, x in model.objectives["itc"].named_parameters()}
 
 
-def test_closed_form_ranks_validation_images(data: PairsDataModule, caplog: pytest.LogCaptureFixture) -> None:
-    model = model_with(ITC)
+@pytest.mark.parametrize("pooling", [{}, {"pool": {"text": "mean", "image": "first_and_mean"}, "normalize": True}])
+def test_closed_form_ranks_validation_images(
+    pooling: dict, data: PairsDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_with(ITC | pooling)
     assert wants_closed_form(model)
     before = {name: x.detach().clone() for name, x in model.named_parameters()}
     with caplog.at_level(logging.INFO, "mmbert"):
@@ -202,8 +206,8 @@ def test_an_encoder_without_layers_is_an_error(data: PairsDataModule) -> None:
     )
     with pytest.raises(UsageError, match=message):
         solve_closed_form(
-            MMBertForPreTraining(config), data.processor, data.examples["train"], [(0, 0)], pool="mean", directions=1,
-            ridge=0.3,
+            MMBertForPreTraining(config), data.processor, data.examples["train"], [(0, 0)],
+            pooling=Pooling("mean", "mean"), directions=1, ridge=0.3,
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,33 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.5
 
 POOLS = ("first", "mean", "first_and_mean")
 INTERACTIONS = ("pooled", "tokens")
+MODALITIES = ("text", "image")
 POOLERS = {"none": (), "text": ("text",), "image": ("image",), "both": ("text", "image")}
 """Value of the option `pooler` -> modalities with a pooler."""
+
+
+class Pooling(NamedTuple):
+    """How the tokens of texts and of images are pooled to the features that ITC projects."""
+
+    text: str  # one of `POOLS`
+    image: str  # one of `POOLS`
+    to_unit_length: bool = False
+
+    @classmethod
+    def from_options(cls, pool: str | Mapping[str, str], normalize: bool) -> "Pooling":
+        """Read the options `pool` and `normalize` of the objective itc."""
+        pools = (pool, pool) if isinstance(pool, str) else (pool["text"], pool["image"])
+        return cls(*pools, to_unit_length=normalize)
+
+    def width(self, modality: str, hidden_size: int) -> int:
+        """Return the number of features of a modality."""
+        return hidden_size * (2 if getattr(self, modality) == "first_and_mean" else 1)
+
+    def features(self, modality: str, tokens: Tokens) -> Tensor:
+        """Pool (B, L, D) encoded texts or images to (B, D) or, with first_and_mean, (B, 2D) features, fp32."""
+        with no_autocast(tokens.hidden_states):
+            features = pool_tokens(tokens, getattr(self, modality))
+            return F.normalize(features, dim=-1) if self.to_unit_length else features
 
 
 class ImageTextContrast(Objective):
@@ -50,7 +75,8 @@ class ImageTextContrast(Objective):
         *,
         embedding_size: int = 256,
         temperature: float = 0.07,
-        pool: str = "first",
+        pool: str | Mapping[str, str] = "first",
+        normalize: bool = False,
         pooler: str = "none",
         init: str = "random",
         init_samples: int | None = None,
@@ -65,7 +91,8 @@ class ImageTextContrast(Objective):
             embedding_size: Width of the common space, in features.
             temperature: Initial value of the learned temperature, from 0.01 to 0.5.
             pool: Features of a text or an image: "first", the first state ([CLS], class token); "mean", the mean of
-                the states; or "first_and_mean", both side by side.
+                the states; or "first_and_mean", both side by side. `{text: ..., image: ...}`: one for each.
+            normalize: Scale these features to unit length, so that in the closed form each text and image counts alike.
             pooler: Modalities whose features pass a linear layer and tanh, BERT's pooler, before the projection:
                 "none", "text", "image" or "both" (VisionTextDualEncoder).
             init: Initial weights of the projections: "random"; or "closed_form", canonical correlation analysis of
@@ -84,8 +111,8 @@ class ImageTextContrast(Objective):
         """
         super().__init__()
         self.check_options(
-            embedding_size=embedding_size, temperature=temperature, pool=pool, pooler=pooler, init=init,
-            init_samples=init_samples, ridge=ridge, refit=refit, interaction=interaction,
+            embedding_size=embedding_size, temperature=temperature, pool=pool, normalize=normalize, pooler=pooler,
+            init=init, init_samples=init_samples, ridge=ridge, refit=refit, interaction=interaction,
         )  # fmt: skip
         if (config.text_layers == 0 and not config.shared_text_layers) or config.image_layers == 0:
             raise UsageError(
@@ -94,19 +121,20 @@ class ImageTextContrast(Objective):
                 "an encoder without layers has no contextual output. Give both at least 1 layer or disable itc "
                 "(--model.objectives '{mlm: 1, itm: 1}')."
             )
-        self.pool, self.init, self.init_samples, self.ridge = pool, init, init_samples, ridge
+        self.pooling = Pooling.from_options(pool, normalize)
+        self.init, self.init_samples, self.ridge = init, init_samples, ridge
         self.interaction = interaction
         self.is_trained = False
         """Whether the projections are those of a saved model, which no closed form replaces."""
-        width = config.hidden_size * (2 if pool == "first_and_mean" else 1)
-        self.text_projection = nn.Linear(width, embedding_size)
-        self.image_projection = nn.Linear(width, embedding_size)
+        widths = {name: self.pooling.width(name, config.hidden_size) for name in MODALITIES}
+        self.text_projection = nn.Linear(widths["text"], embedding_size)
+        self.image_projection = nn.Linear(widths["image"], embedding_size)
         self.refit = refit
-        for side in ("text", "image"):
-            self.register_buffer(f"refit_{side}_weight", torch.zeros(embedding_size, width) if refit else None)
-            self.register_buffer(f"refit_{side}_bias", torch.zeros(embedding_size) if refit else None)
+        for name, width in widths.items():
+            self.register_buffer(f"refit_{name}_weight", torch.zeros(embedding_size, width) if refit else None)
+            self.register_buffer(f"refit_{name}_bias", torch.zeros(embedding_size) if refit else None)
         self.log_scale = nn.Parameter(Tensor([-math.log(temperature)]))
-        self.poolers = nn.ModuleDict({name: nn.Linear(width, width) for name in POOLERS[pooler]})
+        self.poolers = nn.ModuleDict({name: nn.Linear(widths[name], widths[name]) for name in POOLERS[pooler]})
 
     @classmethod
     def check_options(
@@ -115,6 +143,7 @@ class ImageTextContrast(Objective):
         embedding_size: Any = 256,
         temperature: Any = 0.07,
         pool: Any = "first",
+        normalize: Any = False,
         pooler: Any = "none",
         init: Any = "random",
         init_samples: Any = None,
@@ -134,8 +163,14 @@ class ImageTextContrast(Objective):
                 f"objectives.itc.temperature={temperature!r}: must be a number from {MIN_TEMPERATURE} to "
                 f"{MAX_TEMPERATURE}."
             )
-        if pool not in POOLS:
-            raise UsageError(f"objectives.itc.pool={pool!r}; allowed are {', '.join(POOLS)}.")
+        pools = pool if isinstance(pool, Mapping) else dict.fromkeys(MODALITIES, pool)
+        if {*pools} != {*MODALITIES} or any(value not in POOLS for value in pools.values()):
+            raise UsageError(
+                f"objectives.itc.pool={pool!r}; allowed are {', '.join(POOLS)}, or one of them for each of text and "
+                "image, such as {text: mean, image: first_and_mean}."
+            )
+        if not isinstance(normalize, bool):
+            raise UsageError(f"objectives.itc.normalize={normalize!r}; allowed are true, false.")
         if pooler not in POOLERS:
             raise UsageError(f"objectives.itc.pooler={pooler!r}; allowed are {', '.join(POOLERS)}.")
         if init not in ("random", "closed_form"):
@@ -147,7 +182,13 @@ class ImageTextContrast(Objective):
             )
         if interaction not in INTERACTIONS:
             raise UsageError(f"objectives.itc.interaction={interaction!r}; allowed are {', '.join(INTERACTIONS)}.")
-        for name, value, default in (("pool", pool, "first"), ("pooler", pooler, "none"), ("init", init, "random")):
+        unused = {
+            "pool": (pool, "first"),
+            "normalize": (normalize, False),
+            "pooler": (pooler, "none"),
+            "init": (init, "random"),
+        }
+        for name, (value, default) in unused.items():
             if interaction == "tokens" and value != default:
                 raise UsageError(
                     f"objectives.itc.interaction='tokens' compares all tokens, without pooling and closed form, but "
@@ -191,7 +232,7 @@ class ImageTextContrast(Objective):
 
     def _embed(self, name: str, projection: nn.Linear, tokens: Tokens) -> Tensor:
         by_token = self.interaction == "tokens"
-        features = full_precision(tokens.hidden_states) if by_token else pool_tokens(tokens, self.pool)
+        features = full_precision(tokens.hidden_states) if by_token else self.pooling.features(name, tokens)
         with no_autocast(features):
             features = features.to(projection.weight.dtype)
             if name in self.poolers:
