@@ -16,6 +16,7 @@ from mmbert.model.feature_encoder import FeatureEncoder
 from mmbert.model.flava_text_encoder import FlavaTextEncoder
 from mmbert.model.fusion import FUSIONS, build_fusion
 from mmbert.model.outputs import MMBertOutput, is_recording
+from mmbert.model.patches import masked_patches
 from mmbert.model.text_families import FAMILIES, FamilyTextEncoder
 from mmbert.model.tokens import READ_ALL, Fused, Reads, Tokens
 
@@ -84,6 +85,34 @@ class MMBertModel(MMBertPreTrainedModel):
         masks = {} if image_mask is None else {"mask": image_mask}
         tokens = self.image_encoder(pixel_values, **masks, layers=self.fusion.reads_image_layers)
         return tokens._replace(hidden_states=self.image_projection(tokens.hidden_states))
+
+    def encode_masked_image(self, pixel_values: Tensor, masked: Tensor, mask_token: Tensor) -> Tokens:
+        """Encode normalised images with masked patches to (B, P, D) tokens, of which the patches are the last.
+
+        Args:
+            pixel_values: (B, 3, S, S).
+            masked: (B, number of patches) bool, row by row.
+            mask_token: Replaces the embeddings of masked patches, (width of the image encoder,).
+
+        Raises:
+            UsageError: The image encoder is frozen.
+        """
+        self.check_masking()
+        # Eager, as code that was compiled without the hook that masks would run without it.
+        eager: Any = torch.compiler.disable(self._encode_masked_image)
+        return eager(pixel_values, masked, mask_token)
+
+    def _encode_masked_image(self, pixel_values: Tensor, masked: Tensor, mask_token: Tensor) -> Tokens:
+        with torch.compiler.set_stance("force_eager"), masked_patches(self.image_encoder.vit, masked, mask_token):
+            return self.encode_image(pixel_values)
+
+    def check_masking(self) -> None:
+        """Raise where the image encoder can't learn from masked images, because it is frozen."""
+        if self.image_encoder.frozen != "none":
+            raise UsageError(
+                f"the objective mim trains the image encoder from its first layer on, but optim.freeze_image="
+                f"{self.image_encoder.frozen}: leave one of them out."
+            )
 
     def encode_batch_images(self, batch: dict[str, Tensor], *, prefix: str = "") -> Tokens:
         """Encode the images of a batch to (B, P, D) tokens, or continue from those that an encoder cache holds.

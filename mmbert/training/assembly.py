@@ -95,6 +95,8 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         _start_new_head_at_prior(model, model_options.pretrained, data)
     model.mmbert.text_encoder.freeze(optim.freeze_text)
     model.mmbert.image_encoder.freeze(optim.freeze_image)
+    if task is None and "mim" in model.config.objective_options():
+        model.mmbert.check_masking()
     if lora is not None:  # after `freeze`, which makes all other parameters trainable
         add_adapters(model, lora, seed=seed)
     if optim.activation_checkpointing:

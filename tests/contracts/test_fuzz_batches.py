@@ -48,7 +48,7 @@ def any_batch(seed: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_any_batch_gives_finite_losses_and_gradients(fusion: str, precision: str) -> None:
     torch.manual_seed(0)
-    objectives = {"mlm": 1.0, "itm": {"negatives": "hard"}, "itc": {"embedding_size": 8}, "rtd": 1.0}
+    objectives = {"mlm": 1.0, "itm": {"negatives": "hard"}, "itc": {"embedding_size": 8}, "rtd": 1.0, "mim": 1.0}
     layers = {"text_layers": 2, "image_layers": 2, "fusion_layers": 2}
     model = MMBertForPreTraining(tiny_config(fusion=fusion, objectives=objectives, **layers)).train()
     sizes, empty = set(), 0

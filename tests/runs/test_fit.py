@@ -76,6 +76,16 @@ def test_run_of_ngrams_alone_saves_its_last_weights_and_its_head_is_kept(tiny: l
     assert fewer.shape != saved[head].shape and fewer.std() < 0.03
 
 
+def test_first_stage_of_masked_images_has_no_other_loss(tiny: list[str], tmp_path: Path) -> None:
+    options = ["--model.objectives={mlm: 1.0, mim: 1.0}", "--optim.first_stage=mim", "--optim.first_stage_steps=2"]
+    fit(tiny, tmp_path, *options, "--trainer.max_steps=4", "--trainer.log_every_n_steps=1")
+    curves = read_curves(tmp_path / "shapes-plain")
+    assert [step for step, _ in curves["train/mim_loss"]] == [0, 1, 2, 3]
+    assert [step for step, _ in curves["train/mlm_loss"]] == [2, 3]
+    model = load_file(tmp_path / "shapes-plain/model/model.safetensors")
+    assert model["objectives.mim.mask_token"].shape == (32,)
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_run_folder_holds_what_the_readme_promises(fusion: str, tiny: list[str], tmp_path: Path) -> None:
     fit(tiny, tmp_path, "--name=first", f"--model.fusion={fusion}", "--trainer.max_epochs=1")

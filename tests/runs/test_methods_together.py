@@ -1,4 +1,4 @@
-"""Every training method at once: image warm-up, closed form, momentum distillation, Muon, edits, replaced tokens.
+"""Every training method at once: image warm-up, closed form, momentum distillation, Muon, edits, rtd and mim.
 
 The same guarantees as for plain runs: resume, SIGKILL at random times, workers and processes change no number.
 """
@@ -22,7 +22,7 @@ from mmbert.training.momentum import MomentumDistillation
 OBJECTIVES = (
     "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, "
     "itm: {weight: 1.0, edited: 0.5, negatives: {hard: 0.9, warmup: 0.5}}, "
-    "itc: {weight: 1.0, init: closed_form, embedding_size: 16}, rtd: 1.0}"
+    "itc: {weight: 1.0, init: closed_form, embedding_size: 16}, rtd: 1.0, mim: 0.5}"
 )
 TOGETHER = [
     "--name=run", "--optim.name=muon", "--optim.first_stage=ngrams", "--optim.first_stage_steps=3",

@@ -9,6 +9,7 @@ from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutpu
 from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
+from mmbert.model.objectives.mim import MaskedImageModeling
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
 from mmbert.model.objectives.ngrams import CaptionNGrams
 from mmbert.model.objectives.rtd import ReplacedTokenDetection
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ngrams": CaptionNGrams,
     "distill": TeacherDistillation,
     "rtd": ReplacedTokenDetection,
+    "mim": MaskedImageModeling,
 }
 
 

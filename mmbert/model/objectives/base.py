@@ -34,6 +34,10 @@ class TextImageModel(Protocol):
         """Encode (B, 3, S, S) images to (B, P, D) tokens."""
         ...
 
+    def encode_masked_image(self, pixel_values: Tensor, masked: Tensor, mask_token: Tensor) -> Tokens:
+        """Encode images whose `masked` patches (B, number of patches) are replaced by the (W,) mask token."""
+        ...
+
     def encode_batch_images(self, batch: Batch, *, prefix: str = "") -> Tokens:
         """Encode the images of a batch, be they pixels or hidden states of the encoder cache, to (B, P, D) tokens."""
         ...
