@@ -104,6 +104,19 @@ def test_captions_limits_the_texts_of_each_image(folder: Path) -> None:
     assert found["num_texts"] == 7 and found["captions_per_image"] == "1 caption per image"
 
 
+def test_first_images_are_those_of_a_shorter_file(folder: Path) -> None:
+    file, images = folder / "karpathy.json", folder / "images"
+    entries = json.loads(file.read_text())["images"]
+    test = [entry for entry in entries if entry["split"] == "test"]
+    (folder / "shorter.json").write_text(json.dumps({"images": test[:3]}))
+    options = {"scorer": "itm", "captions": 2}
+    found = mmbert.evaluate_retrieval(folder / "model", file, images, first_images=3, **options)["itm"]
+    expected = mmbert.evaluate_retrieval(folder / "model", folder / "shorter.json", images, **options)["itm"]
+    assert found["num_images"] == 3
+    recalls = [name for name in expected if "R@" in name]
+    assert {name: found[name] for name in recalls} == {name: expected[name] for name in recalls}
+
+
 def test_auto_prints_itc_before_two_stage_starts(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +295,7 @@ def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pyte
     assert "invalid choice: 'itx'" in error(2, "--scorer", "itx")
     assert "batch_size=0: must be 1 or more" in error(2, "--batch_size", "0")
     assert "captions=0: must be 1 or more" in error(2, "--captions", "0")
+    assert "first_images=8: allowed are 1 to 7, the images of split test" in error(2, "--first_images", "8")
     assert "folds=8: allowed are 1 to 7, the number of images" in error(2, "--folds", "8")
     assert "absent.png" in error(1, "--split", "train")
     assert "no key 'image'" in error(1, file="captions.jsonl", format="jsonl")

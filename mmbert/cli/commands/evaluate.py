@@ -61,6 +61,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="Count a caption as correct for every image with an equal caption.")  # fmt: skip
     retrieval.add_argument("--captions", type=int, metavar="N", help="Rank the first N captions of each image "
                            "(default: all).")  # fmt: skip
+    retrieval.add_argument("--first_images", type=int, metavar="N", help="Rank the first N images of the split "
+                           "(default: all).")  # fmt: skip
     _add_caption_keys(retrieval)
 
     foils = tasks.add_parser(

@@ -99,6 +99,7 @@ def evaluate_retrieval(
     delimiter: str | None = None,
     drop_uncaptioned: bool = False,
     captions: int | None = None,
+    first_images: int | None = None,
     scorer: str | Sequence[str] = "auto",
     k: int = 32,
     folds: int | Sequence[int] = 1,
@@ -126,7 +127,7 @@ def evaluate_retrieval(
     Args:
         model: Folder of a saved model, result of `mmbert.load`, or an `MMBertForPreTraining` with its `processor`.
         data: Annotation file, or `mmbert.evaluation.retrieval.Candidates`, which need none of the options up to
-            `captions`.
+            `first_images`.
         images: Folder of the images.
         format: Format of the file: karpathy, coco, jsonl or csv.
         split: Split to rank (default "test") of a file that holds several, karpathy or with `split_key`.
@@ -136,6 +137,7 @@ def evaluate_retrieval(
         delimiter: Character between columns (csv).
         drop_uncaptioned: Drop images without a caption instead of raising an error (coco, karpathy).
         captions: Rank only the first captions of each image, so many. None: all.
+        first_images: Rank only the first images of the split, so many. None: all.
         scorer: One or several of itc (contrastive vectors, no fusion), itm (fuses every pair) and two_stage (fuses the
             k nearest by itc); "auto": itc, then two_stage, as far as the model has the objectives.
         k: Shortlist of two_stage, in texts per image and images per text.
@@ -184,27 +186,33 @@ def evaluate_retrieval(
         else:
             split = split_name(split, has_splits=format == "karpathy" or split_key is not None, format=format)
             examples = read_split(data, images, format, split, keys)
+            if first_images is not None and not 1 <= first_images <= len(examples):
+                raise UsageError(
+                    f"first_images={first_images}: allowed are 1 to {len(examples)}, the images of split {split}."
+                )
+            examples = examples[:first_images]
             candidates = Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples])
+        file = None if isinstance(data, Candidates) else data
         training: list[Example] = []
         if baseline is not None:
             if baseline not in BASELINES:
                 raise UsageError(f"baseline='{baseline}'; allowed are {', '.join(BASELINES)}.")
-            source = train_annotations if isinstance(data, Candidates) else train_annotations or data
-            if source is None:
+            train_file = train_annotations or file
+            if train_file is None:
                 raise UsageError("train_annotations is missing: give the file with the baseline's training pairs.")
             for part in [train_split] if isinstance(train_split, str) else train_split:
-                training += read_split(source, images, format, part, keys)
+                training += read_split(train_file, images, format, part, keys)
         validation: list[Example] = []
         val_splits = [val_split] if isinstance(val_split, str) else [*val_split]
         if itc_weight == "auto" and "two_stage" in scorers:
-            file = val_annotations if isinstance(data, Candidates) else val_annotations or data
-            if file is None or (file == data and split in val_splits):
+            val_file = val_annotations or file
+            if val_file is None or (val_file == data and split in val_splits):
                 raise UsageError(
                     "itc_weight='auto' chooses the weight on validation: give val_annotations, the file with the "
                     "validation images, or val_split, another split than the one to rank."
                 )
             for part in val_splits:
-                validation += read_split(file, images, format, part, keys)
+                validation += read_split(val_file, images, format, part, keys)
         elif isinstance(itc_weight, str):
             if itc_weight != "auto":
                 raise UsageError(f"itc_weight='{itc_weight}': a number of 0 or more, or auto.")
