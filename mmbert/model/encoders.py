@@ -211,12 +211,7 @@ class ImageEncoder(Encoder):
             UsageError: Images of another shape than (B, 3, `image_size`, `image_size`), or layers that the ViT does not
                 return.
         """
-        size = side(self.vit.patch_embed.img_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
-            raise UsageError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes (B, 3, {size}, {size}): "
-                "resize with MMBertProcessor or build the model with another image_size."
-            )
+        check_image_size(pixel_values, side(self.vit.patch_embed.img_size))
         pixel_values = pixel_values.to(next(self.vit.parameters()).dtype)  # of a model in bfloat16, say
         use_fused_attention(self.vit, fused_attention_is_faster(pixel_values.device))
         if layers:
@@ -297,6 +292,19 @@ class ImageEncoder(Encoder):
             return hidden_states
         patches = hidden_states[:, self.vit.num_prefix_tokens :]
         return torch.cat([patches.mean(dim=1, keepdim=True), hidden_states], dim=1)
+
+
+def check_image_size(pixel_values: Tensor, size: int) -> None:
+    """Check the shape of images.
+
+    Raises:
+        UsageError: It is not (B, 3, `size`, `size`).
+    """
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
+        raise UsageError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes (B, 3, {size}, {size}): "
+            "resize with MMBertProcessor or build the model with another image_size."
+        )
 
 
 def build_vit(config: MMBertConfig) -> Any:

@@ -243,6 +243,11 @@ def test_frozen_image_encoder_is_an_error(frozen: str | int) -> None:
         model(**tiny_batch(), generator=seeded())
 
 
+def test_images_of_another_size_are_an_error() -> None:
+    with pytest.raises(UsageError, match=r"pixel_values has shape \(4, 3, 24, 24\); this model takes \(B, 3, 16, 16\)"):
+        built()(**tiny_batch(image_size=24), generator=seeded())
+
+
 def test_cached_outputs_in_place_of_images_are_an_error() -> None:
     batch = tiny_batch()
     del batch["pixel_values"]

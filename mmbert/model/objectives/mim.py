@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.encoders import build_vit
+from mmbert.model.encoders import build_vit, check_image_size
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision
 from mmbert.model.objectives.rtd import draw_uniform
 from mmbert.model.patches import PatchGrid, patch_grid
@@ -80,7 +80,7 @@ class MaskedImageModeling(Objective):
         prediction fits better than the mean color of the image's visible patches does.
 
         Raises:
-            UsageError: The batch has outputs of a frozen image encoder instead of images.
+            UsageError: The batch has outputs of a frozen image encoder instead of images, or images of another size.
         """
         if "pixel_values" not in encoded.batch:
             raise UsageError(
@@ -88,6 +88,7 @@ class MaskedImageModeling(Objective):
                 "frozen image encoder (data.cache). Leave the objective out."
             )
         images = encoded.batch["pixel_values"]
+        check_image_size(images, self.grid.side * self.grid.pixels)
         masks = self.draw_masks(images, encoded.generator)
         hidden = enlarge(masks, self.grid.pixels)[:, None]
         masked = masks.flatten(1)  # (B, P)
