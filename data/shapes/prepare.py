@@ -3,10 +3,10 @@
     mmbert data prepare shapes
     python data/shapes/prepare.py
 
-It needs Pillow and `tokenizers`, neither the network nor mmbert. The files have the formats of COCO captions, VQAv2 and
-SugarCrepe. This script distributes the scenes over processes and saves the files; `scenes.py` samples and draws scenes,
-`meaning.py` holds the meaning of captions and checks it, `captions.py`, `foils.py` and `questions.py` write texts,
-`wordpiece.py` makes the tokenizer.
+It needs Pillow and `tokenizers`, neither the network nor mmbert. The files have the formats of COCO captions, COCO
+instances, VQAv2 and SugarCrepe. This script distributes the scenes over processes and saves the files; `scenes.py`
+samples and draws scenes, `meaning.py` holds the meaning of captions and checks it, `captions.py`, `foils.py` and
+`questions.py` write texts, `wordpiece.py` makes the tokenizer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from captions import Caption, write_captions
 from foils import write_foil
 from meaning import holds
 from questions import Question, write_questions
-from scenes import SPLITS, draw_scene, generator, sample_scene
+from scenes import COLORS, SHAPES, SPLITS, bounding_box, draw_scene, generator, sample_scene
 from wordpiece import write_tokenizer
 
 VERSION = "1"  # increase it when the same arguments make different files
@@ -35,6 +35,7 @@ IMAGE_ID_STEP = 1_000_000  # the ids of each split start at a multiple: 1000001 
 CHUNK = 250  # scenes that a process gets at a time
 MAX_SHARE = 0.02  # fraction of the other scenes of which a caption may be true
 SHARE_SAMPLE = 500  # scenes that the fraction is computed from
+CATEGORIES = {f"{color} {shape}": shape for color in COLORS for shape in SHAPES}  # class of a box -> supercategory
 LICENSE = {"id": 1, "name": "the license of the mmbert repository", "url": ""}
 
 Json = dict[str, Any]
@@ -114,6 +115,49 @@ def caption_file(info: Json, records: list[Json]) -> Json:
     return {"info": info, "licenses": [LICENSE], "images": images, "annotations": annotations}
 
 
+def box_file(info: Json, images: list[Json]) -> Json:
+    """Content of a file in the format of COCO instances, without segmentations; a class is a color and a shape.
+
+    Args:
+        info: As in the other files.
+        images: The images of a captions file.
+    """
+    numbers = {name: number for number, name in enumerate(CATEGORIES, 1)}
+    annotations = []
+    for image in images:
+        for k, obj in enumerate(image["objects"]):
+            box = bounding_box(obj["shape"], obj["x"], obj["y"], obj["half"])
+            left, top, width, height = (round(fraction * image["width"], 2) for fraction in box)
+            annotations.append(
+                {
+                    "id": 10 * image["id"] + k,
+                    "image_id": image["id"],
+                    "category_id": numbers[f"{obj['color']} {obj['shape']}"],
+                    "bbox": [left, top, width, height],
+                    "area": round(width * height, 2),
+                    "iscrowd": 0,
+                }
+            )
+    kept = ("id", "file_name", "width", "height", "license")
+    return {
+        "info": info,
+        "licenses": [LICENSE],
+        "images": [{key: image[key] for key in kept} for image in images],
+        "annotations": annotations,
+        "categories": [{"id": numbers[n], "name": n, "supercategory": CATEGORIES[n]} for n in numbers],
+    }
+
+
+def add_box_files(folder: Path, info: Json) -> None:
+    """Write the files of boxes that a set of an earlier version lacks; its captions files have the objects."""
+    for split in SPLITS:
+        file = folder / f"instances_{split}.json"
+        if not file.exists():
+            captions = json.loads((folder / f"captions_{split}.json").read_text(encoding="utf-8"))
+            write_json(file, box_file(info, captions["images"]))
+            print(f"{file} is added to this set.")
+
+
 def vqa_files(info: Json, split: str, records: list[Json]) -> tuple[Json, Json]:
     """Contents of the files of VQAv2 questions and answers; all ten answers are the same."""
     questions, answers = [], []
@@ -169,8 +213,11 @@ def write_annotations(args: argparse.Namespace, info: Json, records: dict[str, l
     for name, unseen in (("seen", False), ("unseen", True)):
         chosen = [record for record in records["test"] if record["unseen"] == unseen]
         write_json(folder / f"captions_test_{name}.json", caption_file(info, chosen))
-    for split in reversed(SPLITS):
-        write_json(folder / f"captions_{split}.json", caption_file(info, records[split]))
+    captions = {split: caption_file(info, records[split]) for split in reversed(SPLITS)}
+    for split, content in captions.items():
+        write_json(folder / f"instances_{split}.json", box_file(info, content["images"]))
+    for split, content in captions.items():
+        write_json(folder / f"captions_{split}.json", content)
 
 
 def is_complete(args: argparse.Namespace, info: Json) -> bool:
@@ -224,6 +271,7 @@ def main() -> int:
     arguments = {name: getattr(args, name) for name in (*SPLITS, "size", "seed")}
     info = {"description": "mmbert shapes", "version": VERSION, "arguments": arguments}
     if not args.force and is_complete(args, info):
+        add_box_files(args.out / "annotations", info)
         print(f"{args.out} already holds this set; --force generates it again.")
         return 0
 

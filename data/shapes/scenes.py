@@ -73,6 +73,13 @@ class Object:
         return self.color, self.shape
 
 
+def bounding_box(shape: str, x: float, y: float, half: float) -> tuple[float, float, float, float]:
+    """Left, top, width and height of a shape as it is drawn, as fractions of the image's side."""
+    xs, ys = zip(*OUTLINES.get(shape, ((-1.0, -1.0), (1.0, 1.0))), strict=True)
+    left, top = x + min(xs) * half, y + min(ys) * half
+    return left, top, (max(xs) - min(xs)) * half, (max(ys) - min(ys)) * half
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What one image shows."""

@@ -25,7 +25,7 @@ GENERATORS = {
 DATA_FOLDER = Path("data")
 """Parent of the generated data sets, relative to the working directory."""
 
-MANY_FILES = 12
+MANY_FILES = 16
 """A folder with more files is listed in one line."""
 
 

@@ -63,10 +63,10 @@ def test_data_prepare_generates_and_lists_files(tmp_path: Path, capfd: pytest.Ca
 def test_folder_of_many_files_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     (tmp_path / ".lock").touch()
-    for number in range(13):
+    for number in range(17):
         (tmp_path / f"many/{number}").write_bytes(b"x" * 100_000)
     (tmp_path / "one").write_bytes(b"x" * 50)
-    assert list_files(tmp_path) == [f"{tmp_path}/one  0.1 kB", f"{tmp_path}/many/  13 files, 1.3 MB"]
+    assert list_files(tmp_path) == [f"{tmp_path}/one  0.1 kB", f"{tmp_path}/many/  17 files, 1.7 MB"]
 
 
 def test_failure_of_a_script_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

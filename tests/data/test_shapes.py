@@ -5,12 +5,14 @@ from __future__ import annotations
 import filecmp
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -104,6 +106,38 @@ def test_prepare_keeps_a_complete_set(root: Path) -> None:
     assert finished.returncode == 0
     assert "already" in finished.stdout
     assert marker.stat().st_mtime_ns == before
+
+
+def test_boxes_of_an_earlier_set_are_added_and_equal_those_of_a_new_one(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "annotations", tmp_path / "annotations")
+    (tmp_path / "annotations" / "instances_val.json").unlink()
+    finished = run_prepare(tmp_path)
+    assert finished.returncode == 0 and "instances_val.json is added" in finished.stdout
+    names = [path.name for path in (root / "annotations").iterdir()]
+    assert filecmp.cmpfiles(root / "annotations", tmp_path / "annotations", names, shallow=False) == (names, [], [])
+
+
+def test_boxes_end_where_the_pixels_of_their_shapes_do(root: Path) -> None:
+    content = load(root, "instances_train")
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    by_image = defaultdict(list)
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    assert len(names) == 40 and [image["id"] for image in content["images"]] == sorted(by_image)
+    seen = set()
+    for image in load(root, "captions_train")["images"][:200]:
+        boxes = by_image[image["id"]]
+        described = [f"{obj['color']} {obj['shape']}" for obj in image["objects"]]
+        assert [names[box["category_id"]] for box in boxes] == described
+        if len(boxes) > 1:  # others may be close
+            continue
+        seen.add(image["objects"][0]["shape"])
+        pixels = np.asarray(Image.open(root / "images" / image["file_name"])).astype(int)
+        rows, columns = np.nonzero(np.abs(pixels - pixels[0, 0]).max(axis=2) > 8)
+        left, top, width, height = boxes[0]["bbox"]
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert found == pytest.approx([left, top, left + width, top + height], abs=1.3)
+    assert seen == {*scene_module.SHAPES}
 
 
 def test_prepare_finishes_an_interrupted_run_with_other_arguments(root: Path, tmp_path: Path) -> None:
