@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mmbert.data.examples import Example
 from mmbert.data.processor import ImageSettings, MMBertProcessor
 from mmbert.model.configuration import MMBertConfig
-from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, Tokens
+from mmbert.model.tokens import IGNORE_INDEX, NO_BOX, NO_NGRAM, NO_TEXT, Tokens
 
 CLS, SEP, MASK = 2, 3, 4
 VOCAB = 40
@@ -69,6 +69,7 @@ def tiny_config(**overrides: Any) -> MMBertConfig:
         "image_hidden_size": 24,
         "image_num_attention_heads": 2,
         "ngrams": ["red", "red circle", "blue", "two", "small", "left"],
+        "box_classes": ["blue square", "red circle", "tree"],
         "objectives": {"mlm": 1.0, "itm": 1.0, "itc": {"weight": 1.0, "embedding_size": 16}},
     }
     return MMBertConfig(**{**settings, **overrides})
@@ -119,6 +120,9 @@ def tiny_batch(
         "teacher_image": 2 * torch.eye(size, 8, dtype=dtype) + 0.1,
         "teacher_text": 2 * torch.eye(size, 8, dtype=dtype) - 0.1,
         "ngram_ids": torch.stack([keys % 6, torch.where(keys % 2 == 0, (keys + 1) % 6, NO_NGRAM)], dim=1),
+        # The upper half of each image, and the lower left quarter of every other one.
+        "boxes": torch.tensor([[0.0, 0.0, 1.0, 0.5], [0.0, 0.5, 0.5, 1.0]], dtype=dtype).repeat(size, 1, 1),
+        "box_classes": torch.stack([keys % 3, torch.where(keys % 2 == 0, (keys + 1) % 3, NO_BOX)], dim=1),
     }
 
 

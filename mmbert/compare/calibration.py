@@ -292,7 +292,7 @@ def _check_first_stage(model: MMBertForPreTraining, name: str) -> None:
     if any(any(reads) for reads in objective.reads.values()):
         raise UsageError(
             f"optim.first_stage='{name}' reads the fusion, so its cost differs between strategies; a comparison takes "
-            "ngrams, mim or itc as its first stage."
+            "ngrams, boxes, mim or itc as its first stage."
         )
 
 

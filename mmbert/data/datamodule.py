@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmbert.data.boxes import match_boxes, read_boxes
 from mmbert.data.edits import CaptionEdits
 from mmbert.data.examples import Example, read_examples
 from mmbert.data.masking import Masking
@@ -268,6 +270,31 @@ class PairsDataModule(SplitsDataModule):
         examples, encode = self.train_samples.examples, self.processor.encode
         captions = (encode(c) for e in examples for c in e.captions)
         self.train_samples.use_edits(CaptionEdits(captions, content, self.opposites), fraction)
+
+    def use_boxes(self) -> dict[str, float]:
+        """Put the boxes of `data.boxes` into the training samples, for the objective boxes.
+
+        Returns:
+            Class -> mean fraction of an image that its boxes cover.
+
+        Raises:
+            UsageError: The option is missing, or the images are augmented views of the encoder cache.
+            DataError: See `read_boxes` and `match_boxes`.
+        """
+        files, options = self.options.boxes, self.options
+        if not files:
+            raise UsageError("objectives.boxes needs data.boxes: name the file with the boxes of the training images.")
+        if options.views is not None:
+            raise UsageError(
+                f"data.views={options.views}: the cache does not know where its views have the boxes of data.boxes; "
+                "leave data.views out, or the objective boxes."
+            )
+        files = [files] if isinstance(files, str) else files
+        samples = self.train_samples
+        samples.boxes, covered = match_boxes(
+            samples.examples, read_boxes([Path(file) for file in files]), self.processor.load, place=", ".join(files)
+        )
+        return covered
 
     def _opposite_tokens(self, opposites: Mapping[str, str]) -> dict[int, int]:
         """Token -> token of the opposite meaning, both ways.

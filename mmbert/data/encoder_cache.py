@@ -232,7 +232,7 @@ class EncoderCache:
         if view is None:
             return self.settings.resize(image)
         rng = numpy_generator(self.seed, "augment view", view.number, int.from_bytes(digest[:8]))
-        return augment(image, self.augmentation, self.settings, rng, may_mirror=view.may_mirror)
+        return augment(image, self.augmentation, self.settings, rng, may_mirror=view.may_mirror)[0]
 
     def _read_files(self) -> dict[str, bytes]:
         """Digests of files that have not changed since they were read, by size and time of change."""

@@ -22,6 +22,9 @@ class DataOptions:
     whose name starts with "test" is tested and reported under its own name."""
     images: str | dict[str, str] = ""
     """Folder that the annotations' image paths are relative to, or one for each split."""
+    boxes: str | list[str] | None = None
+    """File or files with boxes of the training images for the objective boxes, in the format of COCO's
+    instances_train2017.json; joined by image id, or by file name where the captions' format has no ids."""
     prepare: str | None = None
     """Data set to generate where its files are missing: a name in `mmbert.data.prepare.GENERATORS` (shapes, easy_vqa).
     It is written to data/NAME in the working directory, and only if other options name files there."""
@@ -182,7 +185,7 @@ def _check_required(options: DataOptions, task: str | None) -> None:
 
 def _check_foreign(options: DataOptions, task: str | None) -> None:
     for_tasks, for_captions = ("text_key", "label_key", "id_key", "questions", "image_names"), ("caption_key",)
-    for name in for_tasks if task is None else (*for_captions, "delimiter", "drop_uncaptioned"):
+    for name in for_tasks if task is None else (*for_captions, "delimiter", "drop_uncaptioned", "boxes"):
         if is_set(options, name):
             use = "a task, which model.task names" if task is None else f"pretraining, not for model.task={task}"
             raise UsageError(f"data.{name}={getattr(options, name)!r} is for {use}; leave it out.")

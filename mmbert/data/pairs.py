@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from mmbert.data.boxes import ImageBoxes, place_boxes
 from mmbert.data.edits import CaptionEdits
 from mmbert.data.examples import Example
 from mmbert.data.images import BadImageError
@@ -16,7 +18,7 @@ from mmbert.data.masking import Masking
 from mmbert.data.ngrams import image_ngrams
 from mmbert.data.processor import MMBertProcessor, pad
 from mmbert.data.samples import Augmentation, Samples, Skipped, collate_skipped, stack_images
-from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT
+from mmbert.model.tokens import IGNORE_INDEX, NO_BOX, NO_NGRAM, NO_TEXT
 from mmbert.runtime.randomness import mix, numpy_generator, permutation
 
 NO_IMAGE = torch.zeros(0, dtype=torch.uint8)
@@ -41,6 +43,7 @@ class Sample(NamedTuple):
     ngram_ids: tuple[int, ...] | None = None  # only with the objective ngrams
     edited_input_ids: list[int] | None = None  # only with edited captions; `input_ids` where there is no edit
     teacher_vectors: tuple[Tensor, Tensor] | None = None  # (E,) of image and text, only with the objective distill
+    boxes: ImageBoxes | None = None  # as the image is augmented, only with the objective boxes
     requested_index: int = -1  # differs from `index` where this sample replaces an unreadable one
     skipped: Skipped = ()  # the unreadable samples that it replaces
 
@@ -86,6 +89,8 @@ class Pairs(Samples):
         self.masking = masking
         self.ngram_ids: list[tuple[int, ...]] | None = None
         """Numbers of the n-grams in the captions of each image, with the objective ngrams."""
+        self.boxes: Sequence[ImageBoxes] | None = None
+        """Boxes of each image, with the objective boxes."""
         self.edits: CaptionEdits | None = None
         self.teacher: Callable[[Path, str], tuple[Tensor, Tensor]] | None = None
         """Gives the vectors of the teacher, with the objective distill; see `TeacherVectors`."""
@@ -153,7 +158,7 @@ class Pairs(Samples):
         else:
             ids, continues = self._encode(caption), ()
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
-        pixel_values = self._image(epoch, i, example.image, caption)
+        pixel_values, placement = self._placed_image(epoch, i, example.image, caption)
         wrong = None if self.wrong_positions is None else self._wrong_pixel_values(i, pixel_values)
         return Sample(
             i,
@@ -168,6 +173,7 @@ class Pairs(Samples):
             None if self.ngram_ids is None else self.ngram_ids[i],
             None if self.edits is None else self._edited(self.edits, epoch, i, ids),
             None if self.teacher is None else self.teacher(example.image, caption),
+            None if self.boxes is None else place_boxes(self.boxes[i], placement),
         )
 
     def _encode(self, caption: str) -> list[int]:
@@ -249,7 +255,8 @@ class Collate:
     (B, P, W); in evaluation also wrong images (prefix `wrong_`) and digests of both (`stack_images`); `image_key`,
     `text_key` (B,) and `image_text_keys` (B, C) int64 hashes; with the objective ngrams `ngram_ids` (B, G), padded with
     `NO_NGRAM`; with edited captions `edited_input_ids` (B, T) and `is_edited` (B,) bool; with the objective distill
-    `teacher_image` and `teacher_text` (B, E). Samples without images are
+    `teacher_image` and `teacher_text` (B, E); with the objective boxes `boxes` (B, N, 4), see `ImageBoxes`, and
+    `box_classes` (B, N) int64, padded with `NO_BOX`. Samples without images are
     left out. If some were skipped, there are also `skipped` (S,) int64 positions and `skip_reasons`, a list of S texts.
     """
 
@@ -286,6 +293,11 @@ class Collate:
         teacher = [s.teacher_vectors for s in samples if s.teacher_vectors is not None]
         if teacher:
             batch["teacher_image"], batch["teacher_text"] = map(torch.stack, zip(*teacher, strict=True))
+        boxes = [s.boxes for s in samples if s.boxes is not None]
+        if boxes:
+            batch["boxes"] = pad_sequence([torch.from_numpy(b.corners) for b in boxes], batch_first=True)
+            classes = [torch.from_numpy(b.classes) for b in boxes]
+            batch["box_classes"] = pad_sequence(classes, batch_first=True, padding_value=NO_BOX)
         if wrong:
             batch |= stack_images(wrong, "wrong_", with_digest=True)
         return batch | collate_skipped(skipped)

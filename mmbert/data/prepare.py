@@ -106,8 +106,9 @@ def missing_files(options: DataOptions, folder: Path) -> list[str]:
 
 def _paths(options: DataOptions) -> Iterator[str]:
     """All values of options that can be the path of a file or folder."""
-    for value in (options.tokenizer, options.annotations, options.images, options.questions, options.image_names):
-        values = value.values() if isinstance(value, dict) else [value]
+    for name in ("tokenizer", "annotations", "images", "questions", "image_names", "boxes"):
+        value = getattr(options, name)
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         yield from (path for path in values if isinstance(path, str) and path)
 
 

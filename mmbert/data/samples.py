@@ -34,6 +34,16 @@ class Augmentation(NamedTuple):
     """Mirror half of the images, but none whose texts mention left or right."""
 
 
+class Placement(NamedTuple):
+    """Part of an image that augmentation keeps, as fractions of its sides, and whether it is mirrored then."""
+
+    left: float = 0.0
+    top: float = 0.0
+    width: float = 1.0
+    height: float = 1.0
+    is_mirrored: bool = False
+
+
 class View(NamedTuple):
     """One of several augmented views of an image that the encoder cache holds."""
 
@@ -155,13 +165,17 @@ class Samples(Dataset):
             file: The image.
             texts: May forbid mirroring it.
         """
+        return self._placed_image(epoch, i, file, texts)[0]
+
+    def _placed_image(self, epoch: int, i: int, file: Path, texts: str) -> tuple[Tensor, Placement]:
+        """Load an image as `_image` does, with its placement; that of a view in the cache is not known."""
         augmentation = self.augmentation
         if augmentation in (None, Augmentation()):
-            return self._plain_image(file)
+            return self._plain_image(file), Placement()
         assert augmentation is not None
         if self.cache is not None:
             number = int(mix(self.seed, "view", epoch, i) % np.uint64(self.views))
-            return self.cache.hidden_states(file, View(number, self._may_mirror(texts)))
+            return self.cache.hidden_states(file, View(number, self._may_mirror(texts))), Placement()
         rng = numpy_generator(self.seed, "augment", epoch, i)
         image = self.processor.load(file)
         return augment(image, augmentation, self.processor.image_settings, rng, may_mirror=self._may_mirror(texts))
@@ -188,18 +202,20 @@ class Samples(Dataset):
 
 def augment(
     image: Tensor, augmentation: Augmentation, settings: ImageSettings, rng: np.random.Generator, *, may_mirror: bool
-) -> Tensor:
-    """Crop, resize and mirror a (3, H, W) uint8 image at random: (3, S, S)."""
+) -> tuple[Tensor, Placement]:
+    """Crop, resize and mirror a (3, H, W) uint8 image at random: (3, S, S), and its placement."""
+    placement = Placement()
     if augmentation.crop < 1:
         height, width = image.shape[-2:]
         side = rng.uniform(augmentation.crop, 1) ** 0.5
         h, w = max(1, round(height * side)), max(1, round(width * side))
         top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
         image = image[:, top : top + h, left : left + w]
+        placement = Placement(left / width, top / height, w / width, h / height)
     image = settings.resize(image)
     if augmentation.flip and rng.random() < 0.5 and may_mirror:
-        image = transforms.horizontal_flip(image)
-    return image
+        image, placement = transforms.horizontal_flip(image), placement._replace(is_mirrored=True)
+    return image, placement
 
 
 def stack_images(images: Sequence[Tensor], prefix: str = "", *, with_digest: bool = False) -> dict[str, Tensor]:

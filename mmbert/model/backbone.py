@@ -59,6 +59,12 @@ class MMBertModel(MMBertPreTrainedModel):
         """Word embedding matrix, (V, text width)."""
         return self.get_input_embeddings().weight  # pyright: ignore[reportReturnType]
 
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches, which are the last tokens of an encoded image, row by row."""
+        rows, columns = self.image_encoder.vit.patch_embed.grid_size
+        return int(rows), int(columns)
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embedding layer."""
         return self.text_encoder.transformer.get_input_embeddings()

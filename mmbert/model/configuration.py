@@ -33,6 +33,8 @@ class MMBertConfig(Architecture, PreTrainedConfig):
     """Classes of the task's head, in the order of its outputs; taken from the training data."""
     ngrams: list[str] = field(default_factory=list)
     """Caption n-grams of the objective ngrams, in the order of its outputs; taken from the training data."""
+    box_classes: list[str] = field(default_factory=list)
+    """Classes of the objective boxes, in the order of its outputs; taken from the training data."""
     num_images: int = 1
     """Images per text of the task: 2 for NLVR2, 0 for text only."""
     num_hidden_layers: int = 0  # read by generic tools of transformers; set to `fusion_layers`

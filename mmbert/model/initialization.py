@@ -120,8 +120,8 @@ FUSION_KEYS = (
 """Keys of the fusion alone: with `model.pretrained_parts=encoders` they are those requested."""
 FUSION = "mmbert.fusion."
 """Prefix of the fusion's parameters."""
-NGRAMS_HEAD = "objectives.ngrams.head.weight"
-"""Parameter of the objective ngrams, whose head has the size of `MMBertConfig.ngrams`."""
+CLASSES = {"ngrams": "ngrams", "boxes": "box_classes"}
+"""Objective -> key of `MMBertConfig` with the classes of its head, which are those of the training data."""
 
 
 def saved_config(folder: str) -> MMBertConfig:
@@ -163,9 +163,12 @@ def _build_from_folder(options: ModelOptions, task_keys: dict[str, Any]) -> Head
             )
     saved.labels, saved.num_images = task_keys.get("labels", []), task_keys.get("num_images", 1)
     state = read_weights(Path(folder))
-    if options.task is not None or "ngrams" not in saved.objective_options() or NGRAMS_HEAD not in state:
-        saved.ngrams = []
-    model = new_model(MMBertConfig(**{k: getattr(saved, k) for k in (*KEYS, "labels", "num_images", "ngrams")}))
+    for name, key in CLASSES.items():
+        has_objective = options.task is None and name in saved.objective_options()
+        if not has_objective or f"objectives.{name}.head.weight" not in state:
+            setattr(saved, key, [])
+    keys = (*KEYS, "labels", "num_images", *CLASSES.values())
+    model = new_model(MMBertConfig(**{key: getattr(saved, key) for key in keys}))
     with_task = has_head(folder, model.config)
     _load_saved_weights(model, state, folder, with_task=with_task, with_fusion=not new_fusion)
     return model

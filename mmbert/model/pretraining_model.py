@@ -155,7 +155,7 @@ class MMBertForPreTraining(MMBertPreTrainedModel):
         loss = self._labelled_loss(logits, labels, match_labels, bool(return_loss))
         return self._returned(PreTrainingOutput(loss=loss, **logits, **recorded.outputs()), return_dict)
 
-    training_keys = ("mlm_labels", "image_key", "ngram_ids", "index")
+    training_keys = ("mlm_labels", "image_key", "ngram_ids", "boxes", "index")
     """Keys of which a training batch has at least one."""
 
     def compute_losses(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # label of a position that is not predicted; what torch's cross entropy skips
 NO_NGRAM = -1  # pads lists of n-gram numbers
+NO_BOX = -1  # pads the classes of boxes
+NOT_LABELLED = -2  # class of the only box of an image whose boxes are not known
 NO_TEXT = -1  # pads lists of caption hashes, which are never negative
 
 

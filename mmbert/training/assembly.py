@@ -22,6 +22,7 @@ from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import build_model, has_head, saved_config
 from mmbert.model.lora import TARGETS, LoraOptions, add_adapters
 from mmbert.model.modeling import HeadedModel, MMBertForPreTraining, MMBertForTask
+from mmbert.model.objectives.boxes import BoxClasses
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
 from mmbert.model.objectives.ngrams import CaptionNGrams
 from mmbert.model.options import KEYS, ModelOptions
@@ -86,6 +87,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         _check_mask_token(model, processor)
         data = PairsDataModule(data_options, processor, seed=seed)
         _start_ngrams(model, data)
+        _start_boxes(model, data)
         _start_mlm_at_prior(model, data)
         if optim.first_stage is not None and optim.first_stage not in model.config.objective_options():
             names = ", ".join(model.config.objective_options())
@@ -164,6 +166,28 @@ def _start_ngrams(model: HeadedModel, data: PairsDataModule) -> None:
     log.info(
         "objective ngrams: %d n-grams of the training captions, %.1f an image, such as %s",
         len(frequencies), sum(frequencies.values()), ", ".join([*frequencies][-5:]),
+    )  # fmt: skip
+
+
+def _start_boxes(model: HeadedModel, data: PairsDataModule) -> None:
+    """Read the boxes of the training images and build the head of the objective boxes for their classes.
+
+    The head of `model.pretrained` is kept where it has the same classes.
+    """
+    assert isinstance(model, MMBertForPreTraining)
+    objective = model.objectives["boxes"] if "boxes" in model.objectives else None
+    if objective is None:
+        if data.options.boxes:
+            log.warning("data.boxes=%r has no effect here: it is for the objective boxes", data.options.boxes)
+        return
+    assert isinstance(objective, BoxClasses)
+    covered = data.use_boxes()
+    if model.config.box_classes != [*covered]:
+        objective.start([*covered.values()], std=model.config.initializer_range)
+        model.config.box_classes = [*covered]
+    log.info(
+        "objective boxes: %d classes, such as %s; their boxes cover %.1f %% of an image",
+        len(covered), ", ".join([*covered][:5]), 100 * sum(covered.values()),
     )  # fmt: skip
 
 
@@ -247,7 +271,7 @@ def _tokenizer(model: ModelOptions, data: DataOptions) -> Any:
 CHANGEABLE = {  # options that may change on resume: they change no number, or only what is reported
     "data.annotations", "data.images", "data.tokenizer", "data.num_workers", "data.eval_batch_size", "data.val_size",
     "data.test_captions", "data.max_bad_fraction", "data.questions", "data.image_names", "data.prepare",
-    "data.cache", "data.images_in_memory", "optim.activation_checkpointing", "optim.compile",
+    "data.boxes", "data.cache", "data.images_in_memory", "optim.activation_checkpointing", "optim.compile",
 }  # fmt: skip
 
 
@@ -283,6 +307,7 @@ def run_identity(config: Any, built: MMBertConfig, data: SplitsDataModule) -> di
         "seed_everything": int(config.seed_everything),
         "training pairs (SHA-256)": _examples_sha256(data, "train"),
         "tokenizer (SHA-256)": tokenizer_checksum(data.processor.tokenizer)[:16],
+        **_boxes_sha256(data),
     }
 
 
@@ -306,6 +331,16 @@ def validation_identity(config: Any, data: SplitsDataModule) -> dict[str, Any]:
         "data.eval_batch_size": None if limit in (None, 1.0) else config.data.eval_batch_size,
         "validation pairs (SHA-256)": _examples_sha256(data, "val"),
     }
+
+
+def _boxes_sha256(data: SplitsDataModule) -> dict[str, str]:
+    boxes = data.train_samples.boxes if isinstance(data, PairsDataModule) else None
+    if boxes is None:
+        return {}
+    total = hashlib.sha256()
+    for image in boxes:
+        total.update(image.corners.tobytes() + image.classes.tobytes())
+    return {"boxes (SHA-256)": total.hexdigest()[:16]}
 
 
 def _examples_sha256(data: SplitsDataModule, split: str) -> str:

@@ -85,8 +85,8 @@ class OptimOptions:
     final_lr: float = 0.0
     """Learning rate at the last step, as a fraction of the peak."""
     first_stage: str | None = None
-    """Objective that is trained alone in a first stage, before all objectives are trained together: ngrams or mim warms
-    up an image encoder from scratch. None: no such stage."""
+    """Objective that is trained alone in a first stage, before all objectives are trained together: ngrams, boxes or
+    mim warms up an image encoder from scratch. None: no such stage."""
     first_stage_steps: int = 0
     """Optimizer steps of the first stage, part of the run's steps. Each stage has its own learning-rate schedule."""
     momentum_distillation: dict[str, Any] | None = None

@@ -19,7 +19,7 @@ from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import HardNegatives, same_pair, sample_negatives
 from mmbert.model.objectives.rtd import between_real, sample_tokens
-from mmbert.model.tokens import IGNORE_INDEX, NO_NGRAM, NO_TEXT, NOT_COMPUTED, Reads, Tokens
+from mmbert.model.tokens import IGNORE_INDEX, NO_BOX, NO_NGRAM, NO_TEXT, NOT_COMPUTED, NOT_LABELLED, Reads, Tokens
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 
@@ -135,7 +135,7 @@ def test_weight_zero_leaves_an_objective_out() -> None:
 @pytest.mark.parametrize(
     ("objectives", "message"),
     [
-        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc, ngrams, distill, rtd, mim\. Did you"),
+        ({"mln": 1.0}, r"'mln' is no objective; allowed are mlm, itm, itc, ngrams, boxes, distill, rtd, mim\. Did you"),
         ({"itm": {"negative": "hard"}}, r"no option 'negative'; .*Did you mean 'negatives'"),
         ({"itm": {"wieght": 2.0}}, r"no option 'wieght'.*Did you mean 'weight'"),
         ({"itm": -1.0}, r"objectives\.itm: weight -1\.0 is not a number of 0 or more"),
@@ -224,6 +224,53 @@ def test_bias_starts_at_the_log_frequencies_of_tokens() -> None:
     loss = head.start_at_prior(counts)
     assert difference(head.bias[:3].exp(), torch.tensor([3.5, 1.5, 0.5]) / total) < 1e-6
     assert abs(loss + (3 * math.log(3.5 / total) + math.log(1.5 / total)) / 4) < 1e-6
+
+
+# --- boxes ---------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_loss_is_the_cross_entropy_of_the_classes_at_each_patch() -> None:
+    """By hand: 2 x 2 patches after a class token, 2 classes; a box over the left half, and an image without any.
+
+    The third image is not labelled and left out.
+    """
+    model = model_with({"boxes": 1.0}, box_classes=["cat", "dog"])
+    objective = model.objectives["boxes"]
+    with torch.no_grad():
+        objective.head.weight.copy_(torch.eye(2, 32))
+        objective.head.bias.zero_()
+    states = torch.zeros(3, 5, 32)
+    states[0, 1:, :2] = torch.tensor([[2.0, -1], [-3, 0], [-1, 1], [0, -2]])
+    states[:, 0] = 9.0
+    boxes = torch.tensor([[[0.0, 0, 0.5, 1], [0, 0, 0, 0]]]).repeat(3, 1, 1)
+    classes = torch.tensor([[0, NO_BOX], [NO_BOX, NO_BOX], [NOT_LABELLED, NO_BOX]])
+    encoded = EncodedBatch(model.mmbert, {"boxes": boxes, "box_classes": classes})
+    encoded.image = Tokens(states, torch.ones(3, 5, dtype=torch.bool))
+    output = objective(encoded)
+
+    def softplus(x: float) -> float:
+        return math.log1p(math.exp(x))
+
+    # The cat is at patches 0 and 2; its logits are 2, -3, -1, 0, those of the dog -1, 0, 1, -2.
+    cat = softplus(-2) + softplus(-3) + softplus(1) + softplus(0)
+    dog = softplus(-1) + softplus(0) + softplus(1) + softplus(-2)
+    assert output.loss.item() == pytest.approx((cat + dog + 8 * softplus(0)) / 2, rel=1e-6)
+    assert output.logits.tolist() == [[0, 2], [0, -1]] and output.targets.tolist() == [1, 1]
+    assert output.left_out == 1
+
+
+def test_boxes_bias_starts_at_the_log_odds_of_the_covered_fraction() -> None:
+    head = model_with({"boxes": 1.0}).objectives["boxes"]
+    head.start([0.25, 0.5], std=0.02)
+    assert head.head.bias.tolist() == pytest.approx([math.log(1 / 3), 0.0])
+
+
+def test_boxes_without_classes_or_batch_are_an_error() -> None:
+    with pytest.raises(UsageError, match="the model has no classes of boxes"):
+        model_with({"boxes": 1.0}, box_classes=[])(**tiny_batch())
+    batch = {name: value for name, value in tiny_batch().items() if name != "boxes"}
+    with pytest.raises(UsageError, match="the batch has no boxes"):
+        model_with({"boxes": 1.0})(**batch)
 
 
 # --- ngrams --------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ COMBINATIONS = [
     for fusion in FUSIONS
     for count in range(1, len(OBJECTIVES) + 1)
     for names in combinations(OBJECTIVES, count)
-    if not any(OBJECTIVES[name].requires or name == "mim" for name in names)
+    if not any(OBJECTIVES[name].requires or name in ("boxes", "mim") for name in names)
 ]
 
 WITH_OPTIONS: dict[str, dict[str, Any]] = {
@@ -34,11 +34,13 @@ WITH_OPTIONS: dict[str, dict[str, Any]] = {
     "hard_rows": {"itm": {"negatives": {"hard": 0.9, "warmup": 0.5}, "negative_texts": True}, "itc": 1.0},
     "distill": {"itc": 1.0, "distill": 1.0},
     "rtd": {"mlm": 1.0, "itm": 1.0, "rtd": 2.0},
+    "boxes": {"itm": 1.0, "boxes": 1.0},
     "tokens": {"itm": {"residual": True, "negatives": "hard"}, "itc": {"interaction": "tokens"}},
     "mim": {"mim": {"mask_ratio": 0.5}},
     "mim_beside_others": {"mlm": 1.0, "itm": 1.0, "itc": 1.0, "ngrams": 1.0, "mim": 0.5},
 }
-"""Name -> objectives with options that gather more over the processes, or that read each other's heads; and mim."""
+"""Name -> objectives with options that gather more over the processes, or that read each other's heads; and mim and
+boxes, which read the image encoder alone."""
 COMBINATIONS += [(fusion, (name,)) for fusion in FUSIONS for name in WITH_OPTIONS]
 
 

@@ -56,23 +56,28 @@ def test_best_checkpoint_is_the_best_of_what_is_watched(
     assert [p.stem for p in (tmp_path / "shapes-plain/checkpoints").glob("best-*.ckpt")] == [f"best-step={step + 1}"]
 
 
-def test_run_of_ngrams_alone_saves_its_last_weights_and_its_head_is_kept(tiny: list[str], tmp_path: Path) -> None:
-    fit(tiny, tmp_path, "--model.fusion=late", "--model.objectives={ngrams: 1.0}", "--trainer.max_epochs=1")
+def test_run_of_image_labels_alone_saves_its_last_weights_and_its_heads_are_kept(
+    tiny: list[str], shapes: Path, tmp_path: Path
+) -> None:
+    boxes = f"--data.boxes={shapes}/annotations/instances_train.json"
+    objectives = "--model.objectives={ngrams: 1.0, boxes: 1.0}"
+    fit(tiny, tmp_path, "--model.fusion=late", objectives, boxes, "--trainer.max_epochs=1")
     folder = tmp_path / "shapes-plain"
     assert not list((folder / "checkpoints").glob("best-*")), "no validation metric chooses a best one"
-    head = "objectives.ngrams.head.weight"
+    head, of_boxes = (f"objectives.{name}.head.weight" for name in ("ngrams", "boxes"))
     saved = load_file(folder / "model/model.safetensors")
     last = torch.load(folder / "checkpoints/step=4.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(saved[head], last[f"model.{head}"])
 
-    def started(*more: str) -> torch.Tensor:
+    def started(*more: str) -> dict[str, torch.Tensor]:
         start = [f"--model.pretrained={folder}/model", "--model.pretrained_parts=encoders", *more]
-        arguments = ["--config", str(ROOT / "configs/pretrain/shapes_plain.yaml"), *tiny, *start]
-        run = TrainingRun(parse_run([*arguments, "--model.objectives={itm: 1.0, ngrams: 1.0}"]), dry=True)
-        return run.parts.model.state_dict()[head]
+        arguments = ["--config", str(ROOT / "configs/pretrain/shapes_plain.yaml"), *tiny, *start, boxes]
+        run = TrainingRun(parse_run([*arguments, "--model.objectives={itm: 1.0, ngrams: 1.0, boxes: 1.0}"]), dry=True)
+        return run.parts.model.state_dict()
 
-    assert torch.equal(started(), saved[head])
-    fewer = started("--data.train_fraction=0.5")  # with other n-grams
+    found = started()
+    assert torch.equal(found[head], saved[head]) and torch.equal(found[of_boxes], saved[of_boxes])
+    fewer = started("--data.train_fraction=0.5")[head]  # with other n-grams
     assert fewer.shape != saved[head].shape and fewer.std() < 0.03
 
 

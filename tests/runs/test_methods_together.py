@@ -1,4 +1,4 @@
-"""Every training method at once: image warm-up, closed form, momentum distillation, Muon, edits, rtd and mim.
+"""Every training method at once: image warm-up on boxes, n-grams, closed form, momentum model, Muon, edits, rtd, mim.
 
 The same guarantees as for plain runs: resume, SIGKILL at random times, workers and processes change no number.
 """
@@ -20,12 +20,12 @@ from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.momentum import MomentumDistillation
 
 OBJECTIVES = (
-    "{ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, "
+    "{boxes: 1.0, ngrams: {weight: 1.0, min_fraction: 0.1}, mlm: 1.0, "
     "itm: {weight: 1.0, edited: 0.5, negatives: {hard: 0.9, warmup: 0.5}}, "
     "itc: {weight: 1.0, init: closed_form, embedding_size: 16}, rtd: 1.0, mim: 0.5}"
 )
 TOGETHER = [
-    "--name=run", "--optim.name=muon", "--optim.first_stage=ngrams", "--optim.first_stage_steps=3",
+    "--name=run", "--optim.name=muon", "--optim.first_stage=boxes", "--optim.first_stage_steps=3",
     f"--model.objectives={OBJECTIVES}", "--optim.momentum_distillation={decay: 0.9, alpha: 0.4, ramp_steps: 6}",
     "--data.mask_content=true", "--data.opposites={left: right}",
 ]  # fmt: skip
@@ -49,6 +49,12 @@ def assert_same_run(root: Path, whole: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def tiny(tiny: list[str], shapes: Path) -> list[str]:
+    """With the boxes of the training images, which follow crops and mirroring."""
+    return [*tiny, f"--data.boxes={shapes}/annotations/instances_train.json"]
+
+
+@pytest.fixture(scope="module")
 def whole(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that was never interrupted."""
     root = tmp_path_factory.mktemp("together")
@@ -63,9 +69,11 @@ def test_run_killed_in_either_stage_resumes_bit_identically(whole: Path, tiny: l
     assert_same_run(tmp_path, whole)
 
 
-def test_saved_model_has_its_ngrams_and_no_momentum_model(whole: Path) -> None:
+def test_saved_model_has_its_classes_and_no_momentum_model(whole: Path) -> None:
     model = MMBertForPreTraining.from_pretrained(whole / "run/model")
     assert model.objectives["ngrams"].head.weight.shape[0] == len(model.config.ngrams) > 5  # pyright: ignore
+    assert "red circle" in model.config.box_classes
+    assert model.objectives["boxes"].head.weight.shape[0] == len(model.config.box_classes)  # pyright: ignore
     parameters = sum(p.numel() for p in model.parameters())
     assert json.loads((whole / "run/metrics.json").read_text())["run/parameters"] == parameters
     assert load_file(whole / "run/model/model.safetensors").keys() == model.state_dict().keys()

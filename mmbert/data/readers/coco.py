@@ -48,7 +48,7 @@ def read_coco(
         place = f"{path}:images[{index}]"
         with problems:
             record = expect(record, dict, "the image", place)
-            key = _identifier(record, "id", place)
+            key = identifier(record, "id", place)
             if key in known_images:
                 raise DataError(place, f"id {quote(key)} is also the id of {known_images[key][1]}", "each id once")
             if (twin := _other_type(key, known_images)) is not None and str(twin) == str(key):
@@ -70,7 +70,7 @@ def read_coco(
         key, before = None, problems.total
         with problems:
             record = expect(record, dict, "the annotation", place)
-            key = _identifier(record, "image_id", place)
+            key = identifier(record, "image_id", place)
             if key in bad_ids:
                 continue  # its image is already reported
             if key not in captions:
@@ -81,7 +81,7 @@ def read_coco(
                     expected = f"one of the images' ids (there is {quote(twin)}, {kind})"
                 raise DataError(place, f"image_id {quote(key)} is no image's id", expected)
             if "id" in record:
-                number = _identifier(record, "id", place)
+                number = identifier(record, "id", place)
                 if number in used:
                     raise DataError(place, f"id {quote(number)} is also the id of {used[number]}", "each id once")
                 used[number] = place
@@ -108,7 +108,12 @@ def read_coco(
     return examples
 
 
-def _identifier(record: dict[str, Any], key: str, place: str) -> int | str:
+def identifier(record: dict[str, Any], key: str, place: str) -> int | str:
+    """Return an id, a number or a string.
+
+    Raises:
+        DataError: it is missing, or something else.
+    """
     value = record.get(key)
     return value if isinstance(value, str) else field(record, key, int, place)
 

@@ -6,6 +6,7 @@ import math
 from mmbert.errors import UsageError, did_you_mean
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, SoftTargets, combine_reads
+from mmbert.model.objectives.boxes import BoxClasses
 from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.itm import ImageTextMatching
@@ -30,6 +31,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "itm": ImageTextMatching,
     "itc": ImageTextContrast,
     "ngrams": CaptionNGrams,
+    "boxes": BoxClasses,
     "distill": TeacherDistillation,
     "rtd": ReplacedTokenDetection,
     "mim": MaskedImageModeling,

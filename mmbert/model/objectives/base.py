@@ -24,6 +24,11 @@ class TextImageModel(Protocol):
         """Word embedding matrix, (V, text width)."""
         ...
 
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches, which are the last tokens of an encoded image, row by row."""
+        ...
+
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tokens:
