@@ -26,10 +26,16 @@ from mmbert.training.sharding import copy_full, full_tensor, gather_shards, spre
 log = logging.getLogger("mmbert")
 
 
+def _itc(model: torch.nn.Module) -> ImageTextContrast | None:
+    """Return the model's objective itc; None without it."""
+    itc = model.objectives["itc"] if isinstance(model, MMBertForPreTraining) and "itc" in model.objectives else None
+    return itc if isinstance(itc, ImageTextContrast) else None
+
+
 def wants_closed_form(model: torch.nn.Module) -> bool:
     """Whether the model's ITC starts from its closed form: the option is set, and its projections are new."""
-    itc = model.objectives["itc"] if isinstance(model, MMBertForPreTraining) and "itc" in model.objectives else None
-    return isinstance(itc, ImageTextContrast) and itc.init == "closed_form" and not itc.is_trained
+    itc = _itc(model)
+    return itc is not None and itc.init == "closed_form" and not itc.is_trained
 
 
 def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *, val_images: int, seed: int) -> None:
@@ -45,8 +51,8 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
         UsageError: More pairs requested than there are, or too few for the width of the common space.
     """
     started = time.perf_counter()
-    itc, was_training, workers = model.objectives["itc"], model.training, data.options.num_workers
-    assert isinstance(itc, ImageTextContrast)
+    itc, was_training, workers = _itc(model), model.training, data.options.num_workers
+    assert itc is not None
     model.eval()
     gather_shards(model)
     maps, count = _solve(model, data, seed)
@@ -92,8 +98,8 @@ def start_from_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *
 
 def wants_refit(model: torch.nn.Module) -> bool:
     """Whether the closed form of the model's ITC is solved again before each validation."""
-    itc = model.objectives["itc"] if isinstance(model, MMBertForPreTraining) and "itc" in model.objectives else None
-    return isinstance(itc, ImageTextContrast) and itc.refit
+    itc = _itc(model)
+    return itc is not None and itc.refit
 
 
 @torch.no_grad()
@@ -105,8 +111,8 @@ def refit_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *, see
         data: Its training pairs are used, as by `start_from_closed_form`.
         seed: Seed of the sample of pairs.
     """
-    started, itc = time.perf_counter(), model.objectives["itc"]
-    assert isinstance(itc, ImageTextContrast)
+    started, itc = time.perf_counter(), _itc(model)
+    assert itc is not None
     maps, count = _solve(model, data, seed)
     itc.set_refit(maps)
     if rank() == 0:
@@ -119,8 +125,8 @@ def refit_closed_form(model: MMBertForPreTraining, data: PairsDataModule, *, see
 
 def _solve(model: MMBertForPreTraining, data: PairsDataModule, seed: int) -> tuple[LinearMaps, int]:
     """Solve the closed form of the training pairs; return it with their number."""
-    itc, examples = model.objectives["itc"], data.examples["train"]
-    assert isinstance(itc, ImageTextContrast)
+    itc, examples = _itc(model), data.examples["train"]
+    assert itc is not None
     pairs = choose_pairs(examples, itc.init_samples, seed=seed)
     maps = solve_closed_form(
         model,
