@@ -17,7 +17,7 @@ from mmbert.evaluation.encoding import EncodedCandidates, LoadImage, encode_load
 from mmbert.evaluation.retrieval import Candidates
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.closed_form import LinearMaps, canonical_maps
-from mmbert.model.objectives.itc import Pooling
+from mmbert.model.objectives.pooling import Pooling
 from mmbert.runtime.distributed import gather_in_order, run_sharded, shard_jobs
 from mmbert.runtime.randomness import permutation
 from mmbert.runtime.signals import StopSignals

@@ -13,11 +13,12 @@ from torch import Tensor
 from mmbert.errors import UsageError
 from mmbert.model.fusion import FUSIONS
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.model.objectives import OBJECTIVES, itc, negatives
+from mmbert.model.objectives import OBJECTIVES, negatives
 from mmbert.model.objectives.base import EncodedBatch, SoftTargets
 from mmbert.model.objectives.distill import TeacherDistillation
 from mmbert.model.objectives.itc import ImageTextContrast
 from mmbert.model.objectives.negatives import HardNegatives, same_pair, sample_negatives
+from mmbert.model.objectives.pooling import pool_tokens
 from mmbert.model.objectives.rtd import between_real, sample_tokens
 from mmbert.model.tokens import IGNORE_INDEX, NO_BOX, NO_NGRAM, NO_TEXT, NOT_COMPUTED, NOT_LABELLED, Reads, Tokens
 
@@ -925,10 +926,10 @@ def test_mean_pooling_leaves_padding_out() -> None:
     changed = text._replace(hidden_states=torch.where(text.mask[..., None], text.hidden_states, 1e3))
     assert not text.mask.all()
     assert torch.equal(model.objectives["itc"].embed_text(text), model.objectives["itc"].embed_text(changed))
-    features = itc.pool_tokens(text, "first_and_mean")
+    features = pool_tokens(text, "first_and_mean")
     row = text.hidden_states[1][text.mask[1]]
     torch.testing.assert_close(features[1], torch.cat([row[0], row.mean(dim=0)]))
-    assert torch.equal(itc.pool_tokens(text, "mean"), features[:, row.shape[1] :])
+    assert torch.equal(pool_tokens(text, "mean"), features[:, row.shape[1] :])
 
 
 def test_texts_and_images_are_pooled_each_in_its_way() -> None:

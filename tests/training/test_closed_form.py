@@ -24,7 +24,7 @@ from mmbert.evaluation.closed_form import MAX_PAIRS, PooledFeatures, choose_pair
 from mmbert.model.initialization import build_model
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.closed_form import LinearMaps
-from mmbert.model.objectives.itc import Pooling
+from mmbert.model.objectives.pooling import Pooling
 from mmbert.model.options import ModelOptions
 from mmbert.model.tokens import Tokens
 from mmbert.training.closed_form import recall_at_1, refit_closed_form, start_from_closed_form, wants_closed_form

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,40 +19,15 @@ from mmbert.model.objectives.late_interaction import (
     similarities,
 )
 from mmbert.model.objectives.negatives import same_pair
+from mmbert.model.objectives.pooling import MODALITIES, POOLS, Pooling
 from mmbert.model.tokens import Reads, Tokens
 from mmbert.runtime.distributed import all_gather, global_mean, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.5
 
-POOLS = ("first", "mean", "first_and_mean")
 INTERACTIONS = ("pooled", "tokens")
-MODALITIES = ("text", "image")
 POOLERS = {"none": (), "text": ("text",), "image": ("image",), "both": ("text", "image")}
 """Value of the option `pooler` -> modalities with a pooler."""
-
-
-class Pooling(NamedTuple):
-    """How the tokens of texts and of images are pooled to the features that ITC projects."""
-
-    text: str  # one of `POOLS`
-    image: str  # one of `POOLS`
-    to_unit_length: bool = False
-
-    @classmethod
-    def from_options(cls, pool: str | Mapping[str, str], normalize: bool) -> "Pooling":
-        """Read the options `pool` and `normalize` of the objective itc."""
-        pools = (pool, pool) if isinstance(pool, str) else (pool["text"], pool["image"])
-        return cls(*pools, to_unit_length=normalize)
-
-    def width(self, modality: str, hidden_size: int) -> int:
-        """Return the number of features of a modality."""
-        return hidden_size * (2 if getattr(self, modality) == "first_and_mean" else 1)
-
-    def features(self, modality: str, tokens: Tokens) -> Tensor:
-        """Pool (B, L, D) encoded texts or images to (B, D) or, with first_and_mean, (B, 2D) features, fp32."""
-        with no_autocast(tokens.hidden_states):
-            features = pool_tokens(tokens, getattr(self, modality))
-            return F.normalize(features, dim=-1) if self.to_unit_length else features
 
 
 class ImageTextContrast(Objective):
@@ -322,17 +297,6 @@ class ImageTextContrast(Objective):
         """
         of_texts, of_images = self.logits(text, gather_vectors(image)), self.logits(image, gather_vectors(text))
         return of_texts.softmax(dim=1), of_images.softmax(dim=1)
-
-
-def pool_tokens(tokens: Tokens, pool: str) -> Tensor:
-    """Pool (B, L, D) encoded texts or images to (B, D) or, with first_and_mean, (B, 2D) features, fp32."""
-    with no_autocast(tokens.hidden_states):
-        first = full_precision(tokens.first)
-        if pool == "first":
-            return first
-        weights = tokens.mask.unsqueeze(-1).to(first.dtype)  # (B, L, 1)
-        mean = (full_precision(tokens.hidden_states) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        return mean if pool == "mean" else torch.cat([first, mean], dim=-1)
 
 
 def _is_count(value: Any) -> bool:
