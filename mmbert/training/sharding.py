@@ -44,6 +44,8 @@ def gather_shards(model: HeadedModel) -> None:
     It calls parts of the model by themselves, and not as often on every rank, so no call may wait for the other ranks.
     """
     if isinstance(model, FSDPModule):
+        # Before the first training step: else FSDP takes the first module that is called, an encoder, for the root.
+        model._get_fsdp_state()._lazy_init()
         model.set_reshard_after_forward(False)
         for module in _sharded_modules(model):
             module.unshard()

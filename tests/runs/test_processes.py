@@ -57,10 +57,18 @@ def test_objectives_that_leave_parameters_unused_train_in_two_processes_as_in_on
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_fsdp_trains_as_one_process_and_resumes_to_the_bit(tiny: list[str], tmp_path: Path) -> None:
+SOLVED = (
+    "{mlm: 1, itm: {weight: 1, residual: true, calibrate: true}, "
+    "itc: {weight: 1, init: closed_form, refit: true, embedding_size: 4}}"
+)
+"""Objectives with parts that are computed from the gathered weights before step 1 and before each validation."""
+
+
+@pytest.mark.parametrize("solved", [False, True] if FULL else [True])
+def test_fsdp_trains_as_one_process_and_resumes_to_the_bit(solved: bool, tiny: list[str], tmp_path: Path) -> None:
     # Validation and test have 3 batches: 2 for one process, 1 for the other.
     more = ["--name=run", "--checkpoint.every_n_steps=3", "--data.val_size=15", "--data.eval_batch_size=5"]
-    more += ["--evaluation.test_images=15"]
+    more += ["--evaluation.test_images=15", *([f"--model.objectives={SOLVED}"] if solved else [])]
     main([*CONFIG, *tiny, *EXACT, *more, f"--trainer.default_root_dir={tmp_path / 'one'}"])
     finish(start(tiny, tmp_path / "two", *more, strategy="model_parallel"))
     one, two = ([line.split(",") for line in trace(tmp_path / name)[1:]] for name in ("one", "two"))
@@ -75,7 +83,8 @@ def test_fsdp_trains_as_one_process_and_resumes_to_the_bit(tiny: list[str], tmp_
         MMBertForPreTraining.from_pretrained(tmp_path / name / "run/model").state_dict() for name in ("one", "two")
     ]
     for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-3)
+        # The closed form of a few near-equal texts amplifies small differences of the encoders.
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-2 if "refit" in name else 2e-3)
 
     for file in (tmp_path / "two/run/checkpoints").glob("step=8.ckpt*"):
         file.unlink()
