@@ -67,5 +67,6 @@ def quote(value: object, limit: int = 60) -> str:
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the allowed name closest to `name`, or "" if none is close."""
-    matches = difflib.get_close_matches(name, list(allowed), n=1)
+    matches = difflib.get_close_matches(name, list(allowed))
+    matches.sort(key=lambda match: sorted(match) != sorted(name))  # two letters in the wrong order come first
     return f" Did you mean {matches[0]!r}?" if matches else ""
