@@ -279,7 +279,9 @@ def main() -> int:
     (args.out / "annotations" / "captions_train.json").unlink(missing_ok=True)
     # Starting a process takes longer than making a few scenes.
     jobs = min(args.jobs, -(-args.train // CHUNK))
-    pool = multiprocessing.Pool(jobs) if jobs > 1 else None
+    # Each process ends at a signal at once: the handler above would raise in the middle of waiting for a task, after
+    # which the process was sometimes never joined and the command hung with its set complete.
+    pool = multiprocessing.Pool(jobs, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) if jobs > 1 else None
     try:
         records = {split: make_split(args, split, pool) for split in SPLITS}
         counts = [(args.seed, split, getattr(args, split)) for split in SPLITS]
