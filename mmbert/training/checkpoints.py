@@ -180,6 +180,11 @@ def ran_out_of_time(trainer: L.Trainer) -> bool:
     return any(seconds is not None and seconds <= 0 for seconds in remaining)
 
 
+def log_at_global_step(trainer: L.Trainer) -> None:
+    """Let Lightning log at the optimizer step; its own counter may be one off after a resume."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 class RunCheckpoints(L.Callback):
     """Save the last two checkpoints, the best on validation, and one where a signal ends the run.
 
@@ -261,7 +266,19 @@ class RunCheckpoints(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Restore the step that is logged: if max_epochs=-1, Lightning adds one when it resumes at an epoch's end."""
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        log_at_global_step(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the step that is logged also where a resumed run has nothing left to train.
+
+        The counter of its checkpoint is one too low if the last step ended no epoch.
+        """
+        if trainer.state.fn != "fit":
+            log_at_global_step(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As `on_validation_start`."""
+        log_at_global_step(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when it is time, at the end of an optimizer step: no checkpoint holds gradients half summed."""

@@ -47,6 +47,16 @@ def test_validation_of_a_run_that_is_resumed_between_epochs_has_the_same_steps(t
     assert curves == expected and [step for step, _ in curves["val/itm_loss"]] == [3, 6]
 
 
+def test_run_that_is_resumed_after_its_last_step_is_tested_at_that_step(tiny: list[str], tmp_path: Path) -> None:
+    """The step ends no epoch: in its checkpoint Lightning's counter of logged steps is one behind."""
+    options = ["--name=run", "--trainer.max_epochs=-1", "--trainer.max_steps=6", "--checkpoint.every_n_steps=1"]
+    fit(tiny, tmp_path, *options)
+    expected = read_curves(tmp_path / "run")
+    assert [step for step, _ in expected["test/itm_loss"]] == [6]
+    fit(tiny, tmp_path, *options, "--resume=auto")
+    assert read_curves(tmp_path / "run") == expected
+
+
 def test_run_killed_between_epochs_is_bit_identical(whole: Path, tiny: list[str], tmp_path: Path) -> None:
     """The newest checkpoint is that of the epoch's end, where Lightning takes no part of an epoch to be left."""
     killed(lambda: fit(tiny, tmp_path, "--name=run"), after_batch=2, hook="on_train_epoch_start")
