@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captions import Caption, write_captions
-from foils import write_foil
+from foils import WordBalance, propose_foils
 from meaning import holds
 from questions import Question, write_questions
 from scenes import COLORS, SHAPES, SPLITS, bounding_box, draw_scene, generator, sample_scene
 from wordpiece import write_tokenizer
 
-VERSION = "1"  # increase it when the same arguments make different files
+VERSION = "2"  # increase it when the same arguments make different files
 IMAGE_ID_STEP = 1_000_000  # the ids of each split start at a multiple: 1000001 is train/000001.png
 CHUNK = 250  # scenes that a process gets at a time
 MAX_SHARE = 0.02  # fraction of the other scenes of which a caption may be true
@@ -66,7 +66,7 @@ def make_scene(task: Task, index: int) -> Json:
     image.save(task.out / "images" / file_name, compress_level=1)
 
     captions = write_captions(scene, generator(seed, split, index, "captions"))
-    foil = write_foil(scene, captions, generator(seed, split, index, "foil")) if split == "test" else None
+    foils = propose_foils(scene, captions, generator(seed, split, index, "foil")) if split == "test" else []
     image_id = (SPLITS.index(split) + 1) * IMAGE_ID_STEP + index + 1
     return {
         "image": {
@@ -80,13 +80,15 @@ def make_scene(task: Task, index: int) -> Json:
         "unseen": scene.held_out is not None,
         "captions": [caption.text for caption in captions],
         "questions": write_questions(scene, generator(seed, split, index, "questions")),
-        "foil": foil
-        and {
-            "filename": file_name,
-            "caption": foil.caption.text,
-            "negative_caption": foil.negative.text,
-            "category": foil.category,
-        },
+        "foils": [
+            {
+                "filename": file_name,
+                "caption": foil.caption.text,
+                "negative_caption": foil.negative.text,
+                "category": foil.category,
+            }
+            for foil in foils
+        ],
     }
 
 
@@ -102,6 +104,17 @@ def make_split(args: argparse.Namespace, split: str, pool: multiprocessing.pool.
         for start in range(0, count, CHUNK)
     ]
     return [record for chunk in (pool.imap if pool else map)(make_chunk, tasks) for record in chunk]
+
+
+def choose_foils(records: list[Json]) -> list[Json]:
+    """One foil of each scene that permits one."""
+    balance = WordBalance()
+    chosen = []
+    for record in records:
+        if foils := record["foils"]:
+            pairs = [(foil["caption"], foil["negative_caption"]) for foil in foils]
+            chosen.append(foils[balance.choose(foils[0]["category"], record["unseen"], pairs)])
+    return chosen
 
 
 def caption_file(info: Json, records: list[Json]) -> Json:
@@ -201,15 +214,14 @@ def write_json(path: Path, content: Json) -> None:
     partial.replace(path)
 
 
-def write_annotations(args: argparse.Namespace, info: Json, records: dict[str, list[Json]]) -> None:
+def write_annotations(args: argparse.Namespace, info: Json, records: dict[str, list[Json]], foils: list[Json]) -> None:
     """Write all annotation files; `captions_train.json` comes last and marks the set as complete."""
     folder = args.out / "annotations"
     for split in reversed(SPLITS):
         questions, answers = vqa_files(info, split, records[split])
         write_json(folder / f"questions_{split}.json", questions)
         write_json(folder / f"answers_{split}.json", answers)
-    foils = [record["foil"] for record in records["test"] if record["foil"]]
-    write_json(folder / "foils_test.json", {str(number): foil for number, foil in enumerate(foils)})
+    write_json(folder / "foils_test.json", dict(enumerate(foils)))
     for name, unseen in (("seen", False), ("unseen", True)):
         chosen = [record for record in records["test"] if record["unseen"] == unseen]
         write_json(folder / f"captions_test_{name}.json", caption_file(info, chosen))
@@ -296,12 +308,12 @@ def main() -> int:
         return 1
 
     vocabulary = write_tokenizer(args.out / "tokenizer", texts_of(records["train"]))
-    write_annotations(args, info, records)
+    foils = choose_foils(records["test"])
+    write_annotations(args, info, records, foils)
     num_questions = sum(len(record["questions"]) for split in SPLITS for record in records[split])
-    num_foils = sum(record["foil"] is not None for record in records["test"])
     scenes = " + ".join(f"{len(records[split])} {split}" for split in SPLITS)
     print(
-        f"{scenes} scenes, 5 captions each, {num_questions} questions, {num_foils} foils, "
+        f"{scenes} scenes, 5 captions each, {num_questions} questions, {len(foils)} foils, "
         f"{vocabulary} tokens in {time.perf_counter() - started:.1f} s -> {args.out}"
     )
     return 0
