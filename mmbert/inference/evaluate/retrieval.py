@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mmbert.inference.evaluate.source import (
     ready_model,
     split_name,
 )
+from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.distributed import rank
 from mmbert.runtime.randomness import permutation
 
@@ -168,75 +170,52 @@ def evaluate_retrieval(
     check_sizes(batch_size, num_workers)
     if captions is not None and captions < 1:
         raise UsageError(f"captions={captions}: must be 1 or more.")
+    keys = {
+        "image_key": image_key,
+        "caption_key": caption_key,
+        "split_key": split_key,
+        "delimiter": delimiter,
+        "drop_uncaptioned": drop_uncaptioned or None,
+    }
+    files = _Files(
+        None if isinstance(data, Candidates) else data,
+        images,
+        format,
+        {name: value for name, value in keys.items() if value is not None},
+    )
     with ready_model(model, processor, device, precision) as (ready, own_processor, computation):
-        names = [scorer] if isinstance(scorer, str) else [*scorer]
-        scorers: dict[str, None] = {}
-        for name in names:
-            scorers |= dict.fromkeys(default_scorers(ready) if name == "auto" else [choose_scorer(ready, name)])
-        keys: dict[str, Any] = {
-            "image_key": image_key,
-            "caption_key": caption_key,
-            "split_key": split_key,
-            "delimiter": delimiter,
-            "drop_uncaptioned": drop_uncaptioned or None,
-        }
-        keys = {name: value for name, value in keys.items() if value is not None}
+        scorers = _scorers(ready, scorer)
         if isinstance(data, Candidates):
             candidates, split = data, split or "candidates"
         else:
-            split = split_name(split, has_splits=format == "karpathy" or split_key is not None, format=format)
-            examples = read_split(data, images, format, split, keys)
-            if first_images is not None and not 1 <= first_images <= len(examples):
-                raise UsageError(
-                    f"first_images={first_images}: allowed are 1 to {len(examples)}, the images of split {split}."
-                )
-            examples = examples[:first_images]
-            candidates = Candidates.from_examples([replace(e, captions=e.captions[:captions]) for e in examples])
-        file = None if isinstance(data, Candidates) else data
-        training: list[Example] = []
-        if baseline is not None:
-            if baseline not in BASELINES:
-                raise UsageError(f"baseline='{baseline}'; allowed are {', '.join(BASELINES)}.")
-            train_file = train_annotations or file
-            if train_file is None:
-                raise UsageError("train_annotations is missing: give the file with the baseline's training pairs.")
-            for part in [train_split] if isinstance(train_split, str) else train_split:
-                training += read_split(train_file, images, format, part, keys)
-        validation: list[Example] = []
-        val_splits = [val_split] if isinstance(val_split, str) else [*val_split]
-        if itc_weight == "auto" and "two_stage" in scorers:
-            val_file = val_annotations or file
-            if val_file is None or (val_file == data and split in val_splits):
-                raise UsageError(
-                    "itc_weight='auto' chooses the weight on validation: give val_annotations, the file with the "
-                    "validation images, or val_split, another split than the one to rank."
-                )
-            for part in val_splits:
-                validation += read_split(val_file, images, format, part, keys)
-        elif isinstance(itc_weight, str):
-            if itc_weight != "auto":
-                raise UsageError(f"itc_weight='{itc_weight}': a number of 0 or more, or auto.")
-            itc_weight = 0.0
+            candidates, split = _ranked_candidates(files, split, captions, first_images)
+        training = _training_examples(files, baseline, train_annotations, train_split)
+        weight = _checked_itc_weight(itc_weight, "two_stage" in scorers)
+        validation = None
+        if weight is None:
+            validation = _validation_candidates(files, val_annotations, val_split, split)
         fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)
         for number in fold_counts:
-            checked = 0.0 if isinstance(itc_weight, str) else itc_weight
-            check_ranking_options(len(candidates.images), k=k, folds=number, itc_weight=checked)
+            check_ranking_options(len(candidates.images), k=k, folds=number, itc_weight=weight or 0.0)
         started = time.perf_counter()
-        every_image = [*candidates.images, *(example.image for example in [*training, *validation])]
+        every_image = [*candidates.images, *(e.image for e in training), *(validation.images if validation else [])]
         with cached_images(
             ready.mmbert, own_processor, cache, every_image, computation, batch_size=batch_size, num_workers=num_workers
         ) as opened:
             load_image = image_loader(opened, own_processor)
-            encoded = encode(
+            encode_candidates = partial(
+                encode,
                 ready,
                 own_processor,
-                candidates.images,
-                candidates.texts,
                 batch_size=batch_size,
                 num_workers=num_workers,
-                keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
                 half_tokens=half_tokens,
                 load=load_image,
+            )
+            encoded = encode_candidates(
+                candidates.images,
+                candidates.texts,
+                keep_tokens=any("itm" in REQUIRED_OBJECTIVES[name] for name in scorers),
             )
             seconds = time.perf_counter() - started
             ranked = {name: (name, encoded) for name in scorers}
@@ -245,17 +224,12 @@ def evaluate_retrieval(
                     ready, own_processor, training, candidates, encoded, num_workers, load_image
                 )
                 ranked = {baseline: ("itc", solved), **ranked}
-            if isinstance(itc_weight, str):
-                chosen = permutation(0, "choice of itc_weight", 0, len(validation))[:MAX_VAL_IMAGES]
-                val_candidates = Candidates.from_examples([validation[i] for i in sorted(chosen.tolist())])
-                encoded_val = encode(
-                    ready, own_processor, val_candidates.images, val_candidates.texts, batch_size=batch_size,
-                    num_workers=num_workers, half_tokens=half_tokens, load=load_image,
-                )  # fmt: skip
-                found = choose_itc_weight(ready, encoded_val, val_candidates, k=k, equal_texts=equal_texts)
-                itc_weight = found.itc_weight
+            if validation is not None:
+                encoded_val = encode_candidates(validation.images, validation.texts)
+                found = choose_itc_weight(ready, encoded_val, validation, k=k, equal_texts=equal_texts)
+                weight = found.itc_weight
                 if rank() == 0:
-                    log.info("%s", found.describe(", ".join(val_splits)))
+                    log.info("%s", found.describe(", ".join(_names(val_split))))
         common = {
             "split": split,
             "equal_texts": equal_texts,
@@ -273,10 +247,90 @@ def evaluate_retrieval(
                     k=k,
                     folds=number,
                     equal_texts=equal_texts,
-                    itc_weight=itc_weight,
+                    itc_weight=weight or 0.0,
                 )
                 metrics = RetrievalMetrics(common | ranking.metrics | {"scorer": name})
                 report[name if number == 1 else f"{name}, {number} folds"] = metrics
                 if on_result is not None:
                     on_result(metrics)
         return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The file to rank, and how this file and others are read."""
+
+    annotations: str | Path | None
+    images: str | Path | None
+    format: str
+    keys: dict[str, Any]
+
+    def read(self, file: str | Path, splits: str | Sequence[str]) -> list[Example]:
+        """The examples of one or several splits, in order."""
+        return [e for split in _names(splits) for e in read_split(file, self.images, self.format, split, self.keys)]
+
+
+def _names(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else [*value]
+
+
+def _scorers(model: MMBertForPreTraining, scorer: str | Sequence[str]) -> list[str]:
+    """The names of the scorers, each once, "auto" replaced by what the model has objectives for."""
+    found = [
+        name
+        for given in _names(scorer)
+        for name in (default_scorers(model) if given == "auto" else [choose_scorer(model, given)])
+    ]
+    return [*dict.fromkeys(found)]
+
+
+def _ranked_candidates(
+    files: _Files, split: str | None, captions: int | None, first_images: int | None
+) -> tuple[Candidates, str]:
+    """The images and captions to rank, and the name of their split."""
+    assert files.annotations is not None
+    has_splits = files.format == "karpathy" or "split_key" in files.keys
+    split = split_name(split, has_splits=has_splits, format=files.format)
+    examples = files.read(files.annotations, split)
+    if first_images is not None and not 1 <= first_images <= len(examples):
+        raise UsageError(f"first_images={first_images}: allowed are 1 to {len(examples)}, the images of split {split}.")
+    kept = [replace(e, captions=e.captions[:captions]) for e in examples[:first_images]]
+    return Candidates.from_examples(kept), split
+
+
+def _training_examples(
+    files: _Files, baseline: str | None, annotations: str | Path | None, splits: str | Sequence[str]
+) -> list[Example]:
+    """The training pairs of the baseline; none without one."""
+    if baseline is None:
+        return []
+    if baseline not in BASELINES:
+        raise UsageError(f"baseline='{baseline}'; allowed are {', '.join(BASELINES)}.")
+    file = annotations or files.annotations
+    if file is None:
+        raise UsageError("train_annotations is missing: give the file with the baseline's training pairs.")
+    return files.read(file, splits)
+
+
+def _checked_itc_weight(itc_weight: float | str, two_stage: bool) -> float | None:
+    """The weight as a number; None where it is to be chosen."""
+    if not isinstance(itc_weight, str):
+        return itc_weight
+    if itc_weight != "auto":
+        raise UsageError(f"itc_weight='{itc_weight}': a number of 0 or more, or auto.")
+    return None if two_stage else 0.0
+
+
+def _validation_candidates(
+    files: _Files, annotations: str | Path | None, splits: str | Sequence[str], ranked_split: str
+) -> Candidates:
+    """At most `MAX_VAL_IMAGES` images of validation, on which the weight is chosen."""
+    file = annotations or files.annotations
+    if file is None or (file == files.annotations and ranked_split in _names(splits)):
+        raise UsageError(
+            "itc_weight='auto' chooses the weight on validation: give val_annotations, the file with the "
+            "validation images, or val_split, another split than the one to rank."
+        )
+    examples = files.read(file, splits)
+    chosen = permutation(0, "choice of itc_weight", 0, len(examples))[:MAX_VAL_IMAGES]
+    return Candidates.from_examples([examples[i] for i in sorted(chosen.tolist())])
