@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from transformers import BertTokenizer
 
-from mmbert.data.processor import ImageSettings, MMBertProcessor
+from mmbert.data.image_processor import ImageSettings
+from mmbert.data.processor import MMBertProcessor
 from mmbert.inference.index import ImageIndex, write_approximate
 from mmbert.inference.index_files import MANIFEST, Entry, IndexFacts, write_merged
 from mmbert.inference.loaded import LoadedModel

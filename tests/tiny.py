@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mmbert.data.examples import Example
-from mmbert.data.processor import ImageSettings, MMBertProcessor
+from mmbert.data.image_processor import ImageSettings
+from mmbert.data.processor import MMBertProcessor
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.tokens import IGNORE_INDEX, NO_BOX, NO_NGRAM, NO_TEXT, Tokens
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
+from mmbert.data.image_processor import ImageSettings
 from mmbert.data.images import BadImageError, load_image, read_content
-from mmbert.data.processor import ImageSettings
 from mmbert.data.row_store import DIGEST_BYTES, RowStore
 from mmbert.data.samples import Augmentation, View, augment
 from mmbert.errors import UsageError

@@ -2,103 +2,24 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from timm.data.config import resolve_data_config
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from mmbert.data.images import ImageSource, as_image_list, is_iterable, load_image
+from mmbert.data.image_processor import ImageSettings, MMBertImageProcessor, check_tensors
+from mmbert.data.images import ImageSource, is_iterable, load_image
+from mmbert.data.tokenizers import load_tokenizer
 from mmbert.errors import DataError, UsageError, quote
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.hub import model_folder
 
 SETTINGS_FILE = "image_settings.json"
-VOCABULARY_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model",
-    "tokenizer.model",
-)  # fmt: skip
-"""Files that hold a tokenizer's vocabulary; a folder with a tokenizer has one of them."""
-MERGES_FILE = "merges.txt"
-"""Second file of a BPE tokenizer: without it every word is read letter by letter."""
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """Resizing and normalization of images, as timm states them for the encoder."""
-
-    image_size: int
-    """Side of the square that images are resized to, in pixels."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bicubic"
-
-    def __post_init__(self) -> None:
-        """Check the values, which may come from a file.
-
-        Raises:
-            UsageError: A value that no image can be resized or normalized with.
-        """
-        allowed = [mode.value for mode in InterpolationMode]
-        if self.interpolation not in allowed:
-            raise UsageError(f"interpolation={self.interpolation!r}; allowed are {', '.join(allowed)}.")
-        if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise UsageError(f"image_size={self.image_size!r}: a number of pixels.")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if len(value) != 3 or not all(isinstance(x, int | float) for x in value):
-                raise UsageError(f"{name}={[*value]}: one number for each of the 3 channels.")
-
-    @classmethod
-    def of_timm(cls, pretrained_cfg: dict[str, Any], image_size: int) -> "ImageSettings":
-        """Read the settings of a timm model; see `timm.data.resolve_data_config`."""
-        facts = resolve_data_config(pretrained_cfg=pretrained_cfg)
-        return cls(image_size, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"])
-
-    def resize(self, image: Tensor) -> Tensor:
-        """Resize (3, H, W) uint8 to (3, S, S) uint8, without cropping: captions mention things at the edges too."""
-        side = self.image_size
-        if image.shape[-2:] == (side, side):
-            return image
-        return transforms.resize(
-            image, [side, side], interpolation=InterpolationMode(self.interpolation), antialias=True
-        )
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Normalize (B, 3, S, S) uint8 to float with the encoder's mean and standard deviation."""
-        return transforms.normalize(transforms.to_dtype(images, torch.float32, scale=True), [*self.mean], [*self.std])
-
-
-class MMBertImageProcessor:
-    """Image processor in the manner of transformers: `image_processor(images, return_tensors="pt")`."""
-
-    model_input_names = ("pixel_values",)
-
-    def __init__(self, settings: ImageSettings):
-        self.settings = settings
-
-    def __call__(self, images: ImageSource | Sequence[ImageSource], *, return_tensors: str = "pt") -> BatchFeature:
-        """Load, resize and normalize one image (path, bytes, PIL image or array) or an iterable of images.
-
-        Returns:
-            `pixel_values` (B, 3, S, S) float.
-
-        Raises:
-            UsageError: Another kind of tensors than "pt".
-            BadImageError: An image that can't be read.
-        """
-        _check_tensors(return_tensors)
-        side = self.settings.image_size
-        loaded = [self.settings.resize(MMBertProcessor.load(image)) for image in as_image_list(images)[0]]
-        pixel_values = torch.stack(loaded) if loaded else torch.empty(0, 3, side, side, dtype=torch.uint8)
-        return BatchFeature({"pixel_values": self.settings.normalize(pixel_values)})
 
 
 class MMBertProcessor(ProcessorMixin):
@@ -164,7 +85,7 @@ class MMBertProcessor(ProcessorMixin):
             UsageError: Another kind of tensors than "pt", something else than texts, or an option that is not allowed.
             BadImageError: An image that can't be read.
         """
-        _check_tensors(return_tensors)
+        check_tensors(return_tensors)
         out: dict[str, Tensor] = {}
         if text is not None:
             length = self.max_text_length if max_length is None else max_length
@@ -348,63 +269,6 @@ class MMBertProcessor(ProcessorMixin):
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DataError(str(file), str(error), f"the keys {', '.join(sorted(keys))} with valid values") from error
         return cls(load_tokenizer(str(folder)), settings, max_text_length=length)
-
-
-def _check_tensors(return_tensors: str) -> None:
-    """Raise on another kind of tensors than PyTorch's."""
-    if return_tensors != "pt":
-        raise UsageError(f"return_tensors='{return_tensors}'; only 'pt' is available.")
-
-
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from the hub or a folder; never runs code that comes with it.
-
-    Raises:
-        UsageError: There is no tokenizer, or one without a vocabulary: transformers gives such a folder a tokenizer
-            that knows the special tokens only and turns every word into [UNK].
-    """
-    folder = Path(source)
-    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise UsageError(
-            f"tokenizer '{source}': the folder has no vocabulary; expected one of {', '.join(VOCABULARY_FILES)}. "
-            "Copy the tokenizer's files into it, or name another tokenizer by data.tokenizer."
-        )
-    for name in (*VOCABULARY_FILES, MERGES_FILE):
-        if (folder / name).is_file() and (folder / name).stat().st_size == 0:
-            raise UsageError(f"tokenizer '{source}': the file {name} is empty; copy the tokenizer's files again.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain Exception for a broken file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if "tiktoken" in reason and find_spec("sentencepiece") is None:  # what transformers tries next
-            raise UsageError(
-                f"tokenizer '{source}' is a SentencePiece model without tokenizer.json and needs sentencepiece, which "
-                "is not installed: pip install 'mmbert[sentencepiece]'."
-            ) from error
-        raise UsageError(f"tokenizer '{source}' is neither on the hub nor a folder with one: {reason}") from error
-    vocabulary = tokenizer.get_vocab()
-    words = vocabulary.keys() - {*tokenizer.all_special_tokens} - tokenizer.get_added_vocab().keys()
-    if not words:
-        raise UsageError(
-            f"tokenizer '{source}' knows its {len(vocabulary)} special tokens only, so every word would be "
-            f"{tokenizer.unk_token}: its vocabulary file is missing or empty; name another by data.tokenizer."
-        )
-    if not _reads_its_words(tokenizer, words):
-        raise UsageError(
-            f"tokenizer '{source}' recognises none of the {len(words)} words in its own vocabulary: a file of it is "
-            "missing or of another tokenizer; name another by data.tokenizer."
-        )
-    return tokenizer
-
-
-def _reads_its_words(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> bool:
-    """Whether any of the first 1,000 words in a tokenizer's vocabulary, written as text, gives a known token."""
-    texts = [tokenizer.convert_tokens_to_string([word]).strip() for word in sorted(words)[:1000]]
-    try:
-        found: Any = tokenizer([text for text in texts if text] or [""], add_special_tokens=False, verbose=False)
-    except Exception:  # as in `load_tokenizer`: a vocabulary without [UNK]
-        return False
-    return any(token != tokenizer.unk_token_id for row in found["input_ids"] for token in row)
 
 
 def as_text_list(texts: str | Iterable[str]) -> list[str]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
+from mmbert.data.image_processor import ImageSettings
 from mmbert.data.images import BadImageError
-from mmbert.data.processor import ImageSettings, MMBertProcessor
+from mmbert.data.processor import MMBertProcessor
 from mmbert.data.sampling import Index
 from mmbert.errors import DataError
 from mmbert.runtime.randomness import mix, numpy_generator

@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mmbert.data.encoder_cache import EncoderCache, Request, StoredTensor
-from mmbert.data.processor import ImageSettings
+from mmbert.data.image_processor import ImageSettings
 from mmbert.data.row_store import META
 from mmbert.data.samples import Augmentation
 from mmbert.model.encoders import ImageEncoder

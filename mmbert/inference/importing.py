@@ -9,7 +9,9 @@ from typing import Any
 from torchvision.transforms import InterpolationMode
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mmbert.data.processor import VOCABULARY_FILES, ImageSettings, MMBertProcessor
+from mmbert.data.image_processor import ImageSettings
+from mmbert.data.processor import MMBertProcessor
+from mmbert.data.tokenizers import VOCABULARY_FILES
 from mmbert.errors import DataError, UsageError
 from mmbert.model.importing import Checkpoint, Plan, plan_import
 from mmbert.model.importing.building import Account, build

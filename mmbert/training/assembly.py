@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import lightning as L
 
 from mmbert.data.datamodule import PairsDataModule, SplitsDataModule
+from mmbert.data.image_processor import ImageSettings
 from mmbert.data.labelled_datamodule import LabelledDataModule, read_task_data
 from mmbert.data.ngrams import find_ngrams
 from mmbert.data.options import DataOptions
 from mmbert.data.prepare import prepare_missing
-from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
+from mmbert.data.processor import MMBertProcessor
+from mmbert.data.tokenizers import load_tokenizer
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import build_model, has_head, saved_config

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mmbert.data.datamodule import PairsDataModule, SplitsDataModule
 from mmbert.data.encoder_cache import EncoderCache, StoredTensor
-from mmbert.data.processor import MERGES_FILE, SETTINGS_FILE, VOCABULARY_FILES
+from mmbert.data.processor import SETTINGS_FILE
 from mmbert.data.teacher_vectors import TeacherVectors, zero_vectors
+from mmbert.data.tokenizers import MERGES_FILE, VOCABULARY_FILES
 from mmbert.errors import UsageError
 from mmbert.evaluation.model_cache import Computation, library_versions
 from mmbert.inference.loading import load_folder

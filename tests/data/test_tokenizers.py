@@ -14,10 +14,12 @@ from transformers import AddedToken, AutoConfig, BertConfig, DebertaV2Tokenizer,
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from mmbert.data.datamodule import PairsDataModule
+from mmbert.data.image_processor import ImageSettings
 from mmbert.data.masking import Masking
 from mmbert.data.options import DataOptions
 from mmbert.data.pairs import Augmentation, Pairs
-from mmbert.data.processor import ImageSettings, MMBertProcessor, load_tokenizer
+from mmbert.data.processor import MMBertProcessor
+from mmbert.data.tokenizers import load_tokenizer
 from mmbert.errors import UsageError
 from mmbert.model.tokens import IGNORE_INDEX
 
