@@ -49,11 +49,12 @@ class BoxedImage:
     """Category of each box."""
 
 
-def read_boxes(files: Sequence[Path]) -> dict[str, BoxedImage]:
+def read_boxes(files: Sequence[Path], problems: Problems | None = None) -> dict[str, BoxedImage]:
     """Read instances_train2017.json and its like.
 
     Args:
         files: With `images`, `annotations` and `categories` each; crowds are boxes as well.
+        problems: Receives errors instead of raising them.
 
     Returns:
         Image id -> its boxes.
@@ -63,38 +64,45 @@ def read_boxes(files: Sequence[Path]) -> dict[str, BoxedImage]:
     """
     found: dict[str, BoxedImage] = {}
     for path in files:
-        problems = Problems()
-        top = expect(load_json(path), dict, "the file", str(path))
-        images, annotations, categories = (
-            required(top, key, list, str(path)) for key in ("images", "annotations", "categories")
-        )
-        for index, record in enumerate(images):
-            place = f"{path}:images[{index}]"
-            with problems:
-                record = expect(record, dict, "the image", place)
-                key = str(identifier(record, "id", place))
-                if key in found:
-                    raise DataError(place, f"id {quote(key)} is also the id of {found[key].place}", "each id once")
-                width, height = (required(record, side, int, place) for side in ("width", "height"))
-                if width < 1 or height < 1:
-                    raise DataError(place, f"a size of {width} x {height}", "the image's width and height in pixels")
-                found[key] = BoxedImage(required(record, "file_name", str, place), width, height, place)
-        names: dict[int, str] = {}
-        for index, record in enumerate(categories):
-            place = f"{path}:categories[{index}]"
-            with problems:
-                record = expect(record, dict, "the category", place)
-                number, name = required(record, "id", int, place), required(record, "name", str, place)
-                if number in names or name in names.values():
-                    raise DataError(place, f"category {number}, {quote(name)}, again", "each id and each name once")
-                names[number] = name
-        problems.raise_if_any()
-        for index, record in enumerate(annotations):
-            place = f"{path}:annotations[{index}]"
-            with problems:
-                _add_box(expect(record, dict, "the annotation", place), place, found, names)
-        problems.raise_if_any()
+        own = Problems() if problems is None else problems
+        with own:
+            _read_file(path, found, own)
+        if problems is None:
+            own.raise_if_any()
     return found
+
+
+def _read_file(path: Path, found: dict[str, BoxedImage], problems: Problems) -> None:
+    top = expect(load_json(path), dict, "the file", str(path))
+    images, annotations, categories = (
+        required(top, key, list, str(path)) for key in ("images", "annotations", "categories")
+    )
+    for index, record in enumerate(images):
+        place = f"{path}:images[{index}]"
+        with problems:
+            record = expect(record, dict, "the image", place)
+            key = str(identifier(record, "id", place))
+            if key in found:
+                raise DataError(place, f"id {quote(key)} is also the id of {found[key].place}", "each id once")
+            width, height = (required(record, side, int, place) for side in ("width", "height"))
+            if width < 1 or height < 1:
+                raise DataError(place, f"a size of {width} x {height}", "the image's width and height in pixels")
+            found[key] = BoxedImage(required(record, "file_name", str, place), width, height, place)
+    names: dict[int, str] = {}
+    for index, record in enumerate(categories):
+        place = f"{path}:categories[{index}]"
+        with problems:
+            record = expect(record, dict, "the category", place)
+            number, name = required(record, "id", int, place), required(record, "name", str, place)
+            if number in names or name in names.values():
+                raise DataError(place, f"category {number}, {quote(name)}, again", "each id and each name once")
+            names[number] = name
+    if problems.total:  # every box of such an image or category would be an error, too
+        return
+    for index, record in enumerate(annotations):
+        place = f"{path}:annotations[{index}]"
+        with problems:
+            _add_box(expect(record, dict, "the annotation", place), place, found, names)
 
 
 def _add_box(record: dict[str, Any], place: str, images: dict[str, BoxedImage], names: dict[int, str]) -> None:

@@ -27,7 +27,7 @@ from mmbert.errors import DataError, UsageError, describe, did_you_mean, printab
 from mmbert.runtime.signals import ignore_signals_in_worker
 
 MAX_LISTED = 20
-TASK_FORMATS = ("vqav2", "nlvr", "nlvr2", "foils")
+TASK_FORMATS = ("vqav2", "nlvr", "nlvr2", "foils", "boxes")
 CHECKED_FORMATS = (*FORMATS, *TASK_FORMATS)
 """Formats of `check_file`; jsonl is for captions and for tasks."""
 LABEL_OPTIONS = ("text_key", "label_key", "id_key")
@@ -40,7 +40,7 @@ class ImageRecord(NamedTuple):
     """An image of an annotation file, with its captions."""
 
     image: Path
-    captions: tuple[str, ...]  # none where the text is a question, statement or foil
+    captions: tuple[str, ...]  # none where the text is a question, statement or foil, or where there is none
     split: str
     place: str
 
@@ -78,7 +78,7 @@ def check_file(
     image_names: str | None = None,
     **keys: Any,
 ) -> Report:
-    """Read an annotation file of captions, a task or foils, decode its images, and list errors and remarks.
+    """Read an annotation file of captions, a task, foils or boxes, decode its images, and list errors and remarks.
 
     Errors are what stops training, images that cannot be decoded included. Remarks are what training accepts: dropped
     empty captions, a caption twice for one image, image files with the same bytes or in two splits, missing labels.
@@ -159,7 +159,7 @@ def _read_task_records(
     image_names: str | None,
     keys: dict[str, Any],
 ) -> tuple[list[ImageRecord], str]:
-    """Read examples of a task or foils.
+    """Read examples of a task, foils or boxes.
 
     Returns:
         Each image once, and the number of texts in words.
@@ -168,6 +168,8 @@ def _read_task_records(
         foils = read_foils([path], folder, problems)
         records = [ImageRecord(foil.image, (), "test", foil.place) for foil in foils]
         return _distinct(records), f"{len(foils):,} foils"
+    if format == "boxes":
+        return _read_boxes(path, folder, problems)
     if format == "vqav2":
         if image_names is None:
             raise UsageError("--image_names is missing: vqav2 names no image files; such as COCO_val2014_{:012d}.jpg.")
@@ -196,6 +198,18 @@ def _read_task_records(
         problems.note("unlabelled", unlabelled[0].place, found, "one for training; `mmbert predict` needs none")
     records = [ImageRecord(image, (), e.split, e.place) for e in examples for image in e.images]
     return _distinct(records), f"{len(examples):,} examples"
+
+
+def _read_boxes(path: Path, folder: ImageFolder, problems: Problems) -> tuple[list[ImageRecord], str]:
+    from mmbert.data.boxes import read_boxes  # with torch, which no other format needs here
+
+    boxed = read_boxes([path], problems)
+    records = []
+    for entry in boxed.values():
+        with problems:
+            records.append(ImageRecord(folder.find(entry.file_name, entry.place)[0], (), "train", entry.place))
+    classes = {name for entry in boxed.values() for name in entry.names}
+    return records, f"{sum(len(entry.boxes) for entry in boxed.values()):,} boxes of {len(classes):,} classes"
 
 
 def _distinct(records: Sequence[ImageRecord]) -> list[ImageRecord]:

@@ -43,7 +43,7 @@ SNIFFED_RECORDS = 100
 EXPECTED_FORMATS = (
     "an object with 'images' and 'annotations' (coco) or with 'images' that have 'sentences' (karpathy), one object "
     "with image and caption per line (jsonl), a table with a header (csv), questions or annotations of vqav2, rows of "
-    "nlvr or nlvr2, or foils; set --format"
+    "nlvr or nlvr2, foils, or boxes of COCO instances; set --format"
 )
 
 
@@ -51,7 +51,7 @@ def detect_format(path: Path) -> str:
     """Detect the format of an annotation file by its suffix, or else by its content.
 
     Returns:
-        A name in `mmbert.data.readers.FORMATS`, or vqav2, nlvr, nlvr2 or foils.
+        A name in `mmbert.data.readers.FORMATS`, or vqav2, nlvr, nlvr2, foils or boxes.
 
     Raises:
         DataError: the file cannot be read, is broken JSON, or has no known format.
@@ -76,6 +76,8 @@ def detect_format(path: Path) -> str:
         records = top.get("annotations")
         if "questions" in top or (isinstance(records, list) and any("answers" in r for r in _dicts(records))):
             return "vqav2"
+        if isinstance(records, list) and any("bbox" in r and "caption" not in r for r in _dicts(records)):
+            return "boxes"
         if any("negative_caption" in record for record in _dicts(top.values())):
             return "foils"
         images = top.get("images")

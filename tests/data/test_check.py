@@ -345,6 +345,22 @@ def test_task_files_are_accepted(folder: Path, capsys: pytest.CaptureFixture[str
     assert [line.split(": ")[0].rpartition(":")[2] for line in lines] == ["2", "3"] and "remark" in lines[0]
 
 
+def test_boxes_are_read_and_their_errors_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = {"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}
+    box = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 1, 4, 4]}
+    content = {"images": [image], "annotations": [box, box], "categories": [{"id": 2, "name": "ant"}]}
+    code, lines, err = run(capsys, written(folder / "i.json", content))
+    assert (code, lines) == (0, []) and " boxes | 1 images | 2 boxes of 1 classes | 1 train | 0 errors" in err
+    wrong = [{**box, "bbox": [1, 1, 40, 4]}, box, {**box, "category_id": 3}]
+    file = written(folder / "i.json", {**content, "images": [image, {**image, "id": 2, "file_name": "z.jpg"}]})
+    code, lines, _ = run(capsys, file)
+    assert code == 1 and lines[0].startswith(f"{file}:images[1]: no image file 'z.jpg'")
+    code, lines, _ = run(capsys, written(file, {**content, "annotations": wrong}))
+    assert code == 1 and [line.split(": ")[0] for line in lines] == [f"{file}:annotations[{i}]" for i in (0, 2)]
+    code, lines, _ = run(capsys, written(file, {**content, "categories": [{"id": 2}]}))
+    assert code == 1 and "categories[0]" in lines[0] and len(lines) == 1, "not each of its boxes"
+
+
 def test_errors_of_task_files_have_their_places(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions, annotations = vqa(folder)
     names = ("--image_names", "{:03d}.jpg")
@@ -419,7 +435,7 @@ def test_several_keys_are_taken_as_given(folder: Path, capsys: pytest.CaptureFix
         (["data", "check", "FILE", "--image", "y"], "there is no option --image. Did you mean"),
         (["data", "check"], "the following arguments are required: FILE"),
         (["data"], "the following arguments are required: check"),
-        (["data", "check", "FILE", "--format", "jsnl"], "csv, vqav2, nlvr, nlvr2, foils. Did you mean 'jsonl'?"),
+        (["data", "check", "FILE", "--format", "jsnl"], "csv, vqav2, nlvr, nlvr2, foils, boxes. Did you mean 'jsonl'?"),
         (["data", "check", "FILE", "--format", "coco", "--split_key", "x"], "format coco has no option 'split_key'"),
         (["data", "check", "FILE", "--caption_key"], "--caption_key: expected at least one argument"),
     ],

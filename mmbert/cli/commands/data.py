@@ -23,14 +23,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
         description="Lists every error and remark of an annotation file and its images, one line each. Errors stop "
         "training: broken records, missing images, images that cannot be decoded; the exit code is 1 then. Remarks do "
         "not: empty captions that are dropped, captions and images that come twice, missing labels. Give a file of "
-        "captions, of labelled examples (jsonl, nlvr, nlvr2), questions or annotations of vqav2, or foils.",
+        "captions, of labelled examples (jsonl, nlvr, nlvr2), questions or annotations of vqav2, foils, or boxes.",
     )
     check.set_defaults(run=_check)
     check.add_argument("file", metavar="FILE", help="The annotation file.")
     check.add_argument("--images", metavar="DIR", help="Folder of the images. Without it: FILE's folder, images/ "
                        "in it, or images/ beside it, whichever has the first image.")  # fmt: skip
-    check.add_argument("--format", metavar="F", help=f"{', '.join(FORMATS)}, vqav2, nlvr, nlvr2, foils. Without it: "
-                       "detected.")  # fmt: skip
+    check.add_argument("--format", metavar="F", help=f"{', '.join(FORMATS)}, vqav2, nlvr, nlvr2, foils, boxes. "
+                       "Without it: detected.")  # fmt: skip
     check.add_argument("--image_key", type=utf8_text, metavar="K", help="Field with the image's path (jsonl, csv). "
                        "Without it: a usual name, such as image, filename, img.")  # fmt: skip
     check.add_argument("--caption_key", type=utf8_text, metavar="K", nargs="+", help="Fields with captions (jsonl, "
