@@ -7,6 +7,7 @@ import torch
 
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.pairs import Pairs
+from mmbert.errors import UsageError
 from mmbert.evaluation.closed_form import (
     PooledFeatures,
     choose_pairs,
@@ -100,6 +101,20 @@ def wants_refit(model: torch.nn.Module) -> bool:
     """Whether the closed form of the model's ITC is solved again before each validation."""
     itc = _itc(model)
     return itc is not None and itc.refit
+
+
+def check_refit(model: torch.nn.Module) -> None:
+    """Check that a saved model whose ITC is evaluated by a refit has one.
+
+    Raises:
+        UsageError: It was trained without `refit`, and evaluation never solves it.
+    """
+    itc = _itc(model)
+    if itc is not None and itc.refit and not bool(itc.get_buffer("refit_text_weight").any()):
+        raise UsageError(
+            "objectives.itc.refit=true: this model was trained without it, so it has no projections of a refit, and "
+            "only fit solves them; leave refit out, or train with it."
+        )
 
 
 @torch.no_grad()

@@ -58,17 +58,33 @@ class EvaluatingModule(LightningFeatures):
     def on_validation_epoch_start(self) -> None:
         """Start a new evaluation of the validation split."""
         options, pairs = self.evaluation_options, self._data.val_samples
-        is_refitted, is_calibrated = wants_refit(self.model), wants_calibration(self.model)
-        if (is_refitted or is_calibrated) and self.trainer.state.fn == TrainerFn.FITTING:
-            assert isinstance(self.model, MMBertForPreTraining) and isinstance(self._data, PairsDataModule)
-            gather_shards(self.model)
-            with self.trainer.precision_plugin.forward_context():
-                if is_refitted and not self.trainer.fast_dev_run:  # pyright: ignore
-                    refit_closed_form(self.model, self._data, seed=self.seed)
-                if is_calibrated:
-                    calibrate_matching(self.model, self._data, seed=self.seed)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._solve_again()
         validate_loaders(self.trainer.val_dataloaders, [] if pairs is None else [pairs], "val")
         self._start_evaluations([] if pairs is None else [pairs], options.val_images, options.val_scorer)
+
+    def _solve_again(self) -> None:
+        """Solve ITC's closed form and ITM's threshold on the present weights, which are gathered after it."""
+        is_refitted, is_calibrated = wants_refit(self.model), wants_calibration(self.model)
+        if not (is_refitted or is_calibrated):
+            return
+        assert isinstance(self.model, MMBertForPreTraining) and isinstance(self._data, PairsDataModule)
+        gather_shards(self.model)
+        with self.trainer.precision_plugin.forward_context():
+            if is_refitted and not self.trainer.fast_dev_run:  # pyright: ignore
+                refit_closed_form(self.model, self._data, seed=self.seed)
+            if is_calibrated:
+                calibrate_matching(self.model, self._data, seed=self.seed)
+
+    def solve_for_evaluation(self) -> None:
+        """Solve again what was last solved before a validation, for weights that none has seen; after training."""
+        if not (wants_refit(self.model) or wants_calibration(self.model)):
+            return
+        before, was_training = self.device, self.training
+        self.to(self.trainer.strategy.root_device).eval()
+        self._solve_again()
+        spread_shards(self.model)
+        self.to(before).train(was_training)
 
     def on_test_epoch_start(self) -> None:
         """Start a new evaluation of every test split."""

@@ -39,6 +39,7 @@ from mmbert.training.checkpoints import (
     ran_out_of_time,
     step_of,
 )
+from mmbert.training.closed_form import check_refit
 from mmbert.training.distillation import find_teacher, teacher_identity, use_teacher, without_teacher
 from mmbert.training.encoder_caching import check_cache_options, fill_encoder_cache, is_cached
 from mmbert.training.frozen import restore_frozen
@@ -121,6 +122,7 @@ class TrainingRun:
         validate_architecture(self.requested, self.parts.model.config)
         if command != "fit" and config.ckpt_path is None:
             validate_heads(sections.model, self.parts.model.config)
+            check_refit(self.parts.model)
         if command == "validate" and self.parts.data.val_samples is None:
             raise UsageError("validate: the data has no split 'val'.")
         if not isinstance(self.parts.model, MMBertForTask):
@@ -355,6 +357,7 @@ class TrainingRun:
         self.trainer.callbacks = [c for c in callbacks if c not in averaging]  # pyright: ignore
         if any(isinstance(c, StochasticWeightAveraging) for c in averaging):
             log.info("StochasticWeightAveraging: its averaged weights are tested and saved, not the best checkpoint")
+            self.module.solve_for_evaluation()
             return
         best, monitor = self.checkpoints.best_path, self.checkpoints.options.monitor
         if best:
@@ -363,7 +366,9 @@ class TrainingRun:
             load_full_state_dict(self.module, checkpoint["state_dict"])
             score = self.checkpoints.best_score
             log.info("best checkpoint on validation: %s, %s = %.4g", best, monitor, score)
-        elif monitor is None:
+            return
+        self.module.solve_for_evaluation()
+        if monitor is None:
             log.info("these objectives have no validation metric: the last weights are tested and saved")
         elif self.parts.data.val_samples is not None:
             log.warning("validation never gave %s, so the last weights are tested instead of the best", monitor)
