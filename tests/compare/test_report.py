@@ -171,6 +171,26 @@ def test_results_of_many_strategies_are_grouped() -> None:
     assert web.tags["details"] == 2, "the tables of 66 pairs are collapsed"
 
 
+def with_shares(chances: Mapping[str, float], seeds: Sequence[int]) -> Document:
+    """A comparison whose primary measure, the share of the text, is built with the outcomes of the foils."""
+    rows, items = made(chances, seeds=seeds)
+    for own in items.values():
+        own |= {"shares/text": own["foils/overall"], "shares/text:image": own["foils/overall:image"]}
+    for row in rows:
+        row["results"]["shares/text"] = row["results"].get("foils/overall")
+    return build_document(Outcomes(rows, items, comparison(list(chances), seeds, primary=["shares/text"])), [])
+
+
+def test_a_measure_without_a_better_direction_is_higher_and_never_better() -> None:
+    text = render.render_markdown(with_shares(CHANCES, range(3)))
+    assert "early and hybrid are higher than late on shares text" in text
+    assert {row[-1] for row in table(text, "Tests on primary measures")[1:]} >= {"early is higher", "not significant"}
+    assert not re.search(r"better[^.|]* on shares|\| shares text \|.*better", text)
+    assert "early is better" in text, "on foils overall"
+    many = with_shares({f"s{i:02}": 0.45 + 0.025 * i for i in range(12)}, range(5))
+    assert re.match(r"s11 is higher than \d+ of 11 others on shares text;", many.headline)
+
+
 def test_quality_table_has_the_means_of_the_rows(text: str, rows: list[dict[str, Any]]) -> None:
     head, *body = table(text, r"retrieval: 200 images, 1 caption each, ranked by two\_stage with k=16")
     assert head == ["strategy", "text to image R@1", "image to text R@1", "seeds"]

@@ -309,6 +309,11 @@ def is_score(name: str) -> bool:
     return not name.endswith(("loss", "rank")) and not name.startswith("shares/")
 
 
+def comparative(measure: str) -> str:
+    """Word for a strategy with the higher value: "better" on scores; "higher" on losses, ranks and shares."""
+    return "better" if is_score(measure) else "higher"
+
+
 def _is_overall(name: str) -> bool:
     words = name.split("/")
     return words[-1] not in ABLATIONS and not any(part in words for part in SEEN_SPLITS)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmbert.compare.report.outcomes import Outcomes, measure_title, number
+from mmbert.compare.report.outcomes import Outcomes, comparative, measure_title, number
 from mmbert.compare.statistics import TestResult, compare_all
 
 MAX_BUDGET_GAP = 0.05
@@ -75,12 +75,12 @@ def headline(outcomes: Outcomes, results: Sequence[TestResult]) -> str:
     if len(text) <= MAX_HEADLINE_LENGTH:
         return text
     first = [result for result in significant if result.measure == significant[0].measure]
-    wins = Counter(_better_and_worse(result)[0] for result in first)
+    wins = Counter(_higher_and_lower(result)[0] for result in first)
     most = max(wins.values())
     best = [name for name, count in wins.items() if count == most]
     verb = "is" if len(best) == 1 else "are each"
     return (
-        f"{join_names(best)} {verb} better than {most} of {len(done) - 1} others on "
+        f"{join_names(best)} {verb} {comparative(first[0].measure)} than {most} of {len(done) - 1} others on "
         f"{measure_title(significant[0].measure)}; "
         f"{len(significant)} of {len(results)} differences between pairs are significant"
     )
@@ -90,22 +90,22 @@ def group_results(significant: Sequence[TestResult]) -> list[str]:
     """Join significant results with the same strategies or measures: "x and y are better than z on m and n"."""
     beaten: dict[tuple[str, str], list[str]] = {}
     for result in significant:
-        better, worse = _better_and_worse(result)
-        beaten.setdefault((better, measure_title(result.measure)), []).append(worse)
+        higher, lower = _higher_and_lower(result)
+        beaten.setdefault((higher, result.measure), []).append(lower)
     winners: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (better, measure), worse in beaten.items():
-        winners.setdefault((measure, tuple(worse)), []).append(better)
-    measures: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for (measure, worse), better in winners.items():
-        measures.setdefault((tuple(better), worse), []).append(measure)
+    for (higher, measure), lower in beaten.items():
+        winners.setdefault((measure, tuple(lower)), []).append(higher)
+    measures: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[str]] = {}
+    for (measure, lower), higher in winners.items():
+        measures.setdefault((tuple(higher), lower, comparative(measure)), []).append(measure_title(measure))
     return [
-        f"{join_names(better)} {'is' if len(better) == 1 else 'are'} better than {join_names(worse)} "
+        f"{join_names(higher)} {'is' if len(higher) == 1 else 'are'} {word} than {join_names(lower)} "
         f"on {join_names(on)}"
-        for (better, worse), on in sorted(measures.items(), key=lambda found: -len(found[0][1]))
+        for (higher, lower, word), on in sorted(measures.items(), key=lambda found: -len(found[0][1]))
     ]
 
 
-def _better_and_worse(result: TestResult) -> tuple[str, str]:
+def _higher_and_lower(result: TestResult) -> tuple[str, str]:
     return (result.a, result.b) if result.difference > 0 else (result.b, result.a)
 
 
@@ -118,7 +118,7 @@ def describe_results(results: Sequence[TestResult]) -> list[str]:
 
 
 def describe_result(result: TestResult, names: Mapping[str, str] | None = None) -> str:
-    """Describe a test result in words: "a is better than b" only if it is significant.
+    """Describe a test result in words: "a is better than b" (or "higher", see `comparative`) only if it is significant.
 
     Args:
         result: Result of `compare_pairs` or `compare_all`.
@@ -139,7 +139,7 @@ def describe_result(result: TestResult, names: Mapping[str, str] | None = None) 
         a, b, difference, low, high = b, a, -difference, -high, -low
     p = "p < 0.001" if result.p_holm < 0.001 else f"p = {result.p_holm:.3f}"
     return (
-        f"{a} is better than {b} on {measure} by {_points(difference)} points "
+        f"{a} is {comparative(result.measure)} than {b} on {measure} by {_points(difference)} points "
         f"({level} {_points(low)} to {_points(high)}, {p} after Holm)"
     )
 

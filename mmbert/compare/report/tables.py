@@ -4,7 +4,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmbert.compare.report.outcomes import ABLATED_INPUT, Outcomes, is_ranking, is_score, mean_of, measure_title
+from mmbert.compare.report.outcomes import (
+    ABLATED_INPUT,
+    Outcomes,
+    comparative,
+    is_ranking,
+    is_score,
+    mean_of,
+    measure_title,
+)
 from mmbert.compare.report.summary import join_names
 from mmbert.compare.statistics import Interval, TestResult
 
@@ -176,8 +184,8 @@ def test_results(results: Sequence[TestResult], name: str, *, exploratory: bool)
     """All tests of pairs of strategies, significant or not; without conclusions in an exploratory comparison."""
     rows = []
     for r in results:
-        better = r.a if r.difference > 0 else r.b
-        text = "exploratory" if exploratory else f"{better} is better" if r.significant else "not significant"
+        found = f"{r.a if r.difference > 0 else r.b} is {comparative(r.measure)}"
+        text = "exploratory" if exploratory else found if r.significant else "not significant"
         p = EMPTY if math.isnan(r.p_holm) else "< 0.001" if r.p_holm < 0.001 else f"{r.p_holm:.3f}"
         interval = f"{format_signed(r.low)} to {format_signed(r.high)}"
         rows.append([measure_title(r.measure), f"{r.a} − {r.b}", format_signed(r.difference), interval, p, text])
