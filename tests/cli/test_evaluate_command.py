@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     # A training image that was never downloaded.
     images.append({"split": "train", "filename": "absent.png", "sentences": [{"raw": "a cat"}]})
-    (folder / "karpathy.json").write_text(json.dumps({"images": images}))
+    for name in ("karpathy.json", "training.json"):  # the second one for what may not be solved on the first
+        (folder / name).write_text(json.dumps({"images": images}))
     lines = [json.dumps({"file": e.image.name, "text": caption}) for e in examples for caption in e.captions]
     (folder / "captions.jsonl").write_text("\n".join(lines))
     foils = {"1": {"filename": "0.png", "caption": "a red cat", "negative_caption": "a blue cat"}}
@@ -138,7 +139,7 @@ def test_auto_prints_itc_before_two_stage_starts(
 def test_weight_of_itc_is_chosen_on_the_validation_split(
     model: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ranks like the number that the log names; the split to rank is refused as validation."""
+    """Ranks like the number that the log names."""
     content = json.loads((folder / "karpathy.json").read_text())["images"]
     for row in content[:3]:
         row["split"] = "val"
@@ -152,8 +153,6 @@ def test_weight_of_itc_is_chosen_on_the_validation_split(
     assert "3 images of split val" in said
     main(arguments(folder, *options, "--itc_weight", str(chosen["itc_weight"]), file=str(file), model=model))
     assert metrics(tmp_path / "report.json") == [chosen] and chosen["num_images"] == 4
-    message = fails(arguments(folder, "--itc_weight", "auto", "--val_split", "test"), 2, capsys)
-    assert "itc_weight='auto' chooses the weight on validation: give val_annotations" in message
     message = fails(arguments(folder, "--itc_weight", "car"), 2, capsys)
     assert "--itc_weight" in message and "car" in message
 
@@ -324,6 +323,35 @@ def test_broken_image_is_named(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"mmbert: error: {tmp_path / 'a.png'}" in fails(command, 1, capsys)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [("val", ["--itc_weight", "auto"]), ("train", ["--baseline", "closed_form"])]
+)
+def test_ranked_images_are_neither_validation_nor_training(
+    kind: str, options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the file is called; a file without splits holds one."""
+
+    def error(*more: str, **file: str) -> str:
+        return fails(arguments(folder, *options, *more, **file), 2, capsys)
+
+    same = ["--" + kind + "_annotations", str(folder / "images" / ".." / "karpathy.json")]
+    for given in ([], same):
+        message = error(*given, f"--{kind}_split", "train", "test")
+        assert f"{kind}_split=train, test: 'test' of '" in message and "is the split to rank; give" in message
+    jsonl: Any = {"file": "captions.jsonl", "format": "jsonl"}
+    keys = ["--image_key", "file", "--caption_key", "text"]
+    same[1] = str(folder / "images" / ".." / "captions.jsonl")
+    for given in ([], same):
+        message = error(*keys, *given, **jsonl)
+        assert "captions.jsonl' is the file to rank, and one split; give another file with the" in message
+    other = [f"--{kind}_annotations", str(folder / "other.jsonl"), f"--{kind}_split", "a", "b"]
+    assert f"{kind}_split=a, b: a file of format jsonl is one split; leave" in error(*keys, *other, **jsonl)
+    with pytest.raises(UsageError, match=f"{kind}_annotations is missing"):
+        evaluate: Any = mmbert.evaluate_retrieval
+        name = options[0].strip("-")
+        evaluate(folder / "model", Candidates(["a"], ["b"], [0]), **{name: options[1]})
+
+
 # --- the closed form as a baseline -----------------------------------------------------------------------------------
 
 
@@ -331,7 +359,8 @@ def test_closed_form_is_ranked_first_and_equals_its_own_computation(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Features, projections and cosines by hand, image by image and text by text."""
-    options = ["--scorer", "itc", "--baseline", "closed_form", "--train_split", "test"]
+    other = ["--train_annotations", str(folder / "training.json"), "--train_split", "test"]
+    options = ["--scorer", "itc", "--baseline", "closed_form", *other]
     main(arguments(folder, *options, "--out", str(tmp_path / "report.json")))
     found, itc = metrics(tmp_path / "report.json")
     assert (found["scorer"], itc["scorer"]) == ("closed_form", "itc") and found["fusion_passes"] == 0
@@ -360,7 +389,8 @@ def test_closed_form_is_ranked_first_and_equals_its_own_computation(
 
 def test_closed_form_ranks_beside_late_interaction_as_beside_one_vector(folder: Path) -> None:
     """The baseline reads the encoders only, which are the same in both models."""
-    options: Any = {"scorer": "itc", "baseline": "closed_form", "train_split": "test"}
+    pairs: Any = {"train_annotations": folder / "training.json", "train_split": "test"}
+    options: Any = {"scorer": "itc", "baseline": "closed_form", **pairs}
     data = folder / "karpathy.json", folder / "images"
     found, expected = (mmbert.evaluate_retrieval(folder / name, *data, **options) for name in ("tokens", "model"))
     assert found["closed_form"]["rsum"] == expected["closed_form"]["rsum"]
@@ -381,9 +411,9 @@ def test_training_pairs_of_the_baseline_may_be_in_another_file(folder: Path, tmp
     options: Any = {"scorer": "itc", "baseline": "closed_form"}
     with pytest.raises(UsageError, match="train_annotations is missing"):
         mmbert.evaluate_retrieval(folder / "model", candidates, **options)
-    file = {"train_annotations": folder / "karpathy.json", "train_split": "test"}
+    file: Any = {"train_annotations": folder / "karpathy.json", "train_split": "test"}
     of_file = mmbert.evaluate_retrieval(folder / "model", candidates, folder / "images", **options, **file)
     same = mmbert.evaluate_retrieval(
-        folder / "model", folder / "karpathy.json", folder / "images", **options, train_split=["test"]
+        folder / "model", folder / "training.json", folder / "images", **options, **{**file, "train_split": ["test"]}
     )
     assert of_file["closed_form"]["rsum"] == same["closed_form"]["rsum"]

@@ -40,7 +40,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="Rank first by linear projections of the encoders' outputs, solved from training "
                            "pairs: what training has to beat.")  # fmt: skip
     retrieval.add_argument("--train_annotations", metavar="FILE",
-                           help="The baseline's training pairs (default: the annotation file).")  # fmt: skip
+                           help="The baseline's training pairs (default: the annotation file, if it holds several "
+                           "splits).")  # fmt: skip
     retrieval.add_argument("--train_split", nargs="+", default=["train"], metavar="NAME",
                            help="Their split or splits (default train).")  # fmt: skip
     retrieval.add_argument("--k", type=int, default=32, help="Shortlist of two_stage, in texts per image and images "
@@ -49,7 +50,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
                            help="Factor of the contrastive logit that two_stage adds to the matching score (default "
                            "0); auto: chosen on the validation split.")  # fmt: skip
     retrieval.add_argument("--val_annotations", metavar="FILE",
-                           help="Validation images for --itc_weight auto (default: the annotation file).")  # fmt: skip
+                           help="Validation images for --itc_weight auto (default: the annotation file, if it holds "
+                           "several splits).")  # fmt: skip
     retrieval.add_argument("--val_split", nargs="+", default=["val"], metavar="NAME",
                            help="Their split or splits (default val).")  # fmt: skip
     retrieval.add_argument("--folds", type=int, nargs="+", default=[1], help="One or more numbers of consecutive parts "

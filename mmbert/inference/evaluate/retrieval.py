@@ -3,14 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmbert.data.examples import Example
 from mmbert.data.processor import MMBertProcessor
 from mmbert.errors import UsageError
 from mmbert.evaluation.closed_form import closed_form_candidates
@@ -25,24 +23,19 @@ from mmbert.evaluation.retrieval import (
     rank_candidates,
 )
 from mmbert.inference.cached_images import cached_images, image_loader
-from mmbert.inference.evaluate.source import (
-    ModelSource,
-    align_columns,
-    check_sizes,
-    read_split,
-    ready_model,
-    split_name,
+from mmbert.inference.evaluate.retrieval_files import (
+    RetrievalFiles,
+    names_of,
+    ranked_candidates,
+    training_examples,
+    validation_candidates,
 )
+from mmbert.inference.evaluate.source import ModelSource, align_columns, check_sizes, ready_model
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.runtime.distributed import rank
-from mmbert.runtime.randomness import permutation
 
 log = logging.getLogger("mmbert")
 
-BASELINES = ("closed_form",)
-"""Allowed values of `baseline` in `evaluate_retrieval`."""
-MAX_VAL_IMAGES = 500
-"""Validation images, at most, on which itc_weight is chosen."""
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 
@@ -153,18 +146,21 @@ def evaluate_retrieval(
         on_result: Called with the metrics of each scorer as soon as they are computed.
         baseline: "closed_form" ranks first by linear projections of the encoders' outputs, solved from training pairs
             (`mmbert.model.objectives.closed_form`): what the trained heads and the fusion have to beat.
-        train_annotations: File with the training pairs of the baseline, in the same format. None: `data`.
+        train_annotations: File with the training pairs of the baseline, in the same format. None: `data`, if it holds
+            several splits.
         train_split: Its split or splits, of a file that holds several.
         itc_weight: Factor of the contrastive logit that two_stage adds to the matching score; "auto": chosen on the
             validation split, see `mmbert.evaluation.itc_weight.choose_itc_weight`.
-        val_annotations: File with the validation images and captions for "auto", in the same format. None: `data`.
+        val_annotations: File with the validation images and captions for "auto", in the same format. None: `data`,
+            if it holds several splits.
         val_split: Their split or splits, of a file that holds several.
         cache: Folder of the encoder cache (`data.cache` of a run), from which images are read; missing ones are added.
         precision: 32-true, bf16-mixed or 16-mixed. None: that of the run whose folder holds the model, else 32-true.
         half_tokens: Keep the encoders' outputs for fusion in fp16, in half the memory.
 
     Raises:
-        UsageError: An option that is not allowed, or the model has not the objectives that the scorer needs.
+        UsageError: An option that is not allowed, training or validation pairs that are the ranked ones, or the model
+            has not the objectives that the scorer needs.
         DataError: Something is wrong with the file, an image or the saved weights.
     """
     check_sizes(batch_size, num_workers)
@@ -177,7 +173,7 @@ def evaluate_retrieval(
         "delimiter": delimiter,
         "drop_uncaptioned": drop_uncaptioned or None,
     }
-    files = _Files(
+    files = RetrievalFiles(
         None if isinstance(data, Candidates) else data,
         images,
         format,
@@ -188,12 +184,12 @@ def evaluate_retrieval(
         if isinstance(data, Candidates):
             candidates, split = data, split or "candidates"
         else:
-            candidates, split = _ranked_candidates(files, split, captions, first_images)
-        training = _training_examples(files, baseline, train_annotations, train_split)
+            candidates, split = ranked_candidates(files, split, captions, first_images)
+        training = training_examples(files, baseline, train_annotations, train_split, split)
         weight = _checked_itc_weight(itc_weight, "two_stage" in scorers)
         validation = None
         if weight is None:
-            validation = _validation_candidates(files, val_annotations, val_split, split)
+            validation = validation_candidates(files, val_annotations, val_split, split)
         fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)
         for number in fold_counts:
             check_ranking_options(len(candidates.images), k=k, folds=number, itc_weight=weight or 0.0)
@@ -229,7 +225,7 @@ def evaluate_retrieval(
                 found = choose_itc_weight(ready, encoded_val, validation, k=k, equal_texts=equal_texts)
                 weight = found.itc_weight
                 if rank() == 0:
-                    log.info("%s", found.describe(", ".join(_names(val_split))))
+                    log.info("%s", found.describe(", ".join(names_of(val_split))))
         common = {
             "split": split,
             "equal_texts": equal_texts,
@@ -256,60 +252,14 @@ def evaluate_retrieval(
         return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """The file to rank, and how this file and others are read."""
-
-    annotations: str | Path | None
-    images: str | Path | None
-    format: str
-    keys: dict[str, Any]
-
-    def read(self, file: str | Path, splits: str | Sequence[str]) -> list[Example]:
-        """The examples of one or several splits, in order."""
-        return [e for split in _names(splits) for e in read_split(file, self.images, self.format, split, self.keys)]
-
-
-def _names(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else [*value]
-
-
 def _scorers(model: MMBertForPreTraining, scorer: str | Sequence[str]) -> list[str]:
     """The names of the scorers, each once, "auto" replaced by what the model has objectives for."""
     found = [
         name
-        for given in _names(scorer)
+        for given in names_of(scorer)
         for name in (default_scorers(model) if given == "auto" else [choose_scorer(model, given)])
     ]
     return [*dict.fromkeys(found)]
-
-
-def _ranked_candidates(
-    files: _Files, split: str | None, captions: int | None, first_images: int | None
-) -> tuple[Candidates, str]:
-    """The images and captions to rank, and the name of their split."""
-    assert files.annotations is not None
-    has_splits = files.format == "karpathy" or "split_key" in files.keys
-    split = split_name(split, has_splits=has_splits, format=files.format)
-    examples = files.read(files.annotations, split)
-    if first_images is not None and not 1 <= first_images <= len(examples):
-        raise UsageError(f"first_images={first_images}: allowed are 1 to {len(examples)}, the images of split {split}.")
-    kept = [replace(e, captions=e.captions[:captions]) for e in examples[:first_images]]
-    return Candidates.from_examples(kept), split
-
-
-def _training_examples(
-    files: _Files, baseline: str | None, annotations: str | Path | None, splits: str | Sequence[str]
-) -> list[Example]:
-    """The training pairs of the baseline; none without one."""
-    if baseline is None:
-        return []
-    if baseline not in BASELINES:
-        raise UsageError(f"baseline='{baseline}'; allowed are {', '.join(BASELINES)}.")
-    file = annotations or files.annotations
-    if file is None:
-        raise UsageError("train_annotations is missing: give the file with the baseline's training pairs.")
-    return files.read(file, splits)
 
 
 def _checked_itc_weight(itc_weight: float | str, two_stage: bool) -> float | None:
@@ -319,18 +269,3 @@ def _checked_itc_weight(itc_weight: float | str, two_stage: bool) -> float | Non
     if itc_weight != "auto":
         raise UsageError(f"itc_weight='{itc_weight}': a number of 0 or more, or auto.")
     return None if two_stage else 0.0
-
-
-def _validation_candidates(
-    files: _Files, annotations: str | Path | None, splits: str | Sequence[str], ranked_split: str
-) -> Candidates:
-    """At most `MAX_VAL_IMAGES` images of validation, on which the weight is chosen."""
-    file = annotations or files.annotations
-    if file is None or (file == files.annotations and ranked_split in _names(splits)):
-        raise UsageError(
-            "itc_weight='auto' chooses the weight on validation: give val_annotations, the file with the "
-            "validation images, or val_split, another split than the one to rank."
-        )
-    examples = files.read(file, splits)
-    chosen = permutation(0, "choice of itc_weight", 0, len(examples))[:MAX_VAL_IMAGES]
-    return Candidates.from_examples([examples[i] for i in sorted(chosen.tolist())])
