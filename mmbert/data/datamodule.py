@@ -163,6 +163,7 @@ class SplitsDataModule(L.LightningDataModule):
             rank=rank(),
             world_size=world_size(),
             pool=options.length_pool,
+            limit=None if self.trainer is None else self.trainer.limit_train_batches,
         )
         loader = self._loader(pairs, batch_sampler=batches, kind=TrainLoader)
         if self.loader_state is not None:

@@ -27,6 +27,7 @@ class TrainBatches(Sampler[list[Index]]):
         rank: Rank of this process.
         world_size: Number of processes.
         pool: Global batches that are sorted together; 1 = no grouping by length.
+        limit: Batches after which an epoch ends, or a fraction of them (`trainer.limit_train_batches`); None: all.
     """
 
     def __init__(
@@ -39,9 +40,12 @@ class TrainBatches(Sampler[list[Index]]):
         rank: int = 0,
         world_size: int = 1,
         pool: int = 50,
+        limit: int | float | None = None,
     ):
         self.lengths, self.count, self.seed = lengths, count, seed
         self.batch_size, self.rank, self.world_size, self.pool = batch_size, rank, world_size, pool
+        self.steps = len(self) if limit is None else limited_steps(len(self), limit)
+        """Batches of each process until the epoch ends; `len` is without the limit, which Lightning applies."""
         self.position: Index = (0, 0)
         """Epoch and step at which the next iteration starts."""
 
@@ -61,8 +65,13 @@ class TrainBatches(Sampler[list[Index]]):
     def __iter__(self) -> Iterator[list[Index]]:
         epoch, step = self.position
         start = self.rank * self.batch_size
-        for batch in self.global_batches(epoch)[step:]:
+        for batch in self.global_batches(epoch)[step : self.steps]:
             yield [(epoch, int(i)) for i in batch[start : start + self.batch_size]]
+
+
+def limited_steps(batches: int, limit: int | float) -> int:
+    """Compute the batches of an epoch under `trainer.limit_train_batches`: their number, or as a float their fraction."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 class TrainLoader(DataLoader):
@@ -70,18 +79,18 @@ class TrainLoader(DataLoader):
 
     Lightning stops an epoch after `len(loader)` batches without exhausting the iterator, creates the first iterator
     before it sets any epoch, and saves `state_dict()` with a checkpoint. So the position is kept here: it advances
-    before a batch is yielded, and the last batch of an epoch advances it to the next one.
+    before a batch is yielded, and the last batch of an epoch, which may be limited, advances it to the next one.
     """
 
     batch_sampler: TrainBatches
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Iterate over the rest of the epoch."""
-        batches, steps = self.batch_sampler, len(self.batch_sampler)
+        batches = self.batch_sampler
         epoch, step = batches.position
         for batch in super().__iter__():
             step += 1
-            batches.position = (epoch, step) if step < steps else (epoch + 1, 0)
+            batches.position = (epoch, step) if step < batches.steps else (epoch + 1, 0)
             yield batch
 
     def state_dict(self) -> dict[str, int]:
@@ -100,4 +109,6 @@ class TrainLoader(DataLoader):
                 f"an epoch had {state['batches_per_epoch']} batches at the checkpoint, now {len(self.batch_sampler)}: "
                 "the data, data.batch_size or the number of processes changed; start a new run."
             )
-        self.batch_sampler.position = (state["epoch"], state["step"])
+        epoch, step = state["epoch"], state["step"]
+        # Older checkpoints may lie behind the limit, as the next epoch was the rest of this one.
+        self.batch_sampler.position = (epoch, step) if step < self.batch_sampler.steps else (epoch + 1, 0)

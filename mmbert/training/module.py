@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmbert.data.datamodule import PairsDataModule, SplitsDataModule
 from mmbert.data.pairs import Pairs
+from mmbert.data.sampling import limited_steps
 from mmbert.errors import NotFiniteError, UsageError
 from mmbert.evaluation.options import EvaluationOptions
 from mmbert.model.modeling import HeadedModel, MMBertForPreTraining
@@ -243,9 +244,7 @@ class TrainingModule(EvaluatingModule):
             if not math.isfinite(steps):
                 raise UsageError("the learning-rate schedule needs an end: set max_steps or max_epochs of the trainer.")
             return max(1, int(steps))
-        limit = trainer.limit_train_batches
-        batches = self._data.steps_per_epoch()
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        batches = limited_steps(self._data.steps_per_epoch(), trainer.limit_train_batches)
         per_epoch = -(-batches // trainer.accumulate_grad_batches)
         epochs = trainer.max_epochs
         by_epochs = per_epoch * epochs if epochs is not None and epochs >= 0 else None

@@ -197,6 +197,27 @@ def test_order_resumed_anywhere_is_that_of_an_uninterrupted_run(
         assert seen == expected
 
 
+@pytest.mark.parametrize(("limit", "steps"), [(3, 3), (0.75, 3), (1, 1), (1.0, 4), (9, 4)])
+def test_limited_epoch_begins_and_resumes_as_a_whole_one(limit: int | float, steps: int) -> None:
+    def loader(limit: int | float | None = limit) -> TrainLoader:
+        batches = TrainBatches(lambda epoch: np.arange(8), 8, batch_size=2, seed=0, limit=limit)
+        return TrainLoader(Numbers(), batch_sampler=batches, collate_fn=list)
+
+    unlimited, limited = loader(None), loader()
+    epochs = [list(unlimited)[:steps] for _ in range(3)]
+    assert [list(limited) for _ in range(3)] == epochs and len(limited) == 4
+    for taken in range(3 * steps):
+        first, second = loader(), loader()
+        for _ in range(taken // steps):
+            list(first)
+        iterator = iter(first)
+        seen = [next(iterator) for _ in range(taken % steps)]
+        second.load_state_dict(first.state_dict())
+        assert seen + list(second) == epochs[taken // steps]
+    limited.load_state_dict({"epoch": 0, "step": 3, "batches_per_epoch": 4})  # of an older checkpoint, if limited
+    assert list(limited) == (epochs[1] if steps <= 3 else epochs[0][3:])
+
+
 def test_loader_refuses_the_state_of_other_batches() -> None:
     batches = [TrainBatches(lambda epoch: np.arange(10), 10, batch_size=size, seed=0) for size in (3, 2)]
     one, two = (TrainLoader(Numbers(), batch_sampler=b) for b in batches)

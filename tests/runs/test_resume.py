@@ -90,6 +90,23 @@ def test_accumulation_resumes_on_its_boundary(tiny: list[str], tmp_path: Path) -
     assert len(trace(tmp_path / "whole")) == 7
 
 
+@pytest.mark.parametrize(
+    ("accumulated", "steps", "hook"), [(1, 9, "on_train_epoch_start"), (2, 6, "on_train_batch_end")]
+)
+def test_limited_epochs_have_all_their_steps_and_resume(
+    accumulated: int, steps: int, hook: str, tiny: list[str], tmp_path: Path
+) -> None:
+    """The limit does not divide the 4 batches of an epoch: what is left of it must not be the next one."""
+    options = ["--name=run", "--trainer.limit_train_batches=3", f"--trainer.accumulate_grad_batches={accumulated}"]
+    fit(tiny, tmp_path / "whole", *options)
+    rates = [rate for _, rate in read_curves(tmp_path / "whole/run")["train/lr"]]
+    assert len(trace(tmp_path / "whole")) == 1 + steps and rates[-1] < 0.2 * max(rates)
+    # Between epochs 1 and 2, and within epoch 2: with accumulation before the step of its batches 4 and 5.
+    killed(lambda: fit(tiny, tmp_path / "killed", *options), after_batch=2 if accumulated == 1 else 5, hook=hook)
+    fit(tiny, tmp_path / "killed", *options, "--resume=auto")
+    assert trace(tmp_path / "killed") == trace(tmp_path / "whole")
+
+
 def test_time_of_a_resumed_run_is_that_of_its_training(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
