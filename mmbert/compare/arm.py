@@ -95,7 +95,7 @@ def run_arm(spec: Mapping[str, Any], seconds: Callable[[], float]) -> None:
             evaluations.append(evaluate_retrieval(model, processor, data, spec["retrieval"], folder / QUERIES))
         if spec["foils"]["files"]:
             evaluations.append(evaluate_foils(model, processor, data, spec["foils"]))
-        if "shares" in spec:
+        if spec.get("shares", {}).get("pairs"):
             evaluations.append(evaluate_shares(LoadedModel(model, processor), data, spec["shares"]))
     results = {name: value for found in evaluations for name, value in found.results.items()}
     items = {name: outcomes for found in evaluations for name, outcomes in found.items.items()}

@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.teacher_vectors import zero_vectors
 from mmbert.errors import UsageError
 from mmbert.evaluation.retrieval import choose_scorer
+from mmbert.inference.capabilities import objectives_of
 from mmbert.model.configuration import MMBertConfig
 from mmbert.model.initialization import quiet_transformers
 from mmbert.model.modeling import MMBertForPreTraining
@@ -173,7 +174,7 @@ def _depth_and_width(config: MMBertConfig) -> tuple[int, int]:
 
 def measure_strategy(comparison: Comparison, run: TrainingRun, allow_import: list[str]) -> StrategyCost:
     """Measure the cost of a step of each stage of one strategy, whose pretraining is `run`."""
-    _check_retrieval(comparison, run)
+    check_evaluations(comparison, run.parts.model, run.parts.data.examples)
     _check_fractions(comparison, run)
     found = {PRETRAIN: measure_step(run, comparison)}
     with tempfile.TemporaryDirectory() as folder:
@@ -189,13 +190,28 @@ def measure_strategy(comparison: Comparison, run: TrainingRun, allow_import: lis
     return StrategyCost(Shape(*_depth_and_width(model.config), parameters(model).total), found)
 
 
-def _check_retrieval(comparison: Comparison, run: TrainingRun) -> None:
-    """Raise before the training if the retrieval evaluation after it is impossible."""
-    model, splits, retrieval = run.parts.model, run.parts.data.examples, comparison.retrieval
-    if retrieval.images and isinstance(model, MMBertForPreTraining):
+def check_evaluations(comparison: Comparison, model: Any, splits: Mapping[str, Sequence[Any]]) -> None:
+    """Raise before the training if an evaluation after it is impossible.
+
+    Args:
+        comparison: The comparison.
+        model: The untrained model of one strategy.
+        splits: Split -> examples of the pretraining data.
+
+    Raises:
+        UsageError: A split without examples, or a score that the model's objectives do not train.
+    """
+    if not isinstance(model, MMBertForPreTraining):
+        return
+    retrieval, shares = comparison.retrieval, comparison.shares
+    if retrieval.images:
         choose_scorer(model, retrieval.scorer)
-        if not splits.get(retrieval.split):
-            raise UsageError(f"retrieval.split='{retrieval.split}'; the data has {', '.join(splits)}.")
+    if shares.pairs:
+        objectives_of(model, "pretrain", f"shares.target={shares.target}", shares.target)
+    sizes = {"retrieval": (retrieval.images, retrieval.split), "shares": (shares.pairs, shares.split)}
+    for section, (size, split) in sizes.items():
+        if size and not splits.get(split):
+            raise UsageError(f"{section}.split='{split}'; the data has {', '.join(splits)}.")
 
 
 def _check_fractions(comparison: Comparison, run: TrainingRun) -> None:

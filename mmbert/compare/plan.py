@@ -217,11 +217,9 @@ class Comparison:
                     f"primary: '{measure}' is not a result; those of this comparison begin with "
                     f"{', '.join(f'{name}/' for name in sources)}.{did_you_mean(source, sources)}"
                 )
-            if source == "retrieval" and measure not in RETRIEVAL_METRICS:
-                raise UsageError(
-                    f"primary: '{measure}'; allowed are {', '.join(RETRIEVAL_METRICS)}."
-                    f"{did_you_mean(measure, RETRIEVAL_METRICS)}"
-                )
+            known = {"retrieval": RETRIEVAL_METRICS, "shares": [TEXT_SHARE]}.get(source, [measure])
+            if measure not in known:
+                raise UsageError(f"primary: '{measure}'; allowed are {', '.join(known)}.{did_you_mean(measure, known)}")
 
     @property
     def names(self) -> list[str]:
@@ -361,8 +359,9 @@ def load_comparison(config: str | os.PathLike[str] | Mapping[str, Any], changes:
         found = parser.instantiate_classes(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(f"{place}: {explain_parser_error(str(error), [a.dest for a in parser._actions])}") from error
-    if content.get("retrieval") and "images" not in content["retrieval"]:
-        raise UsageError("retrieval.images is missing: expected the number of images.")
+    for section, size in (("retrieval", "images"), ("shares", "pairs")):
+        if content.get(section) and size not in content[section]:
+            raise UsageError(f"{section}.{size} is missing: expected the number of {size}.")
     comparison = Comparison(**{key: getattr(found, key) for key in content})
     comparison.check()
     return comparison

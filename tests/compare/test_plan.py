@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import tiny_config
 
+from mmbert.compare.calibration import check_evaluations
 from mmbert.compare.folder import check_arm_folder
 from mmbert.compare.plan import Arm, comparison_from, list_arms, load_comparison
 from mmbert.errors import DataError, UsageError
+from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.training.config_files import explicit_options
 from mmbert.training.run_options import to_arguments
 
@@ -100,6 +103,8 @@ def test_file_builds_on_a_base_and_changes_override_it(tmp_path: Path) -> None:
             {"retrieval": {"images": 5}, "primary": ["retrieval/text_to_imgae/R@1"]},
             "Did you mean 'retrieval/text_to_image/R@1'",
         ),
+        ({"shares": {"samples": 8}}, "shares.pairs is missing"),
+        ({"shares": {"pairs": 5}, "primary": ["shares/txt"]}, "Did you mean 'shares/text'"),
         ({"seed": [0]}, "there is no option seed. Did you mean 'seeds'"),
         ({"seeds": ["zero"]}, "seeds"),
         ({"retrieval": {"imagse": 3}}, "imagse"),
@@ -126,6 +131,22 @@ def test_file_builds_on_a_base_and_changes_override_it(tmp_path: Path) -> None:
 def test_error_names_the_option(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_comparison(written(tmp_path, {**GOOD, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"retrieval": {"images": 5, "split": "tset"}}, "retrieval.split='tset'; the data has train, test"),
+        ({"shares": {"pairs": 5, "split": "tset"}}, "shares.split='tset'; the data has train, test"),
+        ({"shares": {"pairs": 5, "target": "itc"}}, "shares.target=itc needs a model .* objective itc"),
+        ({"shares": {"pairs": 0, "split": "tset", "target": "itc"}}, ""),
+    ],
+)
+def test_evaluation_that_is_impossible_after_the_training_is_an_error_before_it(changes: dict, message: str) -> None:
+    model = MMBertForPreTraining(tiny_config(objectives={"itm": 1.0}))
+    comparison = load_comparison({**GOOD, **changes})
+    with pytest.raises(UsageError, match=message) if message else contextlib.nullcontext():
+        check_evaluations(comparison, model, {"train": [0], "test": [0]})
 
 
 def test_option_without_value_has_its_default(tmp_path: Path) -> None:
