@@ -320,6 +320,7 @@ class TrainingModule(EvaluatingModule):
             parts += [output.loss / world_size(), hits, count, output.left_out]
         loss, *values = all_reduce_sum(torch.stack([part.detach().double() for part in parts]).float()).unbind()
         self.log("train/loss", loss, prog_bar=True)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # pyright: ignore - of this step, not the next
         for i, name in enumerate(objectives):
             mean, hits, count, left_out = values[4 * i : 4 * i + 4]
             self.log(f"train/{name}_loss", mean)
@@ -337,8 +338,6 @@ class TrainingModule(EvaluatingModule):
         # Over several batches: the one that is logged may be the one that saved a checkpoint.
         samples, seconds = map(sum, zip(*self._recent, strict=True))
         self.log("samples/s", samples / seconds, prog_bar=True)
-        optimizer = self.optimizers()
-        self.log("train/lr", optimizer.param_groups[0]["lr"])  # pyright: ignore
 
     def _batch_number(self) -> int:
         """Number of training batches since the start of the run."""

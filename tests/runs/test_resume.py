@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_run_that_is_resumed_after_its_last_step_is_tested_at_that_step(tiny: li
     assert [step for step, _ in expected["test/itm_loss"]] == [6]
     fit(tiny, tmp_path, *options, "--resume=auto")
     assert read_curves(tmp_path / "run") == expected
+
+
+def test_logged_learning_rate_is_that_of_the_step(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, step = [], torch.optim.AdamW.step
+
+    def recorded(self: torch.optim.AdamW, *arguments: Any, **keywords: Any) -> Any:
+        used.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    fit(tiny, tmp_path, "--name=run", "--trainer.max_epochs=2", "--optim.warmup=0.5")
+    logged = [value for _, value in read_curves(tmp_path / "run")["train/lr"]]
+    assert len({*used}) > 4 and logged == pytest.approx(used)
 
 
 def test_run_killed_between_epochs_is_bit_identical(whole: Path, tiny: list[str], tmp_path: Path) -> None:
