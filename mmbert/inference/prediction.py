@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmbert.data.queries import Query
 from mmbert.data.readers.labelled import LabelledExample
 from mmbert.data.readers.vqa import read_results
-from mmbert.errors import DataError, UsageError
+from mmbert.errors import DataError
 from mmbert.inference.capabilities import task_of
 from mmbert.inference.loaded import Answer, LoadedModel
+from mmbert.runtime.files import check_output_file
 
 
 def predict_vqa(
@@ -38,7 +39,7 @@ def predict_vqa(
         DataError: An unreadable image, with its record.
     """
     task_of(model.model, model.name, "vqa")
-    _check_out(out)
+    check_output_file(out)
     answers = _answer_all(model, examples, 1, batch_size, num_workers)
     rows = [{"question_id": e.key, "answer": best[0].answer} for e, best in zip(examples, answers, strict=True)]
     _write_verified(out, rows, lambda file: read_results(file, [int(example.key) for example in examples]))
@@ -61,7 +62,7 @@ def predict_decisions(
         DataError: An unreadable image, with its record.
     """
     labels = task_of(model.model, model.name, "decision").labels
-    _check_out(out)
+    check_output_file(out)
     rows = []
     for example, ranked in zip(
         examples, _answer_all(model, examples, len(labels), batch_size, num_workers), strict=True
@@ -70,12 +71,6 @@ def predict_decisions(
         row = {"id": example.key, "label": ranked[0].answer, "probabilities": {x: probabilities[x] for x in labels}}
         rows.append(row)
     _write_verified(out, rows)
-
-
-def _check_out(out: Path) -> None:
-    """Check before the work that a file can be written."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"--out {out}: {'is a folder' if out.is_dir() else 'its folder does not exist'}; give a file.")
 
 
 def _answer_all(

@@ -24,6 +24,7 @@ from mmbert.evaluation.retrieval import SCORERS, Candidates
 from mmbert.inference.evaluate.retrieval import RetrievalMetrics
 from mmbert.metrics.retrieval import recall_at_k
 from mmbert.model.objectives.closed_form import canonical_maps
+from mmbert.runtime.files import atomic_write_text
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,30 @@ def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pyte
     assert "weights that can't be loaded" in error(1, model=other)
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     assert "holds a BertModel; expected MMBertForPreTraining" in error(2, model=other)
+
+
+@pytest.mark.parametrize("command", ["retrieval", "foils", "task", "shares", "bias"])
+def test_output_is_checked_before_the_work(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model, which does not exist either, is not loaded."""
+    source = ["--annotations", "a", "--format", "jsonl", "--images", "b"]
+    options = {"foils": ["--foils", "a", "--images", "b"], "bias": []}.get(command, source)
+    for out, reason in ((tmp_path, "is a folder"), (tmp_path / "no" / "r.json", "its folder does not exist")):
+        message = fails(["evaluate", command, "absent", *options, "--out", str(out)], 2, capsys)
+        assert message == f"mmbert: error: --out {out}: {reason}; give a file.\n"
+    if command == "bias":
+        assert "'absent' has no model card README.md" in fails(["evaluate", command, "absent", "--card"], 2, capsys)
+
+
+def test_a_report_replaces_a_file_in_one_step_and_a_device_is_written(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("old")
+    (tmp_path / "pipe").symlink_to("/dev/null")
+    for name in ("r.json", "pipe"):
+        atomic_write_text(tmp_path / name, "new")
+    assert (tmp_path / "r.json").read_text() == "new" and (tmp_path / "pipe").is_symlink()
+    with pytest.raises(UnicodeEncodeError):
+        atomic_write_text(tmp_path / "r.json", "lone \ud800")
+    assert (tmp_path / "r.json").read_text() == "new"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["pipe", "r.json"]
 
 
 def test_broken_image_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

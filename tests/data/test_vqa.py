@@ -157,6 +157,10 @@ def test_wrong_options_end_with_two(tmp_path: Path, capsys: pytest.CaptureFixtur
             main(["score", "vqa", *options])
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(SystemExit):
+        score(tmp_path, files(), "--out", str(tmp_path / "absent" / "s.json"))
+    captured = capsys.readouterr()
+    assert "absent/s.json: its folder does not exist; give a file." in captured.err and not captured.out
 
 
 def test_questions_with_one_answer_are_a_warning(

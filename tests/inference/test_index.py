@@ -320,6 +320,7 @@ def test_bad_input_is_one_sentence(
         (2, "re-ranking fuses a text", "search", index, str(photos / "a.png"), "--rerank", "3"),
         (2, "pretrained with the objective itm", "search", other, "a cat", "--rerank", "3"),
         (2, "its folder does not exist", "search", index, "a cat", "--html", str(tmp_path / "no/sheet.html")),
+        (2, "is a folder; give a file", "search", index, "a cat", "--html", str(tmp_path)),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*arguments])

@@ -10,6 +10,7 @@ from mmbert.cli.command_line import add_json, add_model, print_json, utf8_text
 from mmbert.data.labelled import LABELLED_FORMATS
 from mmbert.data.readers import FORMATS
 from mmbert.evaluation.options import FOIL_SCORERS, PRECISIONS, RETRIEVAL_SCORERS
+from mmbert.runtime.files import atomic_write_text, check_output_file
 
 if TYPE_CHECKING:
     from mmbert.inference.evaluate.retrieval import RetrievalMetrics
@@ -184,6 +185,7 @@ def _retrieval(*, model: str, annotations: str, out: str | None, json: bool, **o
     from mmbert.inference.evaluate.retrieval import evaluate_retrieval
     from mmbert.runtime.distributed import rank, torchrun_process_group
 
+    check_output_file(out)
     finished: list[RetrievalMetrics] = []
 
     def show(metrics: "RetrievalMetrics") -> None:
@@ -204,6 +206,7 @@ def _foils(*, model: str, foils: list[str], out: str | None, json: bool, **optio
     from mmbert.inference.evaluate.foils import evaluate_foils
     from mmbert.runtime.distributed import rank, torchrun_process_group
 
+    check_output_file(out)
     with torchrun_process_group():
         report = evaluate_foils(model, foils, **options)
         if rank() == 0:
@@ -214,6 +217,7 @@ def _foils(*, model: str, foils: list[str], out: str | None, json: bool, **optio
 def _task(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:
     from mmbert.inference.evaluate.task import evaluate_task
 
+    check_output_file(out)
     given = {key: value for key, value in options.items() if value is not None}
     _show(evaluate_task(model, annotations, **given), out, json)
     return 0
@@ -222,14 +226,18 @@ def _task(*, model: str, annotations: str, out: str | None, json: bool, **option
 def _shares(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:
     from mmbert.inference.evaluate.shares import evaluate_shares
 
+    check_output_file(out)
     given = {key: value for key, value in options.items() if value is not None and value is not False}
     _show(evaluate_shares(model, annotations, **given), out, json)
     return 0
 
 
 def _bias(*, model: str, out: str | None, json: bool, card: bool, **options: Any) -> int:
-    from mmbert.inference.evaluate.bias import evaluate_bias, write_bias_section
+    from mmbert.inference.evaluate.bias import evaluate_bias, find_card, write_bias_section
 
+    check_output_file(out)
+    if card:
+        find_card(model)
     given = {key: value for key, value in options.items() if value is not None}
     report = evaluate_bias(model, **given)
     _show(report, out, json)
@@ -248,4 +256,4 @@ def _show(report: Any, out: str | None, json: bool) -> None:
 
 def _write(content: Any, out: str | None) -> None:
     if out is not None:
-        Path(out).write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
+        atomic_write_text(Path(out), dumps(content, indent=2) + "\n")

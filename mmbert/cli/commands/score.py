@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmbert.data.readers.vqa import check_same_questions, read_annotations, read_questions, read_results
 from mmbert.metrics.vqa import MODES, AnsweredQuestion, vqa_accuracy
+from mmbert.runtime.files import atomic_write_text, check_output_file
 
 log = logging.getLogger("mmbert")
 MIN_ANSWERS = 4
@@ -31,6 +32,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _vqa(*, questions: str, annotations: str, results: str, mode: str, out: str | None, **_: bool) -> int:
+    check_output_file(out)
     by_id, annotated = read_questions(Path(questions)), read_annotations(Path(annotations))
     check_same_questions(by_id, annotated)
     predictions = read_results(Path(results), annotated)
@@ -48,5 +50,5 @@ def _vqa(*, questions: str, annotations: str, results: str, mode: str, out: str 
     text = json.dumps(scores if mode == "official" else {mode: scores}, indent=2, ensure_ascii=True)
     print(text)
     if out is not None:
-        Path(out).write_text(text + "\n", encoding="utf-8")
+        atomic_write_text(Path(out), text + "\n")
     return 0

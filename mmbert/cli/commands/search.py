@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmbert.cli.command_line import add_allow_import, add_json, print_json, utf8_text
-from mmbert.errors import UsageError, printable
+from mmbert.errors import printable
+from mmbert.runtime.files import atomic_write_text, check_output_file
 
 if TYPE_CHECKING:
     from mmbert.inference.index import SearchResult
@@ -55,11 +56,10 @@ def _search(
 ) -> int:  # fmt: skip
     from mmbert.inference.index import load_index
 
-    if html is not None and not Path(html).resolve().parent.is_dir():
-        raise UsageError(f"--html {html}: its folder does not exist.")
+    check_output_file(html, "--html")
     results = load_index(index, model, device).search(query, k, rerank=rerank, exact=exact)
     if html is not None:
-        Path(html).write_text(render_contact_sheet(query, results), encoding="utf-8")
+        atomic_write_text(Path(html), render_contact_sheet(query, results))
     if json:
         print_json([result._asdict() for result in results])
         return 0

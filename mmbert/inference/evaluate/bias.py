@@ -16,6 +16,7 @@ from mmbert.inference.capabilities import objectives_of
 from mmbert.inference.evaluate.source import align_columns
 from mmbert.inference.explanation.quality import bootstrap_mean
 from mmbert.inference.loaded import LoadedModel, load
+from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.randomness import permutation
 
 WORDS = ("man", "woman")
@@ -195,17 +196,27 @@ def _mask_probabilities(loaded: LoadedModel, texts: Sequence[str], ids: Sequence
     return masked.float().softmax(dim=-1)[:, [*ids]].cpu().double().numpy()
 
 
+def find_card(folder: str | Path) -> Path:
+    """Find the model card of a folder.
+
+    Raises:
+        UsageError: The folder has none.
+    """
+    card = Path(folder) / "README.md"
+    if not card.is_file():
+        raise UsageError(f"'{folder}' has no model card README.md; give the folder RUN/model of a run.")
+    return card
+
+
 def write_bias_section(folder: str | Path, report: BiasReport) -> Path:
     """Write a report into the model card of a folder, README.md, in place of an earlier one.
 
     Raises:
         UsageError: The folder has no model card.
     """
-    card = Path(folder) / "README.md"
-    if not card.is_file():
-        raise UsageError(f"'{folder}' has no model card README.md; give the folder RUN/model of a run.")
+    card = find_card(folder)
     parts = re.split(r"(?m)^(?=## )", card.read_text(encoding="utf-8"))
     kept = [part.rstrip("\n") for part in parts if not part.startswith(f"## {SECTION}\n")]
     text = "\n\n".join([*kept, f"## {SECTION}\n\n{report.to_markdown()}"])
-    card.write_text(f"{text}\n", encoding="utf-8")
+    atomic_write_text(card, f"{text}\n")
     return card
