@@ -70,7 +70,7 @@ class TrainBatches(Sampler[list[Index]]):
 
 
 def limited_steps(batches: int, limit: int | float) -> int:
-    """Compute the batches of an epoch under `trainer.limit_train_batches`: their number, or as a float their fraction."""
+    """Compute the batches of an epoch under `trainer.limit_train_batches`, a number or (float) a fraction of them."""
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
