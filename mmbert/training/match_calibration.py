@@ -32,7 +32,8 @@ def calibrate_matching(model: MMBertForPreTraining, data: PairsDataModule, *, se
     """Fit ITM's calibration to pairs of the validation split; the same for any number of processes.
 
     The logit of a match becomes a * (logit of the fused pair) + c * (contrastive logit, with `residual`) + b, by
-    logistic regression on right and wrong pairs of equal weight (Platt scaling, Guo et al., arXiv:1706.04599, Sec. 4).
+    logistic regression on right and wrong pairs of equal weight (Platt scaling, Guo et al., arXiv:1706.04599, Sec. 4);
+    a and c are 0 or more.
     Only evaluation reads it: losses and gradients of training stay as they are.
 
     Args:
@@ -68,10 +69,7 @@ def calibrate_matching(model: MMBertForPreTraining, data: PairsDataModule, *, se
     if itm.residual_factor is not None:
         cosines = encoded.pair_similarities(chosen, dtype=torch.float64)
         features.append(cosines * float(model.objectives["itc"].scale * itm.residual_factor))  # pyright: ignore
-    *factors, bias = fit_logistic(torch.stack(features, dim=1), is_match).tolist()
-    if len(factors) == 2 and factors[0] < 0:  # a fusion that knows nothing must not turn the ranking around
-        factors, bias = [0.0], fit_logistic(features[1][:, None], is_match)
-        factors, bias = [0.0, float(bias[0])], float(bias[1])
+    *factors, bias = fit_calibration(torch.stack(features, dim=1), is_match)
     values = [factors[0], factors[1] if len(factors) == 2 else 0.0, bias]
     itm.calibration.copy_(itm.calibration.new_tensor(values))
     if rank() == 0:
@@ -106,6 +104,29 @@ def choose_pairs(val: Pairs, seed: int) -> list[tuple[tuple[int, int], int, bool
     return found
 
 
+def fit_calibration(features: Tensor, is_match: Tensor) -> list[float]:
+    """Fit factors of 0 or more and an intercept: scores that know nothing must not turn the ranking around.
+
+    A column whose factor is negative is left out, the first one first, and the others are fitted again.
+
+    Args:
+        features: (N, K), fp64.
+        is_match: (N,) bool, with rows of both kinds.
+
+    Returns:
+        K factors and the intercept.
+    """
+    columns = [*range(features.shape[1])]
+    while True:
+        *found, bias = fit_logistic(features[:, columns], is_match).tolist()
+        negative = [column for column, factor in zip(columns, found, strict=True) if factor < 0]
+        if not negative:
+            break
+        columns.remove(negative[0])
+    factors = dict(zip(columns, found, strict=True))
+    return [*(factors.get(column, 0.0) for column in range(features.shape[1])), bias]
+
+
 def fit_logistic(features: Tensor, is_match: Tensor, ridge: float = 1e-3) -> Tensor:
     """Fit a logistic regression by Newton's method, matched and mismatched rows weighing the same.
 
@@ -117,7 +138,7 @@ def fit_logistic(features: Tensor, is_match: Tensor, ridge: float = 1e-3) -> Ten
     Returns:
         (K + 1,) coefficients and intercept.
     """
-    x = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+    x = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
     y = is_match.to(x.dtype)
     weights = torch.where(is_match, 0.5 / y.sum(), 0.5 / (1 - y).sum())
     solution, penalty = x.new_zeros(x.shape[1]), ridge * torch.eye(x.shape[1], dtype=x.dtype)

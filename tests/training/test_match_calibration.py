@@ -12,7 +12,7 @@ from mmbert.data.masking import Masking
 from mmbert.data.pairs import Pairs
 from mmbert.errors import UsageError
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.match_calibration import WRONG_IMAGES, choose_pairs, fit_logistic
+from mmbert.training.match_calibration import WRONG_IMAGES, choose_pairs, fit_calibration, fit_logistic
 
 
 def test_logistic_regression_finds_the_log_odds() -> None:
@@ -30,6 +30,19 @@ def test_separable_rows_have_a_finite_solution() -> None:
     features = torch.tensor([[1e3], [2e3], [-1e3], [-5e3]], dtype=torch.float64)
     found = fit_logistic(features, torch.tensor([True, True, False, False]))
     assert found.isfinite().all() and found[0] > 0
+
+
+@pytest.mark.parametrize("signs", [(-1,), (1,), (-1, 1), (1, -1), (-1, -1), (1, 1)])
+def test_no_factor_turns_the_ranking_around(signs: tuple[int, ...]) -> None:
+    is_match = torch.arange(40) < 10
+    noise = torch.randn(40, len(signs), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features = noise + is_match[:, None] * torch.tensor(signs)
+    *factors, bias = fit_calibration(features, is_match)
+    kept = [k for k, sign in enumerate(signs) if sign > 0]
+    assert [k for k, factor in enumerate(factors) if factor] == kept and min(factors) >= 0
+    # The others are those of a fit without the column; without any, right and wrong pairs are as likely.
+    assert [factors[k] for k in kept] + [bias] == fit_logistic(features[:, kept], is_match).tolist()
+    assert kept or bias == pytest.approx(0, abs=1e-9)
 
 
 def test_wrong_images_share_no_caption_with_the_text(tmp_path: Path) -> None:
