@@ -35,6 +35,7 @@ IMAGE_ID_STEP = 1_000_000  # the ids of each split start at a multiple: 1000001 
 CHUNK = 250  # scenes that a process gets at a time
 MAX_SHARE = 0.02  # fraction of the other scenes of which a caption may be true
 SHARE_SAMPLE = 500  # scenes that the fraction is computed from
+MIN_SHARE_SAMPLE = 30  # in a smaller set it is above the bar by chance
 CATEGORIES = {f"{color} {shape}": shape for color in COLORS for shape in SHAPES}  # class of a box -> supercategory
 LICENSE = {"id": 1, "name": "the license of the mmbert repository", "url": ""}
 
@@ -303,7 +304,7 @@ def main() -> int:
             pool.terminate()
     by_split = ", ".join(f"{split} {share:.2%}" for split, share in zip(SPLITS, shares, strict=True))
     print(f"captions satisfied by other scenes: {max(shares):.2%} (bar {MAX_SHARE:.0%}; {by_split})")
-    if max(shares) > MAX_SHARE:
+    if max(shares) > MAX_SHARE and min(getattr(args, split) for split in SPLITS) >= MIN_SHARE_SAMPLE:
         print(f"error: the share must be at most {MAX_SHARE:.0%}; make captions more specific.", file=sys.stderr)
         return 1
 
