@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+from mmbert.errors import UsageError
 from mmbert.runtime.import_policy import OPTION, allow_import_from_cwd
 
 
@@ -33,10 +34,20 @@ def add_device(command: argparse.ArgumentParser) -> None:
                          help="Of the weights (default float32); the others take half the memory.")  # fmt: skip
 
 
-def read_list(arguments: list[str]) -> list[str]:
-    """Replace an argument "-" by the lines of standard input, without empty ones."""
+def read_list(arguments: list[str], name: str) -> list[str]:
+    """Replace an argument "-" by the lines of standard input, without empty ones.
+
+    Args:
+        arguments: Texts or files of the command line.
+        name: What the help page calls them, for the message.
+
+    Raises:
+        UsageError: An argument is empty.
+    """
     found = []
     for argument in arguments:
+        if not argument.strip():
+            raise UsageError(f"{name} {argument!r} is empty: give one, or - for the lines of standard input.")
         lines = sys.stdin.buffer.read().decode("utf-8", "replace").splitlines() if argument == "-" else [argument]
         found += [line for line in lines if line.strip()]
     return found

@@ -420,6 +420,11 @@ def test_mistakes_on_the_command_line_are_one_sentence(folder: Path, capsys: pyt
         (2, "required: QUESTION", "ask", str(folder / "vqa"), image),
         (2, "required: TEXT", "match", str(folder / "pretrained"), image),
         (2, "matching needs a model", "match", str(folder / "vqa"), image, "a"),
+        (2, "IMAGE '' is empty: give one, or -", "match", str(folder / "pretrained"), "", "a"),
+        (2, "TEXT ' ' is empty: give one, or -", "match", str(folder / "pretrained"), image, "a", " "),
+        (2, "QUESTION '' is empty: give one, or -", "ask", str(folder / "vqa"), image, ""),
+        (2, "IMAGE '' is empty: give an image file", "ask", str(folder / "vqa"), "", "a"),
+        (2, f"2 images: '{folder / 'vqa'}' takes 1 for a text", "ask", str(folder / "vqa"), image, image, "a"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([str(argument) for argument in arguments])

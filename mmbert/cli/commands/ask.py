@@ -3,7 +3,7 @@
 import argparse
 
 from mmbert.cli.command_line import add_device, add_json, add_model, print_json, read_list, utf8_text
-from mmbert.errors import printable
+from mmbert.errors import UsageError, printable
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -29,10 +29,14 @@ def _ask(
     from mmbert.inference.capabilities import task_of
     from mmbert.inference.loaded import load
 
+    if not all(image.strip() for image in images):
+        raise UsageError("IMAGE '' is empty: give an image file.")
+    questions = read_list([question], "QUESTION")
     loaded = load(model, device, dtype=dtype)
-    questions = read_list([question])
-    single = len(images) == 1 and task_of(loaded.model, loaded.name).num_images == 1
-    group = images[0] if single else [images] * len(questions)
+    takes = task_of(loaded.model, loaded.name).num_images
+    if len(images) != takes:
+        raise UsageError(f"{len(images)} images: '{loaded.name}' takes {takes} for a text; give IMAGE so many times.")
+    group = images[0] if takes == 1 else [images] * len(questions)
     results = loaded.answer(group, questions, top_k)
     if json:
         rows = [

@@ -25,7 +25,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def _match(*, model: str, image: str, texts: list[str], device: str | None, dtype: str, json: bool) -> int:
     from mmbert.inference.loaded import load
 
-    images, texts = read_list([image]), read_list(texts)
+    images, texts = read_list([image], "IMAGE"), read_list(texts, "TEXT")
     results = load(model, device, dtype=dtype).match(images, texts)
     rows = [
         {
