@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from compare.browser import CHROMIUM, browser
+from data.test_tokenizers import IMAGES, KINDS
 from ranking import tiny_model
 from tiny import randomize, tiny_batch, tiny_config, tiny_examples, tiny_processor
 from torch import Tensor
+from transformers import AddedToken
 
 import mmbert
 from mmbert import LoadedModel
 from mmbert.cli.main import main
+from mmbert.data.processor import MMBertProcessor
 from mmbert.errors import UsageError
 from mmbert.inference.explanation.explain import explain
 from mmbert.inference.explanation.explanation import Explanation
@@ -192,6 +195,58 @@ def test_every_fusion_is_explained(folder: Path, image: Path, tmp_path: Path, mo
         assert model.explain(image, TEXT, links=False).score == pytest.approx(
             model.match(image, TEXT).scores[0], abs=1e-5
         )
+
+
+def word_model(processor: MMBertProcessor, best: str) -> LoadedModel:
+    """A model that predicts one token at every mask."""
+    model = MMBertForPreTraining(tiny_config(vocab_size=len(processor.tokenizer), objectives={"mlm": 1.0})).eval()
+    randomize(model)
+    mlm: Any = model.objectives["mlm"]
+    with torch.no_grad():
+        mlm.bias[processor.tokenizer.convert_tokens_to_ids(best)] += 50
+    return LoadedModel(model, processor)
+
+
+@pytest.mark.parametrize(
+    ("kind", "token"),
+    [("byte-level BPE", "Ġcat"), ("byte-level BPE", "able"), ("Metaspace without splitting", "▁cat"), ("", "##ing")],
+)
+def test_best_token_at_a_mask_is_explained_with_its_probability(kind: str, token: str, image: Path) -> None:
+    processor = MMBertProcessor(KINDS[kind](), IMAGES, max_text_length=16) if kind else tiny_processor()
+    model, text = word_model(processor, token), f"a {processor.tokenizer.mask_token}"
+    for target in (None, token):  # as predicted, and as a user copies it
+        found = model.explain(image, text, target, links=False)
+        assert found.target == f"word {token!r}" and found.tokens.count(str(processor.tokenizer.mask_token)) == 1
+        assert found.score == pytest.approx(model.fill_mask(image, text)[0][0].probability, abs=1e-5)
+        assert found.score > 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_word_of_a_text_is_found_whatever_marks_its_tokens(kind: str) -> None:
+    processor = MMBertProcessor(KINDS[kind](), IMAGES, max_text_length=32)
+    model, text = word_model(processor, "<s>").model, "a unbelievable cat red"
+    ids, mask = processor.encode(text), processor.mask_token_id
+    words = [0, *np.cumsum([not more for more in processor.encode_words(text)[1]])]  # of the token after each
+    for number, word in enumerate(text.split(), start=2):
+        own = [i for i in range(len(ids)) if words[i + 1] == number]
+        for given in (word, f" {word}"):
+            expected = [mask if i in own else token for i, token in enumerate(ids)]
+            assert choose_target(model, processor, "m", text, given).input_ids == expected, given
+    two = choose_target(model, processor, "m", text, "cat red").input_ids
+    assert two == [mask if words[i + 1] in (4, 5) else token for i, token in enumerate(ids)]
+    for part in ("believable", "ca", "cat unbelievable"):
+        with pytest.raises(UsageError, match="is no word of the text"):
+            choose_target(model, processor, "m", text, part)
+
+
+def test_word_behind_a_space_is_explained_at_a_mask_that_takes_the_space() -> None:
+    tokenizer = KINDS["byte-level BPE"]()
+    tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True, special=True)})  # as RoBERTa's
+    processor = MMBertProcessor(tokenizer, IMAGES, max_text_length=16)
+    model = word_model(processor, "Ġcat").model
+    ids = choose_target(model, processor, "m", "a <mask>", "cat").input_ids
+    assert ids == processor.encode_masked("a <mask>"), "one mask for Ġcat"
+    assert choose_target(model, processor, "m", "a<mask>", "cat").input_ids.count(processor.mask_token_id) == 3
 
 
 def test_explained_answer_is_the_best_unless_given(folder: Path, image: Path) -> None:
