@@ -139,8 +139,8 @@ class ImageIndex:
         Args:
             query: A text; or an image: a `Path`, bytes, Pillow image or array, or a string that names an image file.
             k: Number of images to return.
-            rerank: Fuse the text with so many of the best images, and order these by the probability of a match; 0: use
-                the contrastive vectors alone.
+            rerank: Fuse the text with so many of the best images, at least k, and order these by the probability of a
+                match; 0: use the contrastive vectors alone.
             exact: Don't use the approximate index, if there is one.
 
         Returns:
@@ -164,7 +164,7 @@ class ImageIndex:
         assert found is not None
         nearest = self.nearest(found[0], max(k, rerank), exact=exact)
         results = [SearchResult(self.path(self.files[i]), score, "cosine") for i, score in nearest]
-        return (self._reranked(str(query), results[:rerank]) if rerank else results)[:k]
+        return (self._reranked(str(query), results) if rerank else results)[:k]
 
     def nearest(self, vector: Tensor, k: int, *, exact: bool = False) -> list[tuple[int, float]]:
         """Find the nearest vectors of a unit vector (E,): (number in `files`, cosine), best first."""

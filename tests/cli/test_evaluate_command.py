@@ -302,6 +302,16 @@ def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pyte
     message = error(2, "--split", "val", file="captions.jsonl", format="jsonl")
     assert "split='val': a file of format jsonl is one split" in message and "split_key" in message
 
+    message = error(2, "--scorer", "itc", "--itc_weight", "3")
+    assert "itc_weight=3.0: only the scorer two_stage uses it, and itc ranks; leave it out" in message
+    assert "itc_weight=auto: only the scorer" in error(2, "--scorer", "itm", "itc", "--itc_weight", "auto")
+    message = error(2, "--train_annotations", "pairs.json")
+    assert (
+        "train_annotations='pairs.json': only baseline reads it; give that too, or leave" in message
+    )
+    assert "val_annotations='a.json': only itc_weight='auto' reads it" in error(2, "--val_annotations", "a.json")
+    assert "val_split=a, b: only itc_weight='auto' reads it" in error(2, "--val_split", "a", "b")
+
     other = tmp_path / "other"
     tiny_model().mmbert.save_pretrained(other)
     tiny_processor().save_pretrained(other)

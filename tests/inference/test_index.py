@@ -121,6 +121,7 @@ def test_reranking_orders_the_shortlist_by_the_match_probability(model: LoadedMo
     assert [result.score for result in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
     assert found[0].kind == "probability"
     Path(shortlist[0]).unlink()
+    assert index.search("a red cat", k=4, rerank=2) == index.search("a red cat", k=4, rerank=4), "k images at least"
     assert len(index.search("a red cat", k=4, rerank=4)) == 3, "a file that is gone is left out"
 
 

@@ -50,6 +50,9 @@ def test_accuracy_is_that_of_the_answers(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_bad_files_and_models_are_one_sentence(folder: Path, tmp_path: Path) -> None:
+    for evaluate in (evaluate_task, mmbert.evaluate_shares):
+        with pytest.raises(UsageError, match="split='val': a file of format jsonl is one split; leave split out"):
+            evaluate(folder / "model", folder / "rows.jsonl", folder, format="jsonl", split="val", device="cpu")
     rows = tmp_path / "rows.jsonl"
     for row, message in (
         ({"label": "maybe"}, "the label 'maybe'; expected one of the model's: 'no', 'yes'"),

@@ -42,7 +42,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_allow_import(command)
     command.add_argument("-k", type=int, default=10, help="Number of images (default 10).")
     command.add_argument("--rerank", type=int, default=0, metavar="N", help="Fuse the text with the N best images, "
-                         "such as 32, and order these by the probability of a match.")  # fmt: skip
+                         "such as 32 and at least K, and order these by the probability of a match.")  # fmt: skip
     command.add_argument("--exact", action="store_true", help="Don't use the approximate index of --faiss.")
     command.add_argument("--html", metavar="FILE", help="Also write a page with the images to this file.")
     command.add_argument("--model", metavar="MODEL", help="The model's folder, if it was moved since.")

@@ -25,6 +25,7 @@ from mmbert.evaluation.retrieval import (
 from mmbert.inference.cached_images import cached_images, image_loader
 from mmbert.inference.evaluate.retrieval_files import (
     RetrievalFiles,
+    check_unused,
     names_of,
     ranked_candidates,
     training_examples,
@@ -186,9 +187,11 @@ def evaluate_retrieval(
         else:
             candidates, split = ranked_candidates(files, split, captions, first_images)
         training = training_examples(files, baseline, train_annotations, train_split, split)
-        weight = _checked_itc_weight(itc_weight, "two_stage" in scorers)
+        weight = _checked_itc_weight(itc_weight, scorers)
         validation = None
-        if weight is None:
+        if weight is not None:
+            check_unused("val", val_annotations, val_split, "itc_weight='auto'")
+        else:
             validation = validation_candidates(files, val_annotations, val_split, split)
         fold_counts = dict.fromkeys([folds] if isinstance(folds, int) else folds)
         for number in fold_counts:
@@ -262,10 +265,12 @@ def _scorers(model: MMBertForPreTraining, scorer: str | Sequence[str]) -> list[s
     return [*dict.fromkeys(found)]
 
 
-def _checked_itc_weight(itc_weight: float | str, two_stage: bool) -> float | None:
+def _checked_itc_weight(itc_weight: float | str, scorers: Sequence[str]) -> float | None:
     """The weight as a number; None where it is to be chosen."""
-    if not isinstance(itc_weight, str):
-        return itc_weight
-    if itc_weight != "auto":
+    if isinstance(itc_weight, str) and itc_weight != "auto":
         raise UsageError(f"itc_weight='{itc_weight}': a number of 0 or more, or auto.")
-    return None if two_stage else 0.0
+    if itc_weight and "two_stage" not in scorers:
+        raise UsageError(
+            f"itc_weight={itc_weight}: only the scorer two_stage uses it, and {', '.join(scorers)} ranks; leave it out."
+        )
+    return None if isinstance(itc_weight, str) else itc_weight

@@ -73,6 +73,22 @@ class RetrievalFiles:
         return self.read(file, names)
 
 
+def check_unused(kind: str, annotations: str | Path | None, splits: str | Sequence[str], needed: str) -> None:
+    """Raise where a file or split is given that nothing reads.
+
+    Args:
+        kind: Beginning of the options, train or val; also their default split.
+        annotations: Value of the first option.
+        splits: Value of the second one.
+        needed: What would read them.
+    """
+    given = f"{kind}_annotations='{annotations}'" if annotations is not None else ""
+    if not given and names_of(splits) != [kind]:
+        given = f"{kind}_split={', '.join(names_of(splits))}"
+    if given:
+        raise UsageError(f"{given}: only {needed} reads it; give that too, or leave {given.partition('=')[0]} out.")
+
+
 def names_of(value: str | Sequence[str]) -> list[str]:
     """One name or several as a list."""
     return [value] if isinstance(value, str) else [*value]
@@ -100,6 +116,7 @@ def training_examples(
 ) -> list[Example]:
     """The training pairs of the baseline; none without one."""
     if baseline is None:
+        check_unused("train", annotations, splits, "baseline")
         return []
     if baseline not in BASELINES:
         raise UsageError(f"baseline='{baseline}'; allowed are {', '.join(BASELINES)}.")

@@ -14,7 +14,7 @@ from mmbert.data.readers.labelled import LabelledExample
 from mmbert.errors import DataError, UsageError, printable
 from mmbert.evaluation.tasks import TaskEvaluation
 from mmbert.inference.cached_images import cached_images, evaluation_computation
-from mmbert.inference.evaluate.source import check_sizes
+from mmbert.inference.evaluate.source import check_sizes, split_name
 from mmbert.inference.loaded import LoadedModel, load
 from mmbert.model.modeling import MMBertForTask
 from mmbert.runtime.signals import StopSignals
@@ -124,8 +124,9 @@ def read_labelled_split(
     **keys: Any,
 ) -> list[LabelledExample]:
     """Read the examples of one split; see `evaluate_task` for the arguments and errors."""
-    name = split or "test"
-    file = str(annotations) if "split_key" in keys or format == "easy_vqa" else {name: str(annotations)}
+    has_splits = "split_key" in keys or format == "easy_vqa"
+    name = split_name(split, has_splits=has_splits, format=format)
+    file = str(annotations) if has_splits else {name: str(annotations)}
     found = read_labelled(
         format,
         file,
