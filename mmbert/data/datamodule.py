@@ -298,23 +298,36 @@ class PairsDataModule(SplitsDataModule):
         return covered
 
     def _opposite_tokens(self, opposites: Mapping[str, str]) -> dict[int, int]:
-        """Token -> token of the opposite meaning, both ways.
+        """Token -> token of the opposite meaning, both ways; warn if no training caption has one of them.
+
+        Byte-level BPE has two tokens for a word, at the beginning of a text and behind a space, which are exchanged for
+        the same kind.
 
         Raises:
             UsageError: A word that is not one known token, or that has two opposites.
         """
-        tokenizer, found = self.processor.tokenizer, {}
+        found: dict[int, int] = {}
         for first, second in (pair for a, b in opposites.items() for pair in ((a, b), (b, a))):
-            ids = tokenizer(first, add_special_tokens=False)["input_ids"]
-            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            pairs = [(self._single_token(space + first), self._single_token(space + second)) for space in ("", " ")]
+            known = [(a, b) for a, b in pairs if a is not None and b is not None]
+            if not known:
+                word = first if all(a is None for a, _ in pairs) else second
                 raise UsageError(
-                    f"data.opposites: '{first}' is not one token of the tokenizer and can't be exchanged; leave it out."
+                    f"data.opposites: '{word}' is not one token of the tokenizer and can't be exchanged; leave it out."
                 )
-            if first == second or found.setdefault(ids[0], second) != second:
+            if first == second or any(found.setdefault(a, b) != b for a, b in known):
                 raise UsageError(f"data.opposites: '{first}' must have one opposite, another word.")
-        return {
-            token: int(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))[0]) for token, word in found.items()
-        }
+        captions = (caption for example in self.train_samples.examples for caption in example.captions)
+        if found and all(found.keys().isdisjoint(self.processor.encode(caption)) for caption in captions):
+            words = ", ".join({**opposites, **{b: a for a, b in opposites.items()}})
+            log.warning("data.opposites has no effect: no training caption has one of the words %s.", words)
+        return found
+
+    def _single_token(self, word: str) -> int | None:
+        """Id of a word that is one known token, else None."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
     def _content_tokens(self, option: str) -> frozenset[int]:
         """Find the tokens that say something about the image, see `mmbert.data.ngrams.content_units`.

@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import tiny_examples, tiny_processor
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
 
 from mmbert.data import datamodule
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.edits import CaptionEdits
+from mmbert.data.image_processor import ImageSettings
 from mmbert.data.options import DataOptions
+from mmbert.data.processor import MMBertProcessor
 from mmbert.errors import UsageError
 from mmbert.runtime.randomness import numpy_generator
 
@@ -107,12 +111,14 @@ def test_opposites_are_exchanged_in_a_fraction_of_the_edits() -> None:
     assert all(edits(text, {tuple(text), tuple(exchanged)}, numpy_generator(s, "x")) != exchanged for s in range(50))
 
 
-def module_of(opposites: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> PairsDataModule:
+def module_of(
+    opposites: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch, processor: MMBertProcessor | None = None
+) -> PairsDataModule:
     both = ("a red cat left of a dog", "a red cat right of a dog")
     examples = tiny_examples(folder, [both] * 4 + [("a blue car", "a car")] * 8)
     monkeypatch.setattr(datamodule, "read_examples", lambda *_, **__: {"train": examples})
     options = DataOptions(annotations="a", images="b", batch_size=1, mask_content=True, opposites=opposites)
-    return PairsDataModule(options, tiny_processor(), seed=0)
+    return PairsDataModule(options, processor or tiny_processor(), seed=0)
 
 
 def test_opposites_are_masked_and_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +129,25 @@ def test_opposites_are_masked_and_exchanged(tmp_path: Path, monkeypatch: pytest.
     assert {left, right} <= module.train_samples.masking.content_ids and left not in module._content_tokens("x")
     module.use_edits(1.0)
     assert module.train_samples.edits is not None and module.train_samples.edits.opposites == module.opposites
+
+
+def test_opposites_of_byte_level_bpe_are_those_behind_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bpe = ByteLevelBPETokenizer()
+    captions = ["a red cat left of a dog", "a red cat right of a dog", "left", "right", "a blue car", "up", "down"]
+    bpe.train_from_iterator(captions * 50, vocab_size=400, min_frequency=1, show_progress=False)
+    roles = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<m>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **roles)
+    processor = MMBertProcessor(tokenizer, ImageSettings(16, (0.5,) * 3, (0.5,) * 3))
+    module = module_of({"left": "right"}, tmp_path, monkeypatch, processor)
+    left, right, first, second = (tokenizer.get_vocab()[token] for token in ("left", "right", "Ġleft", "Ġright"))
+    assert module.opposites == {left: right, right: left, first: second, second: first}
+    assert not caplog.records
+    module_of({"up": "down"}, tmp_path, monkeypatch, processor)
+    assert [r.getMessage() for r in caplog.records] == [
+        "data.opposites has no effect: no training caption has one of the words up, down."
+    ]
 
 
 @pytest.mark.parametrize(
