@@ -31,9 +31,13 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 def set_up_logging() -> None:
     """Log mmbert's messages to stderr, and of other libraries only warnings."""
     logging.basicConfig(format="mmbert: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
-    logging.getLogger("mmbert").setLevel(logging.INFO if first else logging.WARNING)
+    logging.getLogger("mmbert").setLevel(logging.INFO if is_first_process() else logging.WARNING)
     quiet_lightning()
+
+
+def is_first_process() -> bool:
+    """Whether torchrun gave this process rank 0, or did not start it; true before there is a process group."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def quiet_lightning() -> None:

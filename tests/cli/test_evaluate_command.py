@@ -244,6 +244,22 @@ def test_torchrun_with_two_processes_gives_the_same_and_prints_once(folder: Path
     assert metrics(tmp_path / "one.json") == metrics(tmp_path / "two.json")
 
 
+@pytest.mark.parametrize("command", ["task", "shares", "bias"])
+def test_what_is_not_sharded_is_computed_on_rank_0_only(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model does not exist, which only rank 0 finds."""
+    source = [] if command == "bias" else ["--annotations", "a", "--format", "jsonl"]
+    for rank, codes in (("1", []), ("0", [2])):
+        monkeypatch.setenv("RANK", rank)
+        stopped = []
+        try:
+            main(["evaluate", command, "absent", *source, "--json"])
+        except SystemExit as error:
+            stopped.append(error.code)
+        assert stopped == codes and not capsys.readouterr().out
+
+
 def test_foils_are_printed_by_category(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "foils.json"
     options = ["--images", str(folder / "images"), "--foils", str(folder / "swap.json"), "--out", str(out)]
@@ -306,9 +322,7 @@ def test_user_errors_are_one_sentence(folder: Path, tmp_path: Path, capsys: pyte
     assert "itc_weight=3.0: only the scorer two_stage uses it, and itc ranks; leave it out" in message
     assert "itc_weight=auto: only the scorer" in error(2, "--scorer", "itm", "itc", "--itc_weight", "auto")
     message = error(2, "--train_annotations", "pairs.json")
-    assert (
-        "train_annotations='pairs.json': only baseline reads it; give that too, or leave" in message
-    )
+    assert "train_annotations='pairs.json': only baseline reads it; give that too, or leave" in message
     assert "val_annotations='a.json': only itc_weight='auto' reads it" in error(2, "--val_annotations", "a.json")
     assert "val_split=a, b: only itc_weight='auto' reads it" in error(2, "--val_split", "a", "b")
 

@@ -11,6 +11,7 @@ from mmbert.data.labelled import LABELLED_FORMATS
 from mmbert.data.readers import FORMATS
 from mmbert.evaluation.options import FOIL_SCORERS, PRECISIONS, RETRIEVAL_SCORERS
 from mmbert.runtime.files import atomic_write_text, check_output_file
+from mmbert.runtime.terminal import is_first_process
 
 if TYPE_CHECKING:
     from mmbert.inference.evaluate.retrieval import RetrievalMetrics
@@ -218,6 +219,8 @@ def _task(*, model: str, annotations: str, out: str | None, json: bool, **option
     from mmbert.inference.evaluate.task import evaluate_task
 
     check_output_file(out)
+    if not is_first_process():
+        return 0
     given = {key: value for key, value in options.items() if value is not None}
     _show(evaluate_task(model, annotations, **given), out, json)
     return 0
@@ -227,6 +230,8 @@ def _shares(*, model: str, annotations: str, out: str | None, json: bool, **opti
     from mmbert.inference.evaluate.shares import evaluate_shares
 
     check_output_file(out)
+    if not is_first_process():
+        return 0
     given = {key: value for key, value in options.items() if value is not None and value is not False}
     _show(evaluate_shares(model, annotations, **given), out, json)
     return 0
@@ -236,6 +241,8 @@ def _bias(*, model: str, out: str | None, json: bool, card: bool, **options: Any
     from mmbert.inference.evaluate.bias import evaluate_bias, find_card, write_bias_section
 
     check_output_file(out)
+    if not is_first_process():
+        return 0
     if card:
         find_card(model)
     given = {key: value for key, value in options.items() if value is not None}
