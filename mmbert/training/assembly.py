@@ -58,6 +58,11 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
         DataError: Something is wrong with the annotations.
     """
     optim.check()
+    if model_options.task is not None and optim.first_stage is not None:
+        raise UsageError(
+            f"optim.first_stage='{optim.first_stage}' trains one objective of pretraining alone, but "
+            f"model.task={model_options.task} has none; leave first_stage and first_stage_steps out."
+        )
     lora = _lora_options(model_options, optim)
     MMBertConfig(**{key: getattr(model_options, key) for key in KEYS})
     preparation_seconds = prepare_missing(data_options)

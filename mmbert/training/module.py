@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -244,15 +245,11 @@ class TrainingModule(EvaluatingModule):
             if not math.isfinite(steps):
                 raise UsageError("the learning-rate schedule needs an end: set max_steps or max_epochs of the trainer.")
             return max(1, int(steps))
-        batches = limited_steps(self._data.steps_per_epoch(), trainer.limit_train_batches)
-        per_epoch = -(-batches // trainer.accumulate_grad_batches)
-        epochs = trainer.max_epochs
-        by_epochs = per_epoch * epochs if epochs is not None and epochs >= 0 else None
-        by_steps = trainer.max_steps if trainer.max_steps >= 0 else None
-        known = [n for n in (by_epochs, by_steps) if n is not None]
-        if len(known) == 2 and known[0] < known[1]:
-            log.info("trainer.max_epochs=%s ends the run after %d of trainer.max_steps=%d", epochs, *known)
-        return max(1, min(known, default=1000 * per_epoch))
+        steps, most = planned_steps(trainer, self._data.steps_per_epoch()), trainer.max_steps
+        if steps < most:
+            epochs = trainer.max_epochs
+            log.info("trainer.max_epochs=%s ends the run after %d of trainer.max_steps=%d", epochs, steps, most)
+        return steps
 
     def on_fit_start(self) -> None:
         """Solve the closed form of ITC, unless the run is resumed; start the momentum model; do not broadcast buffers.
@@ -354,3 +351,17 @@ class TrainingModule(EvaluatingModule):
     def on_validation_end(self) -> None:
         """Leave the time of validation out."""
         self._clock = time.perf_counter()
+
+
+def planned_steps(trainer: L.Trainer, batches: int) -> int:
+    """Compute the optimizer steps of a run by `max_epochs` and `max_steps`.
+
+    Args:
+        trainer: With these limits.
+        batches: Of each process in an epoch, without `limit_train_batches`.
+    """
+    per_epoch = -(-limited_steps(batches, trainer.limit_train_batches) // trainer.accumulate_grad_batches)
+    epochs = trainer.max_epochs
+    by_epochs = per_epoch * epochs if epochs is not None and epochs >= 0 else None
+    by_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+    return max(1, min((n for n in (by_epochs, by_steps) if n is not None), default=1000 * per_epoch))

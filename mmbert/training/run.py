@@ -44,7 +44,7 @@ from mmbert.training.distillation import find_teacher, teacher_identity, use_tea
 from mmbert.training.encoder_caching import check_cache_options, fill_encoder_cache, is_cached
 from mmbert.training.frozen import restore_frozen
 from mmbert.training.model_card import write_model_card
-from mmbert.training.module import TrainingModule
+from mmbert.training.module import TrainingModule, planned_steps
 from mmbert.training.option_checks import validate_run_options, validate_sections, warn_without_effect
 from mmbert.training.progress import progress_callbacks
 from mmbert.training.result import RunResult
@@ -325,6 +325,23 @@ class TrainingRun:
         )
         if self.command == "fit" and self.parts.data.val_samples is None:
             log.info("no split 'val': no best checkpoint is chosen, and the last weights are tested")
+        if self.command == "fit" and not self.dry:
+            self._warn_of_first_stage_alone()
+
+    def _warn_of_first_stage_alone(self) -> None:
+        """Warn where the first stage leaves no step to the other objectives; no error, as presets are tried briefly."""
+        optim, data = self.options.sections.optim, self.parts.data
+        if optim.first_stage is None:
+            return
+        batches = len(data.train_samples) // (data.options.batch_size * self.trainer.world_size)
+        steps = planned_steps(self.trainer, batches)
+        others = [name for name in self.parts.model.config.objective_options() if name != optim.first_stage]
+        if optim.first_stage_steps >= steps and others:
+            log.warning(
+                "optim.first_stage_steps=%d takes all %d steps of the run, and nothing trains %s: choose fewer, or "
+                "more by trainer.max_epochs or max_steps",
+                optim.first_stage_steps, steps, ", ".join(others),
+            )  # fmt: skip
 
     def _warn_if_cut_short(self) -> None:
         """Warn where trainer.max_time ended the run before its learning-rate schedule could."""

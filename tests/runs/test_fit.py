@@ -91,6 +91,18 @@ def test_first_stage_of_masked_images_has_no_other_loss(tiny: list[str], tmp_pat
     assert model["objectives.mim.mask_token"].shape == (32,)
 
 
+def test_first_stage_that_takes_all_steps_is_told(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ["--model.objectives={mlm: 1, itm: 1}", "--optim.first_stage=mlm", "--trainer.max_epochs=1"]
+    file = str(ROOT / "configs/pretrain/shapes_plain.yaml")
+    for steps, told in ((4, True), (3, False)):
+        caplog.clear()
+        arguments = ["--config", file, *tiny, *options, f"--trainer.default_root_dir={tmp_path}"]
+        TrainingRun(parse_run([*arguments, f"--optim.first_stage_steps={steps}"]))
+        assert ("first_stage_steps=4 takes all 4 steps of the run, and nothing trains itm" in caplog.text) == told
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_run_folder_holds_what_the_readme_promises(fusion: str, tiny: list[str], tmp_path: Path) -> None:
     fit(tiny, tmp_path, "--name=first", f"--model.fusion={fusion}", "--trainer.max_epochs=1")

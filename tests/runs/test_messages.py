@@ -53,6 +53,8 @@ def message(
         (["--data.format=cocoo"], ["cocoo", "coco, karpathy, jsonl, csv", "Did you mean 'coco'?"]),
         (["--optim.schedule=cosin"], ["optim.schedule", "'cosin'", "cosine, linear, constant"]),
         (["--optim.lr=0"], ["optim.lr=0", "above 0"]),
+        (["--model.task=vqa", "--optim.first_stage=mim", "--optim.first_stage_steps=8"],
+         ["optim.first_stage='mim'", "model.task=vqa has none", "leave first_stage and first_stage_steps out"]),
         (["--optim.freeze_image=9"], ["freeze", "9", "from 1 to 1"]),
         (["--optim.freeze_image=1", "--model.objectives={mlm: 1, mim: 1}"],
          ["mim trains the image encoder", "optim.freeze_image=1"]),
