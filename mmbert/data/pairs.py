@@ -190,7 +190,14 @@ class Pairs(Samples):
         if rng.random() >= self.edited_fraction:
             return ids
         own = {tuple(self._encode(caption)) for caption in self.examples[i].captions}
-        return edits(ids, own, rng) or ids
+        edited = edits(ids, own, rng)
+        if edited is None or self._decoded_key(edited) in map(self._decoded_key, own):
+            return ids  # a cased tokenizer has other tokens for "Red" and "red", which are equal texts
+        return edited
+
+    def _decoded_key(self, ids: Sequence[int]) -> int:
+        """Hash the text of token ids; not a caption's `text_key` where the tokenizer changes spaces or accents."""
+        return text_key(str(self.processor.tokenizer.decode([*ids], clean_up_tokenization_spaces=False)))
 
     def _wrong_pixel_values(self, i: int, own: Tensor) -> Tensor:
         assert self.wrong_positions is not None

@@ -139,7 +139,7 @@ def test_opposites_of_byte_level_bpe_are_those_behind_a_space(
     bpe.train_from_iterator(captions * 50, vocab_size=400, min_frequency=1, show_progress=False)
     roles = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<m>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **roles)
-    processor = MMBertProcessor(tokenizer, ImageSettings(16, (0.5,) * 3, (0.5,) * 3))
+    processor = MMBertProcessor(tokenizer, ImageSettings(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     module = module_of({"left": "right"}, tmp_path, monkeypatch, processor)
     left, right, first, second = (tokenizer.get_vocab()[token] for token in ("left", "right", "Ġleft", "Ġright"))
     assert module.opposites == {left: right, right: left, first: second, second: first}

@@ -10,9 +10,12 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import SPECIAL, WORDS, tiny_examples, tiny_processor
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from mmbert.data.masking import Masking
 from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, image_key, text_key, wrong_images
+from mmbert.data.processor import MMBertProcessor
 from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 
 CAPTIONS = [
@@ -60,6 +63,22 @@ def test_token_counts_are_those_of_all_captions_without_special_tokens(folder: P
     assert {WORDS[i - FIRST]: n for i, n in enumerate(counts.tolist()) if n} == expected
     data.masking = replace(data.masking, content_ids=frozenset({FIRST + WORDS.index("cat")}))
     assert data.token_counts(FIRST + len(WORDS)).sum() == 2  # the only ones that are ever masked
+
+
+def test_edit_that_is_a_caption_of_the_image_but_for_its_case_is_dropped(folder: Path) -> None:
+    words = ["Red", "red", "cat", "Cat", "dog", ",", "runs"]
+    wordpiece = Tokenizer(models.WordPiece({w: i for i, w in enumerate((*SPECIAL, *words))}, unk_token="[UNK]"))
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    wordpiece.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    roles = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
+    cased = PreTrainedTokenizerFast(tokenizer_object=wordpiece, **roles)
+    data = pairs(folder, [("Red cat, runs", "red Cat , runs")])
+    data.processor = MMBertProcessor(cased, data.processor.image_settings)
+    for edit, is_kept in (("red cat, runs", False), ("Red Cat, runs", False), ("red dog, runs", True)):
+        ids = data.processor.encode(edit)
+        data.use_edits(lambda *_, ids=ids: ids, 1.0)  # pyright: ignore[reportArgumentType]
+        sample = data[0, 0]
+        assert sample.edited_input_ids == (ids if is_kept else sample.input_ids), edit
 
 
 def test_sample_has_the_caption_of_its_epoch(folder: Path) -> None:
