@@ -91,7 +91,8 @@ class DataOptions:
     the run's folder, if it takes less than 10 GB and half of the free disk space; null: none. Needs images without
     augmentation, or `views`."""
     cache_dtype: str | None = None
-    """Type in which the cache stores numbers: fp32, fp16 or bf16. None: as the encoder returns them, which is exact."""
+    """Type in which the cache stores numbers: fp32, fp16 or bf16; then a resumed run must read a cache as before. None:
+    as the encoder returns them, which is exact."""
     views: int | None = None
     """Augmented views of each training image (`crop`, `flip`) that the cache holds; an epoch takes one of them."""
     on_bad_sample: str = "stop"

@@ -41,6 +41,8 @@ from mmbert.training.options import OptimOptions
 from mmbert.training.sharding import full_tensor, shard
 
 log = logging.getLogger("mmbert")
+CACHE_KEY = "encoder cache (data.cache)"
+"""Key of the run's fingerprint for the type in which an encoder cache is read, where `data.cache_dtype` is set."""
 RECENT = 10
 """Training batches over which samples/s is averaged."""
 
@@ -129,7 +131,7 @@ class TrainingModule(EvaluatingModule):
             "skipped": self.skipped.why,
             "training_seconds": self.training_seconds,
             "labels": self.model.config.labels,
-            "identity": {**self._identity, "processes": world_size()},
+            "identity": self._present_identity(),
         }
         if self.momentum is not None:
             checkpoint["mmbert"]["momentum"] = self.momentum.state_dict()
@@ -137,6 +139,12 @@ class TrainingModule(EvaluatingModule):
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) and not has_finetuning(self.trainer):
             self._frozen = drop_frozen(checkpoint, self, self._frozen)
             checkpoint["mmbert"]["frozen"] = self._frozen
+
+    def _present_identity(self) -> dict[str, Any]:
+        """Return the run's fingerprint with what is known once it has started: processes, and a cache that rounds."""
+        dtype, is_read = self._data.options.cache_dtype, self._data.train_samples.cache is not None
+        rounded = {} if dtype is None else {CACHE_KEY: dtype if is_read else "none"}
+        return {**self._identity, "processes": world_size(), **rounded}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore counters and the position in the data.
@@ -157,8 +165,9 @@ class TrainingModule(EvaluatingModule):
             )
         trainer = attached_trainer(self)
         if trainer is not None and trainer.state.fn == "fit":
-            before, now = own["identity"], {**self._identity, "processes": world_size()}
-            changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+            before, now = own["identity"], self._present_identity()
+            compared = {*before, *now} - ({CACHE_KEY} - {*before})  # older checkpoints do not have it
+            changed = [k for k in sorted(compared) if before.get(k) != now.get(k)]
             if changed:
                 differences = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in changed[:5])
                 raise UsageError(

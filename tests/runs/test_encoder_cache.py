@@ -127,3 +127,16 @@ def dies_in_fill(run: Callable[[], None], *, after: int) -> None:
         killed(run, after_batch=10**9)
     finally:
         row_store._write_at = original
+
+
+def test_run_that_reads_rounded_numbers_resumes_with_the_cache_only(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--name=run", *PLAIN, "--optim.freeze_image=all", "--trainer.precision=32-true"]
+    fit(tiny, tmp_path / "whole", *options, "--data.cache_dtype=bf16")
+    killed(lambda: fit(tiny, tmp_path / "run", *options, "--data.cache_dtype=bf16"), after_batch=3)
+    with pytest.raises(SystemExit):
+        fit(tiny, tmp_path / "run", *options, "--data.cache_dtype=bf16", "--data.cache=null", "--resume=auto")
+    assert "encoder cache (data.cache) was 'bf16' and is 'none'" in capsys.readouterr().err
+    fit(tiny, tmp_path / "run", *options, "--data.cache_dtype=bf16", "--resume=auto")
+    assert trace(tmp_path / "run") == trace(tmp_path / "whole")
