@@ -73,7 +73,8 @@ class DataOptions:
     crop: float = 1.0
     """Smallest fraction of a training image's area that a random crop keeps; 1 = no crop."""
     flip: bool = False
-    """Mirror half of the training images, but none whose caption, question or answer mentions left or right."""
+    """Mirror half of the training images, but none whose caption, question or answer mentions left or right; with the
+    objective ngrams, none of which any caption does."""
     batch_size: int = 64
     """Training samples of each process and step."""
     eval_batch_size: int = 128

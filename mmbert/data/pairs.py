@@ -158,7 +158,9 @@ class Pairs(Samples):
         else:
             ids, continues = self._encode(caption), ()
         masked, labels = self.masking(ids, continues, numpy_generator(self.seed, f"mask {purpose}", epoch, i))
-        pixel_values, placement = self._placed_image(epoch, i, example.image, caption)
+        # The labels of ngrams are of all captions of the image, so each of them may forbid mirroring it.
+        texts = caption if self.ngram_ids is None else "\n".join(example.captions)
+        pixel_values, placement = self._placed_image(epoch, i, example.image, texts)
         wrong = None if self.wrong_positions is None else self._wrong_pixel_values(i, pixel_values)
         return Sample(
             i,

@@ -20,7 +20,7 @@ from mmbert.errors import DataError
 from mmbert.runtime.randomness import mix, numpy_generator
 
 MAX_REPLACEMENTS = 100  # attempts to find a readable image
-LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+LEFT_OR_RIGHT = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b", re.IGNORECASE)
 
 Skipped = tuple[tuple[int, str], ...]
 """Positions of skipped samples, each with its reason."""

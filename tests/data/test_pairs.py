@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mmbert.data.masking import Masking
 from mmbert.data.pairs import Augmentation, Collate, Pairs, Sample, image_key, text_key, wrong_images
 from mmbert.data.processor import MMBertProcessor
+from mmbert.data.samples import LEFT_OR_RIGHT
 from mmbert.model.tokens import IGNORE_INDEX, NO_TEXT
 
 CAPTIONS = [
@@ -63,6 +64,32 @@ def test_token_counts_are_those_of_all_captions_without_special_tokens(folder: P
     assert {WORDS[i - FIRST]: n for i, n in enumerate(counts.tolist()) if n} == expected
     data.masking = replace(data.masking, content_ids=frozenset({FIRST + WORDS.index("cat")}))
     assert data.token_counts(FIRST + len(WORDS)).sum() == 2  # the only ones that are ever masked
+
+
+def test_with_ngrams_no_image_is_mirrored_of_which_any_caption_has_left_or_right(folder: Path) -> None:
+    data = pairs(
+        folder, [("a red cat", "a cat on the left"), ("a dog", "a blue dog")], augmentation=Augmentation(flip=True)
+    )
+    own = [{tuple(data[epoch, i].pixel_values.flatten().tolist()) for epoch in range(0, 40)} for i in (0, 1)]
+    assert [len(seen) for seen in own] == [2, 2], "of the first image those of the caption without left"
+    data.use_ngrams(["left", "dog"])
+    own = [{tuple(data[epoch, i].pixel_values.flatten().tolist()) for epoch in range(0, 40)} for i in (0, 1)]
+    assert [len(seen) for seen in own] == [1, 2] and data[0, 0].ngram_ids == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        *(
+            (text, True)
+            for text in ("the leftmost man", "a Right-handed man", "turning rightwards", "on the right, a cat")
+        ),
+        *((text, True) for text in ("a lefthanded man", "the left-hand side")),
+        *((text, False) for text in ("a bright cat", "leftovers", "a man is upright", "copyright")),
+    ],
+)
+def test_words_with_left_or_right_forbid_mirroring(text: str, is_found: bool) -> None:
+    assert bool(LEFT_OR_RIGHT.search(text)) == is_found
 
 
 def test_edit_that_is_a_caption_of_the_image_but_for_its_case_is_dropped(folder: Path) -> None:
