@@ -14,7 +14,7 @@ from typing import Any
 from mmbert.compare.folder import check_same_comparison
 from mmbert.compare.plan import TOWERS, Comparison, load_comparison
 from mmbert.compare.report import load_outcomes, write_report_again
-from mmbert.compare.report.outcomes import measure_title
+from mmbert.compare.report.outcomes import measure_title, number
 from mmbert.compare.report.summary import Summary, summarize
 from mmbert.compare.report.tables import format_fraction
 from mmbert.compare.report_inputs import write_report_inputs
@@ -78,7 +78,7 @@ class ComparisonResult:
                 [
                     name,
                     row["status"],
-                    *(format_fraction(values[name].get(measure, float("nan"))) for measure in primary),
+                    *(format_fraction(number(values[name].get(measure))) for measure in primary),
                 ]
                 for name, row in self.rows.items()
             ),

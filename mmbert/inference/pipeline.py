@@ -50,18 +50,20 @@ def extract_features(
 def classify_image(
     model: LoadedModel,
     image: ImageSource,
-    candidate_labels: Sequence[str],
+    candidate_labels: str | Sequence[str],
     *,
     hypothesis_template: str = "This is a photo of {}.",
 ) -> list[Row]:
     """Classify an image without training: rows with `score` and `label`, best first.
 
     Scores are the softmax over the labels of the log-odds that the label's text matches, or with itc alone of the
-    contrastive logits (CLIP, arXiv:2103.00020, Sec. 3.1.2).
+    contrastive logits (CLIP, arXiv:2103.00020, Sec. 3.1.2). One text is split at its commas, as transformers does.
 
     Raises:
         UsageError: No labels, or a template without {}.
     """
+    if isinstance(candidate_labels, str):
+        candidate_labels = [label.strip() for label in candidate_labels.split(",") if label.strip()]
     if "{}" not in hypothesis_template or not candidate_labels:
         raise UsageError(
             f"candidate_labels={[*candidate_labels]}, hypothesis_template={hypothesis_template!r}: give at least one "

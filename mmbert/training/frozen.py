@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmbert.errors import UsageError
@@ -73,5 +74,5 @@ def weights_sha256(module: nn.Module, names: Sequence[str]) -> str:
     for name in names:
         value = own[name].detach().cpu().contiguous()
         total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        total.update(value.view(-1).numpy().tobytes())
+        total.update(value.view(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bf16
     return total.hexdigest()

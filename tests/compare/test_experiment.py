@@ -69,6 +69,7 @@ def test_result_is_a_table_in_text_and_html() -> None:
     rows = {
         "early-seed0": {"status": "done", "results": {"pretrain/itm_accuracy": 0.75}},
         "<b>-seed0": {"status": "failed"},
+        "late-seed0": {"status": "done", "results": {"pretrain/itm_accuracy": None}},  # not a number in training
     }
     found = ComparisonResult(Path("out"), load_comparison(CONTENT), rows, Path("out/report.html"))
     assert repr(found).splitlines() == [
@@ -76,6 +77,7 @@ def test_result_is_a_table_in_text_and_html() -> None:
         "arm          status  pretrain itm accuracy",
         "early-seed0  done    0.750",
         "<b>-seed0    failed  –",
+        "late-seed0   done    –",
     ]
     page = found._repr_html_()
     assert "<td>early-seed0</td><td>done</td><td>0.750</td>" in page and "<td>&lt;b&gt;-seed0</td>" in page

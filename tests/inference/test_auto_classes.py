@@ -146,6 +146,8 @@ def test_pipelines_return_what_the_methods_of_a_loaded_model_do(folder: Path) ->
     assert [*features] == ["text_embeds"] and features["text_embeds"].shape == (2, 16)
     classes = pipeline("zero-shot-image-classification", folder, device="cpu")(IMAGE, candidate_labels=["cat", "dog"])
     assert sum(row["score"] for row in classes) == pytest.approx(1)
+    named = pipeline("zero-shot-image-classification", loaded)(IMAGE, candidate_labels="cat, dog,")
+    assert {row["label"] for row in named} == {"cat", "dog"}
     texts = [f"This is a photo of {row['label']}." for row in classes]
     logits = torch.tensor(loaded.match(IMAGE, texts).scores, dtype=torch.float64).logit()
     assert [row["score"] for row in classes] == pytest.approx(logits.softmax(0).tolist())

@@ -248,3 +248,16 @@ def test_stem_with_pooling_equals_timm() -> None:
         output.square().sum().backward()
     for (path, parameter), reference in zip(vit.named_parameters(), expected.parameters(), strict=True):
         assert difference(parameter.grad, reference.grad) < 1e-4 * reference.grad.abs().max().clamp(min=1), path
+
+
+@torch.no_grad()
+def test_ngrams_do_not_read_regions_that_are_padding() -> None:
+    config = tiny_config(fusion="late", image_features=24, image_layers=0, objectives={"ngrams": 1})
+    model = MMBertForPreTraining(config).eval()
+    randomize(model)
+    batch, regions = tiny_batch(2), torch.randn(2, 3, 24, generator=torch.manual_seed(0))
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask", "ngram_ids")}
+    batch["image_mask"] = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    expected = model(**batch, pixel_values=regions).loss
+    regions[0, 2] = 50
+    assert torch.equal(model(**batch, pixel_values=regions).loss, expected)

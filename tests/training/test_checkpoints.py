@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there, and what goes wrong is said."""
 
+import hashlib
 import multiprocessing
 import os
 import resource
@@ -23,7 +24,20 @@ from mmbert.training.checkpoints import (
     latest_complete_checkpoint,
     tensor_bytes,
 )
+from mmbert.training.frozen import weights_sha256
 from mmbert.training.options import CheckpointOptions
+
+
+def test_frozen_weights_of_any_type_are_hashed() -> None:
+    module = torch.nn.Linear(2, 2)
+    names = ["weight", "bias"]
+    expected = hashlib.sha256()
+    for name in names:
+        value = module.get_parameter(name).detach()
+        expected.update(f"{name} {tuple(value.shape)} torch.float32".encode() + value.numpy().tobytes())
+    assert weights_sha256(module, names) == expected.hexdigest()
+    assert weights_sha256(module.bfloat16(), names) != expected.hexdigest()
+
 
 CHECKPOINT = {"state_dict": {"weight": torch.arange(50_000.0), "bias": torch.ones(3)}, "epoch": 3}
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mmbert.errors import UsageError
 from mmbert.model.configuration import MMBertConfig
+from mmbert.model.layers import surely_all
 from mmbert.model.objectives.base import EncodedBatch, Objective, ObjectiveOutput, full_precision, no_autocast
+from mmbert.model.tokens import Tokens
 from mmbert.runtime.distributed import global_mean
 
 
@@ -66,9 +68,12 @@ class CaptionNGrams(Objective):
         prior = [min(max(f, 1e-4), 0.99) for f in frequencies]
         self.head.bias.copy_(torch.tensor([math.log(p / (1 - p)) - 1 for p in prior]))
 
-    def logits(self, image: Tensor) -> Tensor:
+    def logits(self, image: Tokens) -> Tensor:
         """Compute the logits of all n-grams from (B, P, D) encoded images: (B, number of n-grams) fp32."""
-        return full_precision(self.head(image)).amax(dim=1)
+        logits = full_precision(self.head(image.hidden_states))
+        if not surely_all(image.mask):  # regions that are padding
+            logits = logits.masked_fill(~image.mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
+        return logits.amax(dim=1)
 
     def forward(self, encoded: EncodedBatch) -> ObjectiveOutput:
         """Compute the loss; reads `ngram_ids` (B, G), the n-grams of each image, padded with `NO_NGRAM`.
@@ -78,7 +83,7 @@ class CaptionNGrams(Objective):
         """
         if isinstance(self.head, nn.Identity):
             raise UsageError("objectives.ngrams: the model has no n-grams; mmbert.fit finds them in the training data.")
-        logits = self.logits(encoded.image.hidden_states)
+        logits = self.logits(encoded.image)
         ids = encoded.batch["ngram_ids"]
         targets = logits.new_zeros(len(ids), logits.shape[1] + 1)
         targets = targets.scatter(1, ids % targets.shape[1], 1.0)[:, :-1]  # NO_NGRAM goes into the last column
