@@ -8,6 +8,7 @@ from torch import Tensor
 from mmbert.data.datamodule import PairsDataModule
 from mmbert.data.images import BadImageError
 from mmbert.data.pairs import Pairs
+from mmbert.errors import UsageError
 from mmbert.evaluation.encoding import encode, pair_scores
 from mmbert.model.modeling import MMBertForPreTraining
 from mmbert.model.objectives.itm import ImageTextMatching
@@ -40,6 +41,9 @@ def calibrate_matching(model: MMBertForPreTraining, data: PairsDataModule, *, se
         model: In evaluation mode, on its device.
         data: Its validation split is read.
         seed: Seed of the pairs.
+
+    Raises:
+        UsageError: Too few validation images can be read.
     """
     itm, val = model.objectives["itm"], data.val_samples
     assert isinstance(itm, ImageTextMatching) and itm.calibration is not None
@@ -52,6 +56,11 @@ def calibrate_matching(model: MMBertForPreTraining, data: PairsDataModule, *, se
         rows = [i for i in rows if _is_readable(val, i)]
     image_rows = {row: number for number, row in enumerate(rows)}
     pairs = [pair for pair in pairs if pair[0][0] in image_rows and pair[1] in image_rows]
+    if len({match for _, _, match in pairs}) < 2:
+        raise UsageError(
+            f"objectives.itm.calibrate needs matching and wrong pairs of the validation split, but of its images only "
+            f"{len(rows)} can be read: leave calibrate out, or repair them (`mmbert data check` lists them)."
+        )
     texts = list(dict.fromkeys(text for text, _, _ in pairs))
     text_rows = {text: number for number, text in enumerate(texts)}
     encoded = encode(

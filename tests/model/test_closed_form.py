@@ -101,3 +101,13 @@ def test_too_many_directions_are_named(pairs: int, directions: int, message: str
     text, image = paired_features(pairs)
     with pytest.raises(UsageError, match=message):
         canonical_maps(text, image, directions=directions, ridge=0.1)
+
+
+def test_features_that_are_all_equal_are_told() -> None:
+    text, image = paired_features()
+    with pytest.raises(UsageError, match=r"needs texts that differ, .* training pairs that it is solved from \(60\)"):
+        canonical_maps(torch.full_like(text, 0.3), image, directions=2, ridge=0.3)
+    with pytest.raises(UsageError, match="needs images that differ"):
+        canonical_maps(text.float(), torch.full_like(image, 1.7).float(), directions=2, ridge=0.3)
+    with pytest.raises(UsageError, match=r"solved from \(1\)"):
+        canonical_maps(text[:1], image[:1], directions=1, ridge=0.3)

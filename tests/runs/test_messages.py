@@ -70,6 +70,7 @@ def message(
         (["--model.objectives={mlm: 1, imt: 0}"], ["'imt'", "Did you mean 'itm'?"]),
         (["--model.objectives={mlm: 1, itm: {weight: 0, negative: hard}}"], ["'negative'"]),
         (["--model.objectives.itc.temperature=1.0"], ["objectives.itc.temperature=1.0", "0.01 to 0.5"]),
+        (["--model.objectives.itc.pooler=[text, image]"], ["objectives.itc.pooler=['text', 'image']", "none, text"]),
         (["--model.objectives.itc.temperature=warm"], ["objectives.itc.temperature='warm'", "a number"]),
         (["--model.fusion=early", "--model.fusion_layers=0"], ["fusion_layers=0", "not depend on the image"]),
         (["--data.val_size=0"], ["data.val_size=0", "null for all"]),

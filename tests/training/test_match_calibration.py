@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ from mmbert.data.masking import Masking
 from mmbert.data.pairs import Pairs
 from mmbert.errors import UsageError
 from mmbert.model.modeling import MMBertForPreTraining
-from mmbert.training.match_calibration import WRONG_IMAGES, choose_pairs, fit_calibration, fit_logistic
+from mmbert.training.match_calibration import (
+    WRONG_IMAGES,
+    calibrate_matching,
+    choose_pairs,
+    fit_calibration,
+    fit_logistic,
+)
 
 
 def test_logistic_regression_finds_the_log_odds() -> None:
@@ -43,6 +51,20 @@ def test_no_factor_turns_the_ranking_around(signs: tuple[int, ...]) -> None:
     # The others are those of a fit without the column; without any, right and wrong pairs are as likely.
     assert [factors[k] for k in kept] + [bias] == fit_logistic(features[:, kept], is_match).tolist()
     assert kept or bias == pytest.approx(0, abs=1e-9)
+
+
+def test_validation_without_a_readable_image_is_told(tmp_path: Path) -> None:
+    examples = tiny_examples(tmp_path, [("a red cat",), ("a blue bird",)])
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"no image")
+    masking, processor = Masking(4, np.arange(5, 8), frozenset(range(5))), tiny_processor()
+    data: Any = SimpleNamespace(
+        val_samples=Pairs(examples, processor, masking, augmentation=None, seed=0), processor=processor,
+        skip_unreadable=True,
+    )  # fmt: skip
+    model = MMBertForPreTraining(tiny_config(objectives={"itm": {"calibrate": True}})).eval()
+    with pytest.raises(UsageError, match=r"objectives\.itm\.calibrate needs .* only 0 can be read: leave"):
+        calibrate_matching(model, data, seed=0)
 
 
 def test_wrong_images_share_no_caption_with_the_text(tmp_path: Path) -> None:

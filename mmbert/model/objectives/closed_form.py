@@ -35,7 +35,7 @@ def canonical_maps(text: Tensor, image: Tensor, *, directions: int, ridge: float
         have a root mean square of 1.
 
     Raises:
-        UsageError: More directions than features, or than pairs.
+        UsageError: More directions than features, or than pairs, or features that are equal in all rows.
     """
     pairs = len(text)
     possible = min(text.shape[1], image.shape[1])
@@ -59,6 +59,12 @@ def canonical_maps(text: Tensor, image: Tensor, *, directions: int, ridge: float
         for moment, left, right in zip(moments, (t, t, i), (t, i, i), strict=True):
             moment += left.T @ right / pairs
     text_moment, cross_moment, image_moment = moments
+    for name, features, moment in (("texts", text, text_moment), ("images", image, image_moment)):
+        if float(moment.diagonal().max()) <= (1e-6 * float(features.abs().max())) ** 2:
+            raise UsageError(
+                f"the closed form (objectives.itc.init, --baseline) needs {name} that differ, but their features are "
+                f"equal in all training pairs that it is solved from ({pairs:,}): give it others, or leave it out."
+            )
     whiten_text, whiten_image = _whitening(text_moment, ridge), _whitening(image_moment, ridge)
     left, correlations, right = torch.linalg.svd(whiten_text @ cross_moment @ whiten_image)
     left, right = left[:, :directions], right[:directions].T

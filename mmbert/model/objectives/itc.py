@@ -146,7 +146,7 @@ class ImageTextContrast(Objective):
             )
         if not isinstance(normalize, bool):
             raise UsageError(f"objectives.itc.normalize={normalize!r}; allowed are true, false.")
-        if pooler not in POOLERS:
+        if not isinstance(pooler, str) or pooler not in POOLERS:
             raise UsageError(f"objectives.itc.pooler={pooler!r}; allowed are {', '.join(POOLERS)}.")
         if init not in ("random", "closed_form"):
             raise UsageError(f"objectives.itc.init={init!r}; allowed are random, closed_form.")
