@@ -67,17 +67,17 @@ def main(arguments: list[str] | None = None, *, default: list[str] | None = None
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = arguments or default or ["--help"]
     name, *rest = arguments
-    if name in ("-h", "--help", "help"):
-        print(help_page())
-        raise SystemExit(0)
-    if name == "--version":
-        import mmbert
-
-        print(f"mmbert {mmbert.__version__}")
-        return
     set_up_logging()
     escape_unprintable(sys.stdout)
     with report_user_errors():
+        if name in ("-h", "--help", "help"):
+            print(help_page())
+            raise SystemExit(0)
+        if name == "--version":
+            import mmbert
+
+            print(f"mmbert {mmbert.__version__}")
+            return
         if name not in COMMANDS:
             raise UsageError(_unknown(name))
         if name in RUN_COMMANDS:

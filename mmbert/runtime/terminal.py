@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from mmbert.errors import DataError, UsageError
 
@@ -73,7 +74,12 @@ def escape_unprintable(stream: object) -> None:
 def report_user_errors() -> Iterator[None]:
     """Print user errors as one sentence without traceback: exit code 2 for options, 1 for files."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            stdout: TextIO | None = sys.stdout  # None where the shell closed it
+            if stdout is not None:
+                stdout.flush()  # a closed pipe is an error here, not at exit, where Python prints a traceback
     except (UsageError, DataError) as error:
         text = str(error)
         if "Original Traceback" in text:  # a loader's process wraps its error

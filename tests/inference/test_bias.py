@@ -58,6 +58,7 @@ def test_differences_are_those_of_single_texts(folder: Path) -> None:
 def test_exchanged_words_exchange_the_sign(folder: Path) -> None:
     loaded = mmbert.load(folder / "model")
     first = evaluate_bias(loaded, folder / "images", **OPTIONS)
+    (folder / "images" / "README.txt").write_text("no image; skipped, as mmbert index does")
     other = evaluate_bias(loaded, folder / "images", **{**OPTIONS, "words": ["dog", "cat"]})
     for name in ("mlm", "itm"):
         assert other[name] == pytest.approx(-first[name], abs=1e-6) and first[name] != 0
@@ -86,7 +87,7 @@ def test_wrong_options_are_one_sentence(folder: Path, options: dict[str, Any], m
 
 
 def test_models_without_the_heads_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="no image file"):
         evaluate_bias(folder / "model", tmp_path, **OPTIONS)
     tiny_processor().save_pretrained(tmp_path)
     tiny_model(objectives={"itm": 1.0}).save_pretrained(tmp_path)

@@ -179,7 +179,10 @@ def _add_source(task: argparse.ArgumentParser, *, images_required: bool) -> None
 
 def _weight(value: str) -> float | str:
     """Read a number, or auto."""
-    return value if value == "auto" else float(value)
+    try:
+        return value if value == "auto" else float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is neither a number of 0 or more nor auto") from None
 
 
 def _retrieval(*, model: str, annotations: str, out: str | None, json: bool, **options: Any) -> int:

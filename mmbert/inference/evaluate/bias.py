@@ -15,6 +15,7 @@ from mmbert.inference.cached_images import evaluation_computation
 from mmbert.inference.capabilities import objectives_of
 from mmbert.inference.evaluate.source import align_columns
 from mmbert.inference.explanation.quality import bootstrap_mean
+from mmbert.inference.index import IMAGE_ENDINGS
 from mmbert.inference.loaded import LoadedModel, load
 from mmbert.runtime.files import atomic_write_text
 from mmbert.runtime.randomness import permutation
@@ -98,7 +99,8 @@ def evaluate_bias(
 
     Args:
         model: Folder of a saved model, or result of `mmbert.load`; pretrained with mlm, itm or both.
-        images: Folder of images, or image files, for the matching scores; None: MLM only.
+        images: Folder of images, whose other files are skipped, or image files, for the matching scores; None: MLM
+            only.
         words: Two words, each one token of the tokenizer.
         occupations: What they are combined with.
         templates: Captions with {word} and {occupation}.
@@ -179,9 +181,13 @@ def _choose_images(images: str | Path | Sequence[str | Path], count: int, seed: 
         raise UsageError(f"num_images={count}: must be 1 or more.")
     if not isinstance(images, str | Path):
         return [Path(file) for file in images]
-    files = sorted(file for file in Path(images).rglob("*") if file.is_file() and not file.name.startswith("."))
+    files = sorted(
+        file
+        for file in Path(images).rglob("*")
+        if file.is_file() and not file.name.startswith(".") and file.suffix.lower() in IMAGE_ENDINGS
+    )
     if not files:
-        raise DataError(str(images), "no file", "a folder with images")
+        raise DataError(str(images), "no image file", f"a folder with files in {', '.join(sorted(IMAGE_ENDINGS))}")
     return [files[i] for i in sorted(permutation(seed, "images of bias", 0, len(files))[:count].tolist())]
 
 
