@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmbert.compare.folder import check_same_comparison
+from mmbert.compare.folder import check_same_comparison, read_json
 from mmbert.compare.plan import TOWERS, Comparison, load_comparison
 from mmbert.compare.report import load_outcomes, write_report_again
 from mmbert.compare.report.outcomes import measure_title, number
@@ -153,5 +153,4 @@ def run_comparison(
 
 def _stored_command(folder: Path) -> str:
     """The command that trained the arms, which `report_only` does not replace."""
-    file = folder / "comparison.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("command", "") if file.is_file() else ""
+    return read_json(folder / "comparison.json").get("command", "")

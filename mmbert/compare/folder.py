@@ -134,7 +134,7 @@ def import_rows(folder: Path, specs: Sequence[Mapping[str, Any]]) -> dict[str, R
 
 def previous_primary(comparison: Comparison, out: Path, rows: Mapping[str, Row]) -> dict[str, Any] | None:
     """Primary measures at the time when arms finished, and the number of these arms; None if they are unchanged."""
-    plan = _read_json(out / "plan.json")
+    plan = read_json(out / "plan.json")
     done = sum(row["status"] == "done" and row.get("strategy") != TOWERS for row in rows.values())
     first = {"primary": plan.get("comparison", {}).get("primary", comparison.primary), "arms": done}
     before = plan.get("primary_before") or first
@@ -146,14 +146,19 @@ def stored_budgets(out: Path) -> dict[str, Any]:
 
     Options that change no number, which older files have, are left out; see `budget_inputs`.
     """
-    content = _read_json(out / "budgets.json")
+    content = read_json(out / "budgets.json")
     if "budget_inputs" in content:
         kept = {k: v for k, v in content["budget_inputs"].items() if k.partition(".")[2] not in WITHOUT_EFFECT}
         content["budget_inputs"] = kept
     return content
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file of a comparison's folder; empty if it is missing.
+
+    Raises:
+        DataError: It is damaged.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:

@@ -17,7 +17,7 @@ from mmbert.compare.plan import Comparison, load_comparison
 from mmbert.compare.rows import read_rows
 from mmbert.compare.runner import ArmStoppedError
 from mmbert.compare.specs import Settings, overridden_options
-from mmbert.errors import UsageError
+from mmbert.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]
 CONTENT: dict[str, Any] = {
@@ -93,6 +93,9 @@ def test_report_only_keeps_the_command_that_trained_the_arms(tmp_path: Path, mon
     found = experiment.run_comparison("compare/ucm", out=out, report_only=True)
     assert len(found.rows) == 9 and not found.failed
     assert sorted((out / "comparison.json").read_text(encoding="utf-8")) == sorted(before)
+    (out / "comparison.json").write_text(before[: len(before) // 2])
+    with pytest.raises(DataError, match=r"comparison\.json: not JSON; expected .* made again if removed"):
+        experiment.run_comparison("compare/ucm", out=out, report_only=True)
     with pytest.raises(UsageError, match="has no rows"):
         experiment.run_comparison("compare/ucm", out=tmp_path, report_only=True)
 

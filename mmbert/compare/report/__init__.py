@@ -14,6 +14,7 @@ from mmbert.compare.report.outcomes import ItemOutcomes, Outcomes, Row
 from mmbert.compare.report.render import render_html, render_markdown
 from mmbert.data.images import BadImageError, load_image, read_content
 from mmbert.errors import DataError
+from mmbert.runtime.files import atomic_write_text
 
 MAX_IMAGE_SIZE = 360
 """Pixels of the longer side of an image in the report."""
@@ -146,7 +147,7 @@ def _small_image(out: Path, source: str | Path | bytes) -> bytes:
 
 def _save_inputs(out: Path, comparison: Mapping[str, Any], examples: Sequence[Example]) -> None:
     text = json.dumps(comparison, indent=2, sort_keys=True) + "\n"
-    (out / "comparison.json").write_text(text, encoding="utf-8")
+    atomic_write_text(out / "comparison.json", text)
     entries = []
     for example in examples:
         if example.image is not None:
@@ -156,4 +157,4 @@ def _save_inputs(out: Path, comparison: Mapping[str, Any], examples: Sequence[Ex
         entries.append(
             {"image": example.file, **{k: getattr(example, k) for k in ("caption", "foil", "category", "outcomes")}}
         )
-    (out / "examples.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    atomic_write_text(out / "examples.json", json.dumps(entries, indent=2) + "\n")
