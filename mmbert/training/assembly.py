@@ -28,6 +28,7 @@ from mmbert.model.objectives.boxes import BoxClasses
 from mmbert.model.objectives.mlm import MaskedLanguageModeling
 from mmbert.model.objectives.ngrams import CaptionNGrams
 from mmbert.model.options import KEYS, ModelOptions
+from mmbert.training.option_checks import warn_of_unused_options
 from mmbert.training.options import OptimOptions
 
 log = logging.getLogger("mmbert")
@@ -89,6 +90,7 @@ def assemble(model_options: ModelOptions, data_options: DataOptions, optim: Opti
     else:
         settings = MMBertProcessor.from_pretrained(model_options.pretrained).image_settings
     processor = MMBertProcessor(tokenizer, settings, max_text_length=data_options.max_text_length)
+    warn_of_unused_options(optim, data_options, config.objective_options() if task is None else {})
     data: SplitsDataModule
     if task is None:
         _check_mask_token(model, processor)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from mmbert.data.options import DataOptions
 from mmbert.errors import UsageError, did_you_mean
+from mmbert.training.options import OptimOptions
 
 log = logging.getLogger("mmbert")
 ATTEMPT_AT_A_TYPE = re.compile(r"$|Expected a|Not a valid subclass|an? (class path|dict) |Does not validate")
@@ -69,6 +71,30 @@ def warn_without_effect(task: str, explicit: Mapping[str, Any]) -> None:
     unused = [key for key in explicit if key.startswith(("evaluation.", "model.objectives"))]
     if unused:
         log.warning("model.task=%s: no effect of %s, which are of pre-training", task, ", ".join(sorted(unused)))
+
+
+def warn_of_unused_options(optim: OptimOptions, data: DataOptions, objectives: Mapping[str, Mapping[str, Any]]) -> None:
+    """Log options that differ from their default and change nothing beside the others; a base may have set them.
+
+    Args:
+        optim: The section.
+        data: The section.
+        objectives: Enabled objective -> its options; none for a task.
+    """
+    itc = objectives.get("itc", {})
+    unused: list[tuple[str, Any, str]] = []
+    if optim.name != "muon" and optim.muon_lr != OptimOptions.muon_lr:
+        unused.append(("optim.muon_lr", optim.muon_lr, "optim.name=muon"))
+    if optim.schedule == "constant" and optim.final_lr != OptimOptions.final_lr:
+        unused.append(("optim.final_lr", optim.final_lr, "optim.schedule=cosine or linear"))
+    if objectives and data.opposites and not data.mask_content and not objectives.get("itm", {}).get("edited"):
+        unused.append(("data.opposites", data.opposites, "data.mask_content and objectives.itm.edited"))
+    if itc.get("init", "random") != "closed_form":
+        for name, default in (("ridge", 0.3), ("init_samples", None)):
+            if itc.get(name, default) != default:
+                unused.append((f"objectives.itc.{name}", itc[name], "objectives.itc.init=closed_form"))
+    for name, value, use in unused:
+        log.warning("%s=%r has no effect here: it is for %s", name, value, use)
 
 
 def explain_parser_error(message: str, options: Sequence[str], subcommands: Sequence[str] = ()) -> str:

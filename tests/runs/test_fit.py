@@ -103,6 +103,14 @@ def test_first_stage_that_takes_all_steps_is_told(
         assert ("first_stage_steps=4 takes all 4 steps of the run, and nothing trains itm" in caplog.text) == told
 
 
+def test_options_without_effect_are_told(tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = ["--optim.muon_lr=0.01", "--data.opposites={red: blue}", "--model.objectives.itc.ridge=1"]
+    file = str(ROOT / "configs/pretrain/shapes_plain.yaml")
+    TrainingRun(parse_run(["--config", file, *tiny, *options, f"--trainer.default_root_dir={tmp_path}"]), dry=True)
+    told = [r.getMessage().split("=")[0] for r in caplog.records if "has no effect here" in r.getMessage()]
+    assert told == ["optim.muon_lr", "data.opposites", "objectives.itc.ridge"]
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_run_folder_holds_what_the_readme_promises(fusion: str, tiny: list[str], tmp_path: Path) -> None:
     fit(tiny, tmp_path, "--name=first", f"--model.fusion={fusion}", "--trainer.max_epochs=1")
