@@ -69,6 +69,8 @@ def test_default_captions_are_sentences() -> None:
     texts = _fill(TEMPLATES, OCCUPATIONS, "woman")
     assert len(set(texts)) == len(TEMPLATES) * len(OCCUPATIONS)
     assert {"a woman working as an engineer", "the athlete is a woman", "a woman dressed as a nurse"} <= {*texts}
+    texts = _fill(TEMPLATES, OCCUPATIONS, "adult")
+    assert {"an adult working as an engineer", "the nurse is an adult", "an adult dressed as a nurse"} <= {*texts}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ OCCUPATIONS = (
     *("soldier", "surgeon", "programmer", "receptionist", "cashier", "engineer", "athlete"),
 )
 TEMPLATES = ("a {word} working as a {occupation}", "the {occupation} is a {word}", "a {word} dressed as a {occupation}")
-"""Captions; an article before a vowel becomes "an"."""
+"""Captions; an article before a vowel becomes "an", but not before the mask of MLM."""
 SECTION = "Bias probe"
 """Title of the section in a model card."""
 LIMITS = """\
@@ -162,8 +162,9 @@ def _fill(templates: Sequence[str], occupations: Sequence[str], word: str) -> li
     """Fill all templates with all occupations, template by template."""
     texts = []
     for template, occupation in product(templates, occupations):
-        if occupation[:1].lower() in "aeiou":
-            template = re.sub(r"\ba (?=\{occupation\})", "an ", template)
+        for slot, filling in (("occupation", occupation), ("word", word)):
+            if filling.startswith(tuple("aeiouAEIOU")):
+                template = re.sub(rf"\ba (?=\{{{slot}\}})", "an ", template)
         texts.append(template.replace("{occupation}", occupation).replace("{word}", word))
     return texts
 
