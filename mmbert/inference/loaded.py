@@ -328,7 +328,7 @@ class LoadedModel:
             seed: Seed of the permutations.
 
         Raises:
-            UsageError: See `explain`; or fewer than 4 samples.
+            UsageError: See `explain`; fewer than 4 samples; or a text without a token besides a masked word.
             BadImageError: The image can't be read.
         """
         from mmbert.inference.explanation.modality import compute_shares

@@ -300,6 +300,12 @@ def test_shapley_values_by_hand() -> None:
     assert sampled.mean(axis=0) == pytest.approx([5, 3, 1]), "a permutation and its reverse: exact for pairs"
 
 
+@pytest.mark.parametrize(("text", "target"), [("\u200b", None), ("red", "red"), ("[MASK]", None)])
+def test_text_without_a_token_has_no_shares(text: str, target: str | None, image: Path, hybrid: LoadedModel) -> None:
+    with pytest.raises(UsageError, match=r"no token whose share in the score (itm|word '.*') could be computed"):
+        hybrid.modality_shares(image, text, target)
+
+
 def test_shares_sum_to_one_and_values_to_the_difference(folder: Path, image: Path, hybrid: LoadedModel) -> None:
     exact = hybrid.modality_shares(image, "red dog")  # 2 tokens and 4 regions: 64 coalitions
     assert exact.standard_error == 0 and exact.text + exact.image == pytest.approx(1)

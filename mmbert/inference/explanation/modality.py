@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmbert.data.processor import MMBertProcessor
+from mmbert.errors import UsageError
 from mmbert.inference.explanation.occlusion import Occlusion, shapley_values
 from mmbert.inference.explanation.targets import Target
 
@@ -52,9 +53,17 @@ def compute_shares(
         pixels: (3, S, S) uint8 image.
         samples: Permutations to sample, rounded up to an even number.
         seed: Seed of the permutations.
+
+    Raises:
+        UsageError: The text has no token, or none but the masked word.
     """
     patches = core.image_encoder.vit.patch_embed.grid_size
     occlusion = Occlusion(core, processor, target, pixels, patches)
+    if not occlusion.token_places:
+        raise UsageError(
+            f"the text has no token whose share in the score {target.name} could be computed; expected one or more "
+            "besides a masked word. Give a text with more words."
+        )
     # About as many regions as tokens, as in the paper, so that neither modality has more parts to share among.
     occlusion.grid = region_grid(patches, max(4, 2 * len(occlusion.token_places)))
     num_tokens, num_regions = len(occlusion.token_places), math.prod(occlusion.grid)
