@@ -1,5 +1,6 @@
 """Edited captions against edits worked out by hand."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +132,11 @@ def test_opposites_are_masked_and_exchanged(tmp_path: Path, monkeypatch: pytest.
     assert module.train_samples.edits is not None and module.train_samples.edits.opposites == module.opposites
 
 
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Other tests in the process may have let messages of lower levels through."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_opposites_of_byte_level_bpe_are_those_behind_a_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,11 +149,9 @@ def test_opposites_of_byte_level_bpe_are_those_behind_a_space(
     module = module_of({"left": "right"}, tmp_path, monkeypatch, processor)
     left, right, first, second = (tokenizer.get_vocab()[token] for token in ("left", "right", "Ġleft", "Ġright"))
     assert module.opposites == {left: right, right: left, first: second, second: first}
-    assert not caplog.records
+    assert not _warnings(caplog)
     module_of({"up": "down"}, tmp_path, monkeypatch, processor)
-    assert [r.getMessage() for r in caplog.records] == [
-        "data.opposites has no effect: no training caption has one of the words up, down."
-    ]
+    assert _warnings(caplog) == ["data.opposites has no effect: no training caption has one of the words up, down."]
 
 
 @pytest.mark.parametrize(
